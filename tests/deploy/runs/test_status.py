@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def test_a_start_is_over_when_this_attempts_supervisor_answers(tmp_path: Path, m
     monkeypatch.setattr(job, "POLL_S", 0.003)
     monkeypatch.setattr(job, "START_LIMIT_S", 0.05)
     rented, made = planned(tmp_path)
-    made = Plan(**{**vars(made), "grace_s": 0.0})
+    made = replace(made, grace_s=0)
     machine = rented.machine()
     folder = RunFolder(machine.path(made.run_dir))
     place = Path(folder.path)
@@ -200,3 +201,60 @@ def test_evidence_is_of_the_last_8_kib(tmp_path: Path) -> None:
     for size in (8191, 8192, 9000):
         Path(folder.log).write_text("x" * size, encoding="utf-8")
         assert [len(line) for line in job.last_lines(LocalShell(), folder)] == [min(size, 8192)]
+
+
+class Tmux(Noting):
+    """A machine with tmux, which starts what is noted."""
+
+    def __init__(self, folder: Path, attempt: int, *, fails: bool = False) -> None:
+        super().__init__()
+        self.folder, self.attempt, self.fails = folder, attempt, fails
+        self.ran: list[list[str]] = []
+
+    def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
+        if verb == "environment_for":
+            Path(arguments["path"]).write_text("{}", encoding="utf-8")
+            return True
+        if verb == "run":
+            self.ran.append(arguments["argv"])
+            status(self.folder, attempt=self.attempt, heartbeat=time.time())
+            return (1 if self.fails else 0, b"", b"no server")
+        return super().call(verb, again=again, **arguments)
+
+
+def test_a_job_starts_in_tmux_with_nothing_of_an_earlier_one(tmp_path: Path) -> None:
+    """Its plan is there first, and its environment is in a private file, which goes if the start fails."""
+    rented, made = planned(tmp_path)
+    machine = rented.machine()
+    folder = tmp_path / "run"
+    made = replace(made, run_dir=str(folder))
+    of_run = RunFolder(folder)
+    status(folder, state="failed", attempt=made.attempt)
+    Path(of_run.stop_request).write_text("", encoding="utf-8")
+    shell = Tmux(folder, made.attempt)
+    assert job.start(shell, machine, made, "socket") == "tmux"
+    assert shell.ran[0][:3] == ["tmux", "-L", "socket"]
+    assert shell.ran[0][-4:] == [machine.python, "-m", "deploy.pod.supervisor", str(folder)]
+    assert (shell.spawned, Path(of_run.stop_request).exists(), Path(of_run.environment).exists()) == ([], False, True)
+    assert json.loads(Path(of_run.plan).read_text(encoding="utf-8"))["run_id"] == made.run_id
+    with pytest.raises(StepFailed, match="no server|exit code 1"):
+        job.start(Tmux(folder, made.attempt, fails=True), machine, made, "socket")
+    assert not Path(of_run.environment).exists()
+
+
+def test_the_terminal_of_a_live_job_is_shown_read_only(tmp_path: Path) -> None:
+    class Live(LocalShell):
+        def call(self, verb: str, **_: Any) -> Any:
+            return "/usr/bin/tmux" if verb == "which" else (0, b"", b"")
+
+    folder = RunFolder(tmp_path / "a.b")
+    argv = ["tmux", "-L", "socket", "attach-session", "-r", "-t", "=a_b"]
+    assert job.attach_argv(Live(), "socket", folder, write=False) == argv
+    assert job.attach_argv(Live(), "socket", folder, write=True) == [each for each in argv if each != "-r"]
+
+    class Bare(LocalShell):
+        def call(self, verb: str, **_: Any) -> Any:
+            assert verb == "which"
+
+    with pytest.raises(StepFailed, match="tmux is not installed on the machine"):
+        job.attach_argv(Bare(), "socket", folder, write=False)

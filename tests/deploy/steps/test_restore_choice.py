@@ -11,10 +11,10 @@ import pytest
 
 from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
-from deploy.steps.restore import HOME, KEPT, MACHINE, Restored, _newest_first, restore
+from deploy.steps.restore import HOME, KEPT, MACHINE, NothingReadable, Restored, _newest_first, restore
 from deploy.ui.screen import Screen
 from tests.deploy.specs.test_plan import FACTS
-from tests.deploy.support.rented import Near, Rented
+from tests.deploy.support.rented import SOURCE, Near, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer.
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
@@ -39,7 +39,7 @@ def test_the_newest_comes_first_and_of_equals_the_nearest() -> None:
 def restored(rented: Rented, capsys: pytest.CaptureFixture[str]) -> tuple[Restored, str]:
     machine = rented.account.machines["m"]
     plan: Plan = make(rented.settings, Request(), FACTS, tryout=False)
-    plan = replace(plan, run_id="a", run_dir=str(Path(machine.root) / "runs" / "a"))
+    plan = replace(plan, run_id="a", run_dir=str(Path(machine.root) / "runs" / "a"), cwd=str(SOURCE))
     with Near(rented.settings, rented.account) as at:
         told = restore(rented.settings, machine, at.shell(machine), plan, Screen())
     return told, " ".join(capsys.readouterr().out.split())
@@ -86,3 +86,98 @@ def test_a_damaged_checkpoint_is_skipped_for_an_older_one(tmp_path: Path, capsys
     assert told.note["epoch"] == 0
     assert "skipped epoch_001.pt (epoch 1, step 1) from the machine: its SHA-256 differs" in said
     assert said.endswith("continuing from epoch_000.pt (epoch 0, step 0), which is on the machine")
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "is_sent"), [("", "x", True), ("ab", "abc", True), ("abc", "abd", False), ("abcd", "abc", False)]
+)
+def test_the_longest_log_stays(
+    tmp_path: Path, there: str, here: str, is_sent: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rented = Rented(tmp_path)
+    rented.machine()
+    folder, home = rented.ran(epochs=0), rented.project / "runs" / "a"
+    rented.checkpoints(home, 1)
+    if there:
+        (folder / "train.log").write_text(there, encoding="utf-8")
+    (home / "train.log").write_text(here, encoding="utf-8")
+    restored(rented, capsys)
+    assert (folder / "train.log").read_text(encoding="utf-8") == (here if is_sent else there)
+
+
+STEPS = [json.dumps({"event": "step", "step": step}) + "\n" for step in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "told"),
+    [
+        ([*STEPS[:3], "{made}", *STEPS[3:]], None, 4),  # up to the checkpoint
+        (STEPS[:1], None, 1),  # with a gap: better than none
+        (STEPS[:1], "theirs\n", None),
+        ([*STEPS[:3], "{made}"], "theirs\n", 4),
+        (None, None, None),
+    ],
+)
+def test_events_up_to_the_checkpoint_are_restored(
+    tmp_path: Path, here: list[str] | None, there: str | None, told: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the first place that has all of them."""
+    rented = Rented(tmp_path)
+    rented.machine()
+    folder, home = rented.ran(epochs=0), rented.project / "runs" / "a"
+    rented.checkpoints(home, 3)
+    newest = json.loads((home / "checkpoints" / "epoch_002.json").read_text(encoding="utf-8"))
+    made = json.dumps({"event": "checkpoint", "step": 2, "sha256": newest["sha256"]}) + "\n"
+    lines = [made if line == "{made}" else line for line in here or ()]
+    if here is not None:
+        (home / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    if there is not None:
+        (folder / "metrics.jsonl").write_text(there, encoding="utf-8")
+    restored(rented, capsys)
+    file = folder / "metrics.jsonl"
+    found = file.read_text(encoding="utf-8") if file.exists() else None
+    assert found == (there if told is None else "".join(lines[:told]))
+
+
+def kept(rented: Rented, folder: Path, epochs: int) -> Path:
+    """Copies of a run in a folder that stands for a bucket."""
+    rented.checkpoints(folder / "a", epochs)
+    rented.options = {"sync_to": f"file://{folder.as_posix()}"}
+    return folder / "a"
+
+
+def test_copies_are_read_by_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the log; a damaged copy is told, and the next one is taken."""
+    rented = Rented(tmp_path)
+    rented.machine()
+    folder = rented.ran(epochs=1)
+    copies = kept(rented, tmp_path / "bucket", 3)
+    (copies / "checkpoints" / "epoch_002.pt").write_bytes(b"weights 9")
+    (copies / "train.log").write_text("of the copies\n", encoding="utf-8")
+    told, said = restored(rented, capsys)
+    assert told.note is not None
+    assert (told.note["epoch"], told.spend) == (1, {})
+    assert "skipped epoch_002.pt (epoch 2, step 2) from the bucket file:" in said
+    assert said.rpartition("restored ")[2].startswith("epoch_001.pt (epoch 1, step 1) from the bucket file:")
+    assert (folder / "checkpoints" / "epoch_001.pt").read_bytes() == b"weights 1"
+    assert (folder / "train.log").read_text(encoding="utf-8") == "of the copies\n"
+
+
+@pytest.mark.parametrize(("log", "here", "raises"), [(False, 0, True), (True, 0, False), (False, 1, False)])
+def test_copies_that_cannot_be_read_may_be_all_that_is_left(
+    tmp_path: Path, log: bool, here: int, raises: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Then the run does not start over. With its log on the machine it had begun there, and goes on."""
+    rented = Rented(tmp_path, options={"sync_to": "nothing://bucket"})
+    rented.machine()
+    folder = rented.ran(epochs=0)
+    if log:
+        (folder / "train.log").write_text("x", encoding="utf-8")
+    rented.checkpoints(rented.project / "runs" / "a", here)
+    if raises:
+        with pytest.raises(NothingReadable, match="nothing of run a could be restored: the bucket nothing://bucket"):
+            restored(rented, capsys)
+        return
+    told, said = restored(rented, capsys)
+    assert "the bucket nothing://bucket cannot be read and is skipped: " in said
+    assert (told.note is None) is (here == 0)
