@@ -109,7 +109,7 @@ def test_of_several_sets_the_first_is_meant_and_offered() -> None:
     told = [(which, choose(notes, which, "r")["epoch"]) for which in ("best", "best:lfw", "best:agedb", "best:cfp")]
     assert told == [("best", 1), ("best:lfw", 1), ("best:agedb", 0), ("best:cfp", 2)]
     assert chosen_by(notes, "best:agedb", "r") == "best by the set agedb (90.0%)"
-    with pytest.raises(WrongUse, match="not evaluated on a set x: give best:lfw$"):
+    with pytest.raises(WrongUse, match=r"not evaluated on a set x: give best:lfw$"):
         choose(notes, "best:x", "r")
     with pytest.raises(
         WrongUse, match="not evaluated on a set x: it was evaluated on none: give --which best or latest"
