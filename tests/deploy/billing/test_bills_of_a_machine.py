@@ -11,6 +11,7 @@ from deploy.billing import bills
 from deploy.billing.bills import an_hour, limits_of, lives, priced, stored
 from deploy.runs.session import launching
 from deploy.specs.machine import Volume
+from deploy.specs.names import target_word
 from tests.deploy.support.rented import Near, Rented
 
 NOW = 1_000_000.0
@@ -71,6 +72,16 @@ def test_orphans_come_first_then_names(rented: Rented) -> None:
 def test_the_target_is_in_the_name_of_a_machine(rented: Rented, name: str, expected: str) -> None:
     rented.machine(name)
     assert (bill(rented)["target"], bill(rented)["note"]) == (expected, "no run of this laptop is on it")
+
+
+def test_a_target_whose_name_is_shortened_in_a_machines_name_is_found(rented: Rented) -> None:
+    folder = rented.project / "conf" / "deploy"
+    folder.mkdir(parents=True)
+    for name in ("a", "My Box"):
+        (folder / f"{name}.yaml").write_text("provider: local\nroot: root\n", encoding="utf-8")
+    rented.machine(f"sniperface-p-{target_word('My Box')}-r1")
+    assert target_word("My Box") != "My Box"
+    assert bill(rented)["target"] == "My Box"
 
 
 @pytest.mark.parametrize(
