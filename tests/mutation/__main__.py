@@ -108,6 +108,7 @@ def _tests_of(
     found = {test for line in range(first, last + 1) for test in ids.get(line, ())}
     if "" in found:
         found = {test for tests in ids.values() for test in tests}
+        found |= {test for test in seconds if test.startswith(settings["of_imports"])}
     chosen: list[str] = []
     total = 0.0
     for test in sorted(found - {""}, key=lambda test: (seconds[test], test)):
