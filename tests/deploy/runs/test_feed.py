@@ -110,6 +110,26 @@ def test_a_log_that_grew_faster_than_it_is_read_goes_on_at_its_end(
     assert (7 in asked) is not from_its_end
 
 
+def test_what_was_read_is_not_read_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    Path(folder.log).write_text("one\n", encoding="utf-8")
+    Path(folder.metrics).write_text('{"event": "step", "step": 1, "loss": 2.0}\n', encoding="utf-8")
+    asked: list[tuple[str, int]] = []
+
+    class Noting(LocalShell):
+        def read(self, path: Any, offset: int = 0, limit: int | None = None) -> bytes:
+            asked.append((Path(path).name, offset))
+            return super().read(path, offset, limit)
+
+    shell = Noting()
+    feed = Feed(shell, folder)
+    for _ in range(2):
+        asked.clear()
+        story = feed.read(shell)
+    assert (story.log, story.loss) == (("one",), ((1, 2.0),))
+    assert asked == [("metrics.jsonl", 42), ("train.log", 4)]
+
+
 def test_events_that_came_in_many_pieces_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "EVENTS_BYTES", 50)
     steps = [{"event": "step", "step": step, "loss": 1.0} for step in range(20)]

@@ -204,6 +204,7 @@ def test_measured_seconds_of_training_win_over_the_phase(rented: Rented) -> None
     [
         {"attempt": "one"}, {"fraction": "all"}, {"seconds": "long"}, {"spend": {"m": -1.0}}, {"others": {"n": 3}},
         {"name": 3}, {"backbone": None}, {"phases": [1]}, {"unknown": 1},
+        {"others": "ab"}, {"others": 3}, {"machine": None}, {"name": ["x"]}, {"phases": {"code": "x"}},
     ],
 )  # fmt: skip
 def test_a_field_that_does_not_fit_makes_the_record_unreadable(rented: Rented, changed: dict[str, object]) -> None:

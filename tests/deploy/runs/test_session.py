@@ -428,6 +428,9 @@ def test_gpus_above_the_targets_price_are_refused_unless_only_looked_at(
         at.rent(Request(gpus=("L4",)))
     at.rent(Request(gpus=("L4",)), at_any_price=True)
     assert at.settings.target.options.gpus == ("NVIDIA L4",)  # type: ignore[attr-defined]
+    pair = renting(tmp_path, monkeypatch, account, gpu_count=2)
+    pair.rent(Request(gpus=("L4",)))
+    assert pair.settings.target.options.gpu_count == 2  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

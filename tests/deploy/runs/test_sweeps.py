@@ -87,6 +87,9 @@ def test_a_run_that_was_not_started_has_a_row(tmp_path: Path) -> None:
     combos = combinations(["a.b=1,2"], {})
     first = written(tmp_path, "run-0", [(TRAINED, 0, 0.9)])
     rows = sweeps.document(tmp_path, "local", [(combos[0], first), (combos[1], None)], {}, "it was interrupted")["runs"]
+    usd = {"run-0": 0.123456}
+    told = sweeps.document(tmp_path, "local", [(combos[0], first), (combos[1], None)], usd, None)
+    assert (told["cost_usd"], told["target"], told["ended"]) == (0.1235, "local", None)
     assert [(row["name"], row["run_id"], row["state"]) for row in rows] == [
         ("b_1", "run-0", "succeeded"),
         ("b_2", None, None),

@@ -132,6 +132,8 @@ def test_a_shard_for_each_machine_and_a_run_that_goes_on_do_not_go_together(
 def test_a_wrong_recipe_is_told_as_it_was_typed(rented: Rented) -> None:
     with pytest.raises(WrongUse, match=r"^--recipe mystery is not known; choose from"):
         check(near(rented), Request(recipe="mystery"))
+    with pytest.raises(WrongUse, match=r"^--recipe a=b is not known"):
+        check(near(rented), Request(recipe="a=b"))
     with pytest.raises(WrongUse, match=r"^recipe=mystery is not known; choose from"):
         check(near(rented), Request(overrides=("recipe=mystery",)))
     with pytest.raises(WrongUse, match=r"^there is no option a\.b"):
