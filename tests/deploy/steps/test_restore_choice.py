@@ -6,15 +6,19 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deploy.errors import StepFailed
+from deploy.pod.base.folder import RunFolder
+from deploy.shell import LinkLost, MachineGone, Shell
 from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
-from deploy.steps.restore import HOME, KEPT, MACHINE, NothingReadable, Restored, _newest_first, restore
+from deploy.steps.restore import HOME, KEPT, MACHINE, Kept, NothingReadable, Restored, _newest_first, restore
 from deploy.ui.screen import Screen
 from tests.deploy.specs.test_plan import FACTS
-from tests.deploy.support.rented import SOURCE, Near, Rented
+from tests.deploy.support.rented import SOURCE, Near, Noting, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer.
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
@@ -36,12 +40,12 @@ def test_the_newest_comes_first_and_of_equals_the_nearest() -> None:
     ]  # fmt: skip
 
 
-def restored(rented: Rented, capsys: pytest.CaptureFixture[str]) -> tuple[Restored, str]:
+def restored(rented: Rented, capsys: pytest.CaptureFixture[str], shell: Shell | None = None) -> tuple[Restored, str]:
     machine = rented.account.machines["m"]
     plan: Plan = make(rented.settings, Request(), FACTS, tryout=False)
     plan = replace(plan, run_id="a", run_dir=str(Path(machine.root) / "runs" / "a"), cwd=str(SOURCE))
     with Near(rented.settings, rented.account) as at:
-        told = restore(rented.settings, machine, at.shell(machine), plan, Screen())
+        told = restore(rented.settings, machine, shell or at.shell(machine), plan, Screen())
     return told, " ".join(capsys.readouterr().out.split())
 
 
@@ -181,3 +185,70 @@ def test_copies_that_cannot_be_read_may_be_all_that_is_left(
     told, said = restored(rented, capsys)
     assert "the bucket nothing://bucket cannot be read and is skipped: " in said
     assert (told.note is None) is (here == 0)
+
+
+class Failing(Noting):
+    """A machine whose process for the copies fails when it is asked for `word`."""
+
+    def __init__(self, word: str, error: Exception | None) -> None:
+        super().__init__()
+        self.word, self.error = word, error
+        self.limits: list[float] = []
+
+    def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
+        if verb == "run":
+            self.limits.append(arguments["limit_s"])
+            if self.word in arguments["argv"]:
+                if self.error:
+                    raise self.error
+                return 0, b"{}" if self.word == "--record" else b"", b""
+        return super().call(verb, again=again, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("word", "error", "words"),
+    [
+        ("--record", StepFailed("too slow"), "log and metrics in the bucket"),
+        ("--record", None, "restored epoch_000.pt"),
+        ("--take", StepFailed("too slow"), "skipped epoch_000.pt (epoch 0, step 0) from the bucket"),
+        ("--record", LinkLost("m is gone"), None),  # no fault of the copies
+        ("--take", MachineGone("m is gone"), None),
+    ],
+)
+def test_what_fails_of_the_copies_is_told_and_skipped(
+    tmp_path: Path, word: str, error: Exception | None, words: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lost connection ends the command instead. Events that the copies lack come from this laptop."""
+    rented = Rented(tmp_path)
+    rented.machine()
+    folder = rented.ran(epochs=0)
+    kept(rented, tmp_path / "bucket", 1)
+    home = rented.project / "runs" / "a"
+    home.mkdir(parents=True)
+    (home / "metrics.jsonl").write_text(STEPS[0], encoding="utf-8")
+    shell = Failing(word, error)
+    if words is None:
+        with pytest.raises(type(error)):  # type: ignore[arg-type]
+            restored(rented, capsys, shell)
+        return
+    told, said = restored(rented, capsys, shell)
+    assert words in said
+    assert ("it hangs or is too slow (too slow)" in said) is (error is not None)
+    assert (told.note is None) is (word == "--take")
+    assert shell.limits[:2] == [60.0, 120.0]
+    assert 60 < shell.limits[2] < 61  # a second for each MiB
+    if word == "--record":
+        assert (folder / "metrics.jsonl").read_text(encoding="utf-8") == STEPS[0]
+
+
+def test_copies_get_the_machines_own_secrets_unless_it_is_this_computer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OWN", "long-value")
+    rented = Rented(tmp_path, options={"secrets": ("OWN",), "sync_to": "/copies"})
+    folder = RunFolder(tmp_path / "run")
+    for machine, secrets in ((rented.machine(), {"OWN": "long-value"}), (rented.machine(address=None), {})):
+        place = Kept(rented.settings, machine, Noting(), tmp_path, folder)
+        assert place.secrets == secrets
+        assert place.argv[-2:] == [str(folder.path), "/copies"]
+        assert "long-value" not in place.redact("a long-value b")
