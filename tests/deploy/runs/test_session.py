@@ -419,6 +419,13 @@ def test_flags_of_renting_win_over_the_targets_keys(tmp_path: Path, monkeypatch:
     assert at.settings.target.options.gpu_count == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("spot", [True, False])
+def test_the_first_request_of_a_command_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spot: bool) -> None:
+    at = renting(tmp_path, monkeypatch, Offering(), spot=not spot)
+    at.rent(Request(spot=spot, no_spot=not spot))
+    assert at.settings.target.options.spot is spot  # type: ignore[attr-defined]
+
+
 def test_gpus_above_the_targets_price_are_refused_unless_only_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
