@@ -190,7 +190,7 @@ def test_copies_that_cannot_be_read_may_be_all_that_is_left(
 class Failing(Noting):
     """A machine whose process for the copies fails when it is asked for `word`."""
 
-    def __init__(self, word: str, error: Exception | None) -> None:
+    def __init__(self, word: str, error: Exception | bytes) -> None:
         super().__init__()
         self.word, self.error = word, error
         self.limits: list[float] = []
@@ -199,9 +199,9 @@ class Failing(Noting):
         if verb == "run":
             self.limits.append(arguments["limit_s"])
             if self.word in arguments["argv"]:
-                if self.error:
+                if isinstance(self.error, Exception):
                     raise self.error
-                return 0, b"{}" if self.word == "--record" else b"", b""
+                return 0, self.error, b""
         return super().call(verb, again=again, **arguments)
 
 
@@ -209,14 +209,15 @@ class Failing(Noting):
     ("word", "error", "words"),
     [
         ("--record", StepFailed("too slow"), "log and metrics in the bucket"),
-        ("--record", None, "restored epoch_000.pt"),
+        ("--record", b"{}", "restored epoch_000.pt"),
+        ("--record", b"[]", "log and metrics in the bucket"),
         ("--take", StepFailed("too slow"), "skipped epoch_000.pt (epoch 0, step 0) from the bucket"),
         ("--record", LinkLost("m is gone"), None),  # no fault of the copies
         ("--take", MachineGone("m is gone"), None),
     ],
 )
 def test_what_fails_of_the_copies_is_told_and_skipped(
-    tmp_path: Path, word: str, error: Exception | None, words: str | None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, word: str, error: Exception | bytes, words: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A lost connection ends the command instead. Events that the copies lack come from this laptop."""
     rented = Rented(tmp_path)
@@ -228,12 +229,13 @@ def test_what_fails_of_the_copies_is_told_and_skipped(
     (home / "metrics.jsonl").write_text(STEPS[0], encoding="utf-8")
     shell = Failing(word, error)
     if words is None:
-        with pytest.raises(type(error)):  # type: ignore[arg-type]
+        assert isinstance(error, StepFailed)
+        with pytest.raises(type(error)):
             restored(rented, capsys, shell)
         return
     told, said = restored(rented, capsys, shell)
     assert words in said
-    assert ("it hangs or is too slow (too slow)" in said) is (error is not None)
+    assert ("it hangs or is too slow (too slow)" in said) is isinstance(error, StepFailed)
     assert (told.note is None) is (word == "--take")
     assert shell.limits[:2] == [60.0, 120.0]
     assert 60 < shell.limits[2] < 61  # a second for each MiB
