@@ -40,8 +40,8 @@ def test_a_long_curve_is_thinned_and_ends_with_its_newest_step() -> None:
 def told(folder: Path, *events: dict[str, Any], log: str = "") -> Story:
     folder.mkdir(exist_ok=True)
     lines = "".join(json.dumps(event) + "\n" for event in events)
-    (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
-    (folder / "train.log").write_text(log, encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+    (folder / "train.log").write_text(log, encoding="utf-8", newline="\n")
     return Feed(LocalShell(), RunFolder(folder)).read(LocalShell())
 
 
@@ -94,7 +94,7 @@ def test_a_log_that_grew_faster_than_it_is_read_goes_on_at_its_end(
     monkeypatch.setattr(feeds, "LOG_BYTES", 40)
     folder, shell = RunFolder(tmp_path), LocalShell()
     log = Path(folder.log)
-    log.write_text("before\n", encoding="utf-8")
+    log.write_text("before\n", encoding="utf-8", newline="\n")
     feed = Feed(shell, folder)
     assert feed.read(shell).log == ("before",)
     asked: list[int] = []
@@ -104,7 +104,7 @@ def test_a_log_that_grew_faster_than_it_is_read_goes_on_at_its_end(
             asked.append(offset)
             return super().read(path, offset, limit)
 
-    with log.open("a", encoding="utf-8") as text:
+    with log.open("a", encoding="utf-8", newline="\n") as text:
         text.write("x" * (more - 1) + "\n")
     assert feed.read(Noting()).log == ("x" * 39,)
     assert (7 in asked) is not from_its_end
@@ -112,8 +112,8 @@ def test_a_log_that_grew_faster_than_it_is_read_goes_on_at_its_end(
 
 def test_what_was_read_is_not_read_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    Path(folder.log).write_text("one\n", encoding="utf-8")
-    Path(folder.metrics).write_text('{"event": "step", "step": 1, "loss": 2.0}\n', encoding="utf-8")
+    Path(folder.log).write_text("one\n", encoding="utf-8", newline="\n")
+    Path(folder.metrics).write_text('{"event": "step", "step": 1, "loss": 2.0}\n', encoding="utf-8", newline="\n")
     asked: list[tuple[str, int]] = []
 
     class Noting(LocalShell):
@@ -140,10 +140,10 @@ def test_metrics_that_begin_anew_replace_the_curves(tmp_path: Path) -> None:
     """The file is shorter than what was read of it. One that only stopped growing is not read again."""
     folder, shell = RunFolder(tmp_path), LocalShell()
     metrics = Path(folder.metrics)
-    metrics.write_text('{"event": "step", "step": 1, "loss": 2.0}\n' * 2, encoding="utf-8")
+    metrics.write_text('{"event": "step", "step": 1, "loss": 2.0}\n' * 2, encoding="utf-8", newline="\n")
     feed = Feed(shell, folder)
     for _ in range(2):
         assert feed.read(shell).loss == ((1, 2.0),)
         assert len(feed.story.events) == 2
-    metrics.write_text('{"event": "step", "step": 9, "loss": 3.0}\n', encoding="utf-8")
+    metrics.write_text('{"event": "step", "step": 9, "loss": 3.0}\n', encoding="utf-8", newline="\n")
     assert feed.read(shell).loss == ((9, 3.0),)

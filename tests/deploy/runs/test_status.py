@@ -70,9 +70,9 @@ def test_the_age_of_a_heartbeat(tmp_path: Path, now: float, age_s: float) -> Non
 
 def test_a_status_that_is_missing_or_damaged_is_none(tmp_path: Path) -> None:
     assert job.look(LocalShell(), RunFolder(tmp_path)) is None
-    (tmp_path / "status.json").write_text("{", encoding="utf-8")
+    (tmp_path / "status.json").write_text("{", encoding="utf-8", newline="\n")
     assert job.look(LocalShell(), RunFolder(tmp_path)) is None
-    (tmp_path / "status.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "status.json").write_text("{}", encoding="utf-8", newline="\n")
     assert job.look(LocalShell(), RunFolder(tmp_path)) is None
 
 
@@ -113,9 +113,9 @@ def test_an_end_is_awaited_for_a_limited_time(tmp_path: Path, monkeypatch: pytes
 def test_positions_begin_at_the_beginning(tmp_path: Path) -> None:
     folder, shell = RunFolder(tmp_path), LocalShell()
     assert job.position(shell, folder) == job.Position(0, 0)
-    Path(folder.log).write_text("one\n", encoding="utf-8")
+    Path(folder.log).write_text("one\n", encoding="utf-8", newline="\n")
     assert job.position(shell, folder) == job.Position(4, 0)
-    Path(folder.metrics).write_text('{"event": "a"}\n', encoding="utf-8")
+    Path(folder.metrics).write_text('{"event": "a"}\n', encoding="utf-8", newline="\n")
     assert job.position(shell, folder) == job.Position(4, 15)
     assert list(follow(shell, folder)) == [("one\n", [{"event": "a"}])]
 
@@ -128,7 +128,7 @@ def test_every_status_is_told_and_the_last_lines_come_after_the_end(
 
     def noted(told: Status) -> None:
         seen.append(told.state)
-        with open(folder.log, "a", encoding="utf-8") as log:
+        with open(folder.log, "a", encoding="utf-8", newline="\n") as log:
             log.write(f"{told.state}\n")
         status(tmp_path, state="succeeded")
 
@@ -141,8 +141,8 @@ def test_a_long_log_and_long_metrics_are_read_to_their_ends(tmp_path: Path, monk
     monkeypatch.setattr(job, "EVENTS_BYTES", 40)
     folder, shell = RunFolder(tmp_path), LocalShell()
     lines = [json.dumps({"event": "step", "step": step, "loss": 1.0}) for step in range(30)]
-    Path(folder.metrics).write_text("\n".join([*lines, ""]), encoding="utf-8")
-    Path(folder.log).write_text("short\n", encoding="utf-8")
+    Path(folder.metrics).write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
+    Path(folder.log).write_text("short\n", encoding="utf-8", newline="\n")
     told = list(follow(shell, folder))
     assert "".join(text for text, _ in told) == "short\n"
     assert [event["step"] for _, events in told for event in events] == list(range(30))
@@ -156,9 +156,9 @@ def test_a_line_longer_than_any_event_is_dropped(tmp_path: Path, bytes_more: int
     line = '{"event": "a", "x": "' + "x" * (border.EVENT_BYTES - 23 + bytes_more) + '"}'
     assert len(line) == border.EVENT_BYTES + bytes_more
     events = Events(LocalShell(), file)
-    file.write_text(line, encoding="utf-8")
+    file.write_text(line, encoding="utf-8", newline="\n")
     assert events.read() == []
-    with file.open("a", encoding="utf-8") as more:
+    with file.open("a", encoding="utf-8", newline="\n") as more:
         more.write('\n{"event": "b"}\n')
     assert [event["event"] for event in events.read()] == (["a", "b"] if is_kept else ["b"])
 
@@ -199,7 +199,7 @@ def test_a_start_is_over_when_this_attempts_supervisor_answers(tmp_path: Path, m
 def test_evidence_is_of_the_last_8_kib(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for size in (8191, 8192, 9000):
-        Path(folder.log).write_text("x" * size, encoding="utf-8")
+        Path(folder.log).write_text("x" * size, encoding="utf-8", newline="\n")
         assert [len(line) for line in job.last_lines(LocalShell(), folder)] == [min(size, 8192)]
 
 
@@ -213,7 +213,7 @@ class Tmux(Noting):
 
     def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
         if verb == "environment_for":
-            Path(arguments["path"]).write_text("{}", encoding="utf-8")
+            Path(arguments["path"]).write_text("{}", encoding="utf-8", newline="\n")
             return True
         if verb == "run":
             self.ran.append(arguments["argv"])
@@ -230,7 +230,7 @@ def test_a_job_starts_in_tmux_with_nothing_of_an_earlier_one(tmp_path: Path) -> 
     made = replace(made, run_dir=str(folder))
     of_run = RunFolder(folder)
     status(folder, state="failed", attempt=made.attempt)
-    Path(of_run.stop_request).write_text("", encoding="utf-8")
+    Path(of_run.stop_request).write_text("", encoding="utf-8", newline="\n")
     shell = Tmux(folder, made.attempt)
     assert job.start(shell, machine, made, "socket") == "tmux"
     assert shell.ran[0][:3] == ["tmux", "-L", "socket"]

@@ -110,7 +110,7 @@ GIVEN = Origin(URL, PurePosixPath("x"), UrlFiles())
         (False, None, "faces.npy", HERE, "{}/faces.npy", False),
         (True, None, "faces.npy", HERE, "{}/faces.npy", False),
         (True, None, "/faces.npy", MACHINE, "/faces.npy", False),
-        (False, None, "/faces.npy", HERE, "/faces.npy", False),
+        (False, None, "{}/x/faces.npy", HERE, "{}/x/faces.npy", False),
         (False, None, None, HERE, "{}/data/orl/images.npy", True),
         (True, None, None, MACHINE, "/w/data/orl/images.npy", True),
         (True, GIVEN, None, URL, "x", False),
@@ -120,7 +120,7 @@ def test_where_the_images_are(
     tmp_path: Path, away: bool, origin: Origin | None, configured: str | None, where: str, path: str, is_tryout: bool
 ) -> None:
     """What was given, else what is configured, else the photographs of the try-out."""
-    config = {"data": {"binary_cache_path": configured}}
+    config = {"data": {"binary_cache_path": configured and configured.format(tmp_path.as_posix())}}
     found, told = resolve._images(settings(tmp_path, away=away), origin, config)
     assert (found.where, str(found.path).replace("\\", "/"), told) == (
         where,
