@@ -78,11 +78,13 @@ def met(net: Net) -> list[Place]:
 def test_the_address_that_sorts_first_is_rank_0() -> None:
     """As text, as torchrun compares them. Each has its own interface; all meet at rank 0."""
     port = PORTS[0]
-    assert met(Net({"a": ["10.0.0.1"], "b": ["10.0.0.2"], "c": ["10.0.0.3"]})) == [
+    net = Net({"a": ["10.0.0.1"], "b": ["10.0.0.2"], "c": ["10.0.0.3"]})
+    assert met(net) == [
         Place(0, "10.0.0.1", "at-1", "10.0.0.1", port),
         Place(1, "10.0.0.2", "eth-b", "10.0.0.1", port),
         Place(2, "10.0.0.3", "eth-c", "10.0.0.1", port),
     ]
+    assert net.closed == ["a"]  # one that is first already is asked once
     net = Net({"a": ["10.0.0.9"], "b": ["10.0.0.10"]})
     assert met(net) == [
         Place(1, "10.0.0.9", "eth-a", "10.0.0.10", port),

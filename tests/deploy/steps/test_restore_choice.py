@@ -15,7 +15,7 @@ from deploy.pod.base.folder import RunFolder
 from deploy.shell import LinkLost, MachineGone, Shell
 from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
-from deploy.steps.restore import HOME, KEPT, MACHINE, Kept, NothingReadable, Restored, _newest_first, restore
+from deploy.steps.restore import HOME, KEPT, MACHINE, Kept, NothingReadable, Restored, Unusable, _newest_first, restore
 from deploy.ui.screen import Screen
 from tests.deploy.specs.test_plan import FACTS
 from tests.deploy.support.rented import SOURCE, Near, Noting, Rented
@@ -254,3 +254,29 @@ def test_copies_get_the_machines_own_secrets_unless_it_is_this_computer(
         assert place.secrets == secrets
         assert place.argv[-2:] == [str(folder.path), "/copies"]
         assert "long-value" not in place.redact("a long-value b")
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ((0, b"a\n{}\n", b"warning"), "{}"),
+        ((0, b" \n", b""), "it printed nothing"),
+        ((1, b"", b"one\ntwo\n"), Unusable("two")),
+        ((1, b"", b""), Unusable("it printed nothing")),
+        ((1, b"the reason\n", b"more"), Unusable("the reason")),
+    ],
+)
+def test_the_last_line_is_the_answer_or_the_reason(tmp_path: Path, answer: Any, told: str | Unusable) -> None:
+    class Answering(Noting):
+        def call(self, verb: str, **_: Any) -> Any:
+            assert verb == "run"
+            return answer
+
+    rented = Rented(tmp_path, options={"sync_to": "/copies"})
+    place = Kept(rented.settings, rented.machine(), Answering(), tmp_path, RunFolder(tmp_path / "run"))
+    if isinstance(told, str):
+        assert place._ask(limit_s=1) == told
+        return
+    with pytest.raises(Unusable) as error:
+        place._ask(limit_s=1)
+    assert str(error.value) == str(told)
