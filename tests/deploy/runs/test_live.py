@@ -215,3 +215,9 @@ def test_the_story_of_a_run(tmp_path: Path) -> None:
     (folder / "train.log").mkdir()  # no log that can be read
     (folder / "train.log" / "x").write_text("x", encoding="utf-8")
     assert live.story(there) is NOTHING
+
+
+def test_a_run_that_nobody_looked_at_is_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also just after this computer has started, when its clock begins."""
+    monkeypatch.setattr(lives.time, "monotonic", lambda: 1.0)
+    assert not Live(tmp_path).is_watched("a")

@@ -104,6 +104,11 @@ def test_without_data_the_tryout_is_meant_unless_data_is_configured(rented: Rent
     assert (configured.tryout, configured.images.path) == (False, tmp_path / FACES)
 
 
+def test_pixels_may_be_packed(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.workspace.compression.NEEDED", {})
+    assert check(away(rented, pack="lossless"), Request(data=str(rented.project / FACES))).request.pack == "lossless"
+
+
 def test_labels_are_a_file(rented: Rented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     told = check(near(rented), Request(data=FACES, labels="faces/labels.npy"))

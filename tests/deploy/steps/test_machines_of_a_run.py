@@ -296,3 +296,13 @@ def test_the_others_of_a_failed_run_are_told_to_end(
     for rank in (1, 2):
         told = read_json(rented.project / "runs" / "a" / "nodes" / str(rank) / "status.json")
         assert told["state"] == "stopped"
+
+
+def test_the_newest_run_is_the_one_that_is_not_forgotten(rented: Rented) -> None:
+    rented.record("z", state="running")
+    write_json(rented.project / "runs" / "z" / "run.json", {
+        **read_json(rented.project / "runs" / "z" / "run.json"), "created": "2026-11-29T10:00:00",
+    })  # fmt: skip
+    rented.record("older")
+    with Near(rented.settings, rented.account) as at, pytest.raises(WrongUse, match="run z was lost"):
+        restore.refuse_to_forget(at)

@@ -93,7 +93,8 @@ def test_a_damaged_checkpoint_is_skipped_for_an_older_one(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize(
-    ("there", "here", "is_sent"), [("", "x", True), ("ab", "abc", True), ("abc", "abd", False), ("abcd", "abc", False)]
+    ("there", "here", "is_sent"),
+    [("", "x", True), ("ab", "abc", True), ("abc", "abd", False), ("abcd", "abc", False)],
 )
 def test_the_longest_log_stays(
     tmp_path: Path, there: str, here: str, is_sent: bool, capsys: pytest.CaptureFixture[str]
