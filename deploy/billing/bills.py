@@ -174,8 +174,8 @@ def _target_of(at: Reach, machine: Machine) -> str:
     words = machine.name.split("-")
     if len(words) < 4:
         return at.settings.target.name
-    names = [each.target.name for each in at.situation.targets]
-    return next((name for name in names if target_word(name) == words[2]), words[2])
+    word, names = words[2], [each.target.name for each in at.situation.targets]
+    return next((name for name in names if target_word(name) == word), word)
 
 
 def an_hour(usd_per_hour: float) -> str:

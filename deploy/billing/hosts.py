@@ -57,7 +57,7 @@ def free_ram(at: Reach, screen: Screen, *, anyway: bool) -> list[dict[str, Any]]
 
 
 def _hosts(at: Reach) -> Iterator[Machine]:
-    name, node = machine_name(at.settings, "down", 1), 0
+    name, node = machine_name(at.settings, "down"), 0
     while (machine := at.machine(node_name(name, node))) is not None:
         yield machine
         node += 1

@@ -14,7 +14,7 @@ from deploy.pod.base.text import visible_log
 from deploy.runs import job
 from deploy.shell import Shell
 
-POINTS_MOST = 2000  # of one curve; a longer one is thinned
+POINTS_MOST = 2000  # of one curve, an even number: of so many points, two become one each
 REFRESHES_MOST = 500
 LOG_BYTES = 16 << 10  # of the log's end
 LOG_LINES = 40
@@ -47,8 +47,8 @@ class Curve:
         while self.points and self.points[-1][0] >= step:
             self.points.pop()
         self.points.append((step, value))
-        if len(self.points) > POINTS_MOST:
-            self.points = [_middle(pair) for pair in zip(self.points[::2], self.points[1::2], strict=False)]
+        if len(self.points) == POINTS_MOST:  # an even number: the newest point stays
+            self.points = [_middle(pair) for pair in zip(self.points[::2], self.points[1::2], strict=True)]
 
 
 class Feed:
@@ -116,11 +116,11 @@ class Feed:
 
 
 def last_lines(text: str) -> tuple[str, ...]:
-    """The last lines of a log, safe to show. Its first, cut line is left out."""
+    """The last lines of a log, safe to show."""
     lines = [line for line in visible_log(text).split("\n") if line.strip()]
     return tuple(border.cut(line, LINE_CHARACTERS) for line in lines[-LOG_LINES:])
 
 
 def _middle(pair: tuple[Point, Point]) -> Point:
-    (first, one), (second, other) = pair
-    return (second, (one + other) / 2) if second > first else (first, one)
+    (_, one), (step, other) = pair
+    return step, (one + other) / 2

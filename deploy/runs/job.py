@@ -24,6 +24,7 @@ from deploy.specs.plan import Plan
 POLL_S = 0.3
 START_LIMIT_S = 30
 PIECE_BYTES = 4 << 20  # most that one request reads of a log
+EVIDENCE_BYTES = 8192  # of a log's end
 EVENTS_BYTES = 1 << 20  # the same of metrics.jsonl: parsed events take up to thirty times as much memory
 
 
@@ -309,7 +310,7 @@ def last_lines(shell: Shell, folder: RunFolder) -> list[str]:
     size = shell.size(folder.log) or 0
     if not size:
         return []
-    text = shell.read(folder.log, max(0, size - 8192), 8192).decode("utf-8", errors="replace")
+    text = shell.read(folder.log, max(0, size - EVIDENCE_BYTES), EVIDENCE_BYTES).decode("utf-8", errors="replace")
     return [line for line in text.splitlines() if line.strip()][-EVIDENCE_LINES:]
 
 

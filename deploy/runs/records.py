@@ -234,5 +234,6 @@ def _record(values: Mapping[str, Any]) -> Record:
     border.dollars(record.spend or {}, what)
     border.strings(dict(record.others), what)
     for value in (record.seconds, *(record.phases or {}).values()):
-        border.number(0 if value is None else value, what)
+        if value is not None:
+            border.number(value, what)
     return record

@@ -45,7 +45,7 @@ def family_name(settings: Settings) -> str:
     return f"{project_prefix(settings)}{target_word(settings.target.name)}-"
 
 
-def machine_name(settings: Settings, run_id: str, attempt: int) -> str:
+def machine_name(settings: Settings, run_id: str, attempt: int = 1) -> str:
     """Return the name of a run's machine. A name of data that is too long is left out; date, time and id stay.
 
     Each attempt has its own name: a machine with this name was created for this attempt and holds nothing yet that

@@ -24,7 +24,7 @@ def look_at_host(at: Reach, facts: Facts, screen: Screen) -> Facts:
         return facts
     at.limit_s = LIMIT_S
     try:
-        machine = at.machine(machine_name(settings, "look", 1))
+        machine = at.machine(machine_name(settings, "look"))
         if machine is None:
             return facts
         shell = at.shell(machine)

@@ -77,7 +77,7 @@ def _judged(
     """How a mutant ended: `equivalent: WHY`, `no test`, `survived` or `killed by TEST`."""
     if why := reason_of(mutant, source, reasons):
         return f"equivalent: {why}"
-    tests, seconds = _tests_of(mutant, source, covered, settings["tests_s"])
+    tests, seconds = _tests_of(mutant, source, covered, settings)
     if not tests:
         return "no test"
     file, log = tree / mutant.file, tree.with_suffix(".log")
@@ -95,8 +95,10 @@ def _judged(
     return "survived"
 
 
-def _tests_of(mutant: Mutant, source: str, covered: Mapping[str, Any], most_s: float) -> tuple[list[str], float]:
-    """Tests that run the mutant's statement, the quickest first, within `most_s` seconds, and these seconds.
+def _tests_of(
+    mutant: Mutant, source: str, covered: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[list[str], float]:
+    """Tests that run the mutant's statement, the quickest first, within `tests_s` seconds, and these seconds.
 
     Of a statement that runs at import, tests that run anything of the file.
     """
@@ -106,10 +108,11 @@ def _tests_of(mutant: Mutant, source: str, covered: Mapping[str, Any], most_s: f
     found = {test for line in range(first, last + 1) for test in ids.get(line, ())}
     if "" in found:
         found = {test for tests in ids.values() for test in tests}
+        found |= {test for test in seconds if test.startswith(settings["of_imports"])}
     chosen: list[str] = []
     total = 0.0
     for test in sorted(found - {""}, key=lambda test: (seconds[test], test)):
-        if chosen and total + seconds[test] > most_s:
+        if seconds[test] > settings["test_s"] or total + seconds[test] > settings["tests_s"]:
             break
         chosen.append(test)
         total += seconds[test]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.billing import bills
-from deploy.billing.bills import an_hour, limits_of, lives, priced, stored
+from deploy.billing.bills import an_hour, limits_of, lives, past_ceiling, priced, stored
+from deploy.pod.base.limits import Limits
 from deploy.runs.session import launching
 from deploy.specs.machine import Volume
+from deploy.specs.names import target_word
 from tests.deploy.support.rented import Near, Rented
 
 NOW = 1_000_000.0
@@ -73,6 +76,16 @@ def test_the_target_is_in_the_name_of_a_machine(rented: Rented, name: str, expec
     assert (bill(rented)["target"], bill(rented)["note"]) == (expected, "no run of this laptop is on it")
 
 
+def test_a_target_whose_name_is_shortened_in_a_machines_name_is_found(rented: Rented) -> None:
+    folder = rented.project / "conf" / "deploy"
+    folder.mkdir(parents=True)
+    for name in ("a", "My Box"):
+        (folder / f"{name}.yaml").write_text("provider: local\nroot: root\n", encoding="utf-8")
+    rented.machine(f"sniperface-p-{target_word('My Box')}-r1")
+    assert target_word("My Box") != "My Box"
+    assert bill(rented)["target"] == "My Box"
+
+
 @pytest.mark.parametrize(
     ("state", "expected"),
     [("running", True), ("restarting", True), ("preparing", False), ("acquiring", False), ("lost", False)],
@@ -118,3 +131,16 @@ def test_a_volume_that_no_target_names(rented: Rented) -> None:
 )
 def test_a_price_in_words(usd: float, words: str) -> None:
     assert an_hour(usd) == words
+
+
+@pytest.mark.parametrize(
+    ("hours", "slack_min", "told"),
+    [(1.0, 0.0, "past max_hours: 1"), (0.9999, 0.0, None), (1.25, 15.0, "past max_hours: 1"), (1.2499, 15.0, None)],
+)
+def test_a_limit_is_passed_after_the_slack(rented: Rented, hours: float, slack_min: float, told: str | None) -> None:
+    rented.machine()
+    with Near(rented.settings, rented.account) as at:
+        (found,) = priced(at)
+    limits = Limits(max_hours=1.0)
+    assert past_ceiling(replace(found.bill, hours=hours), limits, slack_min=slack_min) == told
+    assert past_ceiling(replace(found.bill, hours=None), limits) is None

@@ -53,6 +53,14 @@ def test_the_cost_of_a_run_is_its_own_share_of_a_machines_time() -> None:
     assert sum(found.values()) == sum(row["spend_usd"] for row in history(records, date(2026, 11, 1)))
 
 
+def test_costs_are_rounded_to_hundredths_of_cents() -> None:
+    """An unreadable day has no row, and hides none."""
+    records = [record("a", "some day", "m0", 1.0), record("b", "2026-11-27T11:00:00", "m1", 0.123456)]
+    assert by_run(records) == {"a": 1.0, "b": 0.1235}
+    assert [row["spend_usd"] for row in history(records, date(2026, 11, 27))] == [0.1235]
+    assert history(records, date(2026, 11, 28)) == []
+
+
 def test_cost_as_a_user_types_it(project: Project) -> None:
     assert "no run of the last 30 days has cost money" in project.invoke("cost").stdout
     for days in ("0", "week"):

@@ -98,3 +98,28 @@ def test_a_machines_numbers_of_sets_are_checked(sets: object) -> None:
     note = {"file": "epoch_000.pt", "epoch": 0, "step": 1, "sha256": "0" * 64, "eval": {"sets": sets}}
     with pytest.raises(BadAnswer, match=r"eval\.sets"):
         border.checkpoint_note(note, "machine")
+
+
+def test_of_several_sets_the_first_is_meant_and_offered() -> None:
+    notes = [
+        {"epoch": 0, "eval": {"sets": {"lfw": {"accuracy": 0.5}, "agedb": {"accuracy": 0.9}}}},
+        {"epoch": 1, "eval": {"sets": {"lfw": {"accuracy": 0.6}, "agedb": {"accuracy": 0.8}}}},
+        {"epoch": 2, "eval": {"sets": {"cfp": {"accuracy": 0.7}}}},
+    ]
+    told = [(which, choose(notes, which, "r")["epoch"]) for which in ("best", "best:lfw", "best:agedb", "best:cfp")]
+    assert told == [("best", 1), ("best:lfw", 1), ("best:agedb", 0), ("best:cfp", 2)]
+    assert chosen_by(notes, "best:agedb", "r") == "best by the set agedb (90.0%)"
+    with pytest.raises(WrongUse, match=r"not evaluated on a set x: give best:lfw$"):
+        choose(notes, "best:x", "r")
+    with pytest.raises(
+        WrongUse, match="not evaluated on a set x: it was evaluated on none: give --which best or latest"
+    ):
+        choose([{"epoch": 0, "eval": {"accuracy": 0.5}}], "best:x", "r")
+    with pytest.raises(WrongUse, match="no checkpoint of run r was evaluated: give --which latest"):
+        choose([{"epoch": 0}, {"epoch": 1, "eval": {"sets": {"lfw": {}}}}], "best", "r")
+
+
+def test_of_equally_good_checkpoints_the_first_is_the_best() -> None:
+    assert choose([note(epoch, epoch, accuracy=0.5) for epoch in range(3)], "best", "r")["epoch"] == 0
+    assert choose([note(0, 0, accuracy=0.0), note(1, 1)], "best", "r")["epoch"] == 0
+    assert choose(NOTES, "01", "r")["epoch"] == 1

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from deploy.pod.base.folder import RunFolder
+from deploy.pod.base.folder import RunFolder, read_json, write_json
 from deploy.runs import live as lives
 from deploy.runs.feed import NOTHING
 from deploy.runs.live import Live
+from deploy.runs.records import Record
 from deploy.shell import LocalShell
 from tests.deploy.conftest import wait_until
-from tests.deploy.support.rented import Rented
+from tests.deploy.support.rented import Near, Rented
 
 LINE = '{"event": "step", "step": 1, "loss": 2.0}\n'
 
@@ -104,3 +107,117 @@ def test_a_run_that_begins_anew_is_read_from_its_beginning(tmp_path: Path) -> No
     assert feed.read(LocalShell()).log == ("first", "second")
     (folder / "train.log").write_text("anew\n", encoding="utf-8")
     assert feed.read(LocalShell()).log == ("anew",)
+
+
+def running(rented: Rented, run_id: str = "a", **told: Any) -> Record:
+    """A run on this computer, of a target whose file is there."""
+    file = rented.project / "conf" / "deploy" / "rented.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (rented.project / "root").mkdir(exist_ok=True)
+    file.write_text("provider: local\nroot: root\n", encoding="utf-8")
+    record = rented.record(run_id, state="running")
+    status(record, **told)
+    return record
+
+
+def status(record: Record, **told: Any) -> None:
+    now = {"state": "running", "attempt": 1, "heartbeat": time.time(), "step": 7}
+    write_json(Path(record.run_dir) / "status.json", {**now, **told})
+
+
+def test_a_run_is_asked_about_while_somebody_looks_and_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lives, "HERE_EVERY_S", 0.01)
+    live, rented = Live(tmp_path), Rented(tmp_path)
+    record = running(rented)
+    look = wait_until(lambda: (found := live.want(record)).status and found)
+    assert (look.status.state, look.status.step, look.problem) == ("running", 7, None)
+    assert time.time() - 60 < look.at <= time.time()
+    status(record, step=8)
+    wait_until(lambda: (seen := live.want(record).status) and seen.step == 8)
+    asker = live.asker("rented")
+    assert (asker._failures, asker._not_before) == (0, 0.0)
+    status(record, state="succeeded")
+    wait_until(lambda: asker._thread is not None and not asker._thread.is_alive())
+    assert read_json(tmp_path / "runs" / "a" / "run.json")["state"] == "succeeded"
+
+
+def test_nobody_looks_and_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lives, "HERE_EVERY_S", 0.01)
+    monkeypatch.setattr(lives, "WANTED_S", 0.3)
+    live, rented = Live(tmp_path), Rented(tmp_path)
+    record = running(rented)
+    asker = live.asker("rented")
+    assert not asker._is_wanted()
+    wait_until(lambda: live.want(record, whole=True).status)
+    assert (asker._is_wanted(), live.is_watched("a"), live.is_watched("b")) == (True, True, False)
+    wait_until(lambda: asker._thread is not None and not asker._thread.is_alive())
+    assert (asker._is_wanted(), live.is_watched("a")) == (False, False)
+
+
+def test_a_machine_that_fails_is_asked_again_after_longer_and_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most a minute; what was seen before stays beside the problem."""
+    monkeypatch.setattr(lives, "HERE_EVERY_S", 0.01)
+    live, rented = Live(tmp_path), Rented(tmp_path)
+    record = running(rented, attempt="first")  # no status of ours
+    live.note("a", lambda look: lives.replace(look, at=5.0))
+    asker = live.asker("rented")
+    for failures, pause_s in ((1, 10), (2, 20), (3, 40), (4, 60), (5, 60)):
+        asker._wanted_at = time.monotonic()
+        asker._ask_while_wanted()
+        assert asker._failures == failures
+        assert pause_s - 5 < asker._not_before - time.monotonic() <= pause_s
+        look = live.want(record)
+        assert look.at == 5.0
+        assert "attempt" in str(look.problem)
+    assert asker._thread is None
+    asker._not_before = 0.0
+    status(record, state="succeeded")
+    asker._wanted_at = time.monotonic()
+    asker._ask_while_wanted()
+    assert (asker._failures, live.want(record).problem) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("about", "watched", "every_s", "is_read"),
+    [({}, True, 5.0, True), ({}, False, 5.0, False), ({"address": None}, True, 1.0, False), (None, True, 1.0, False)],
+)
+def test_how_often_a_machine_is_asked(
+    tmp_path: Path, about: dict[str, Any] | None, watched: bool, every_s: float, is_read: bool
+) -> None:
+    """Another machine more seldom; its curves are read only while the run's page is looked at."""
+    live, rented = Live(tmp_path), Rented(tmp_path)
+    if about is not None:
+        rented.machine(**about)
+    record = running(rented)
+    metrics(Path(record.run_dir))
+    if watched:
+        live._watched["a"] = time.monotonic()
+    with Near(rented.settings, rented.account) as at:
+        assert live.asker("rented")._ask(at, record) == every_s
+    assert ("a" in live._feeds) is is_read
+    assert (live.want(record).status is not None) is (about is not None)
+
+
+def test_the_story_of_a_run(tmp_path: Path) -> None:
+    """From this computer, or else as its machine told it last."""
+    live, rented = Live(tmp_path), Rented(tmp_path)
+    there = rented.record("a", state="running")
+    elsewhere = Record(**{**vars(there), "run_dir": "/elsewhere/a"})
+    assert live.story(elsewhere) is NOTHING
+    folder = metrics(Path(there.run_dir))
+    live.feed("a", RunFolder(folder)).read(LocalShell())
+    assert live.story(elsewhere).loss == ((1, 2.0),)
+    assert live.story(there).loss == ((1, 2.0),)
+    (folder / "train.log").mkdir()  # no log that can be read
+    (folder / "train.log" / "x").write_text("x", encoding="utf-8")
+    assert live.story(there) is NOTHING
+
+
+def test_a_run_that_nobody_looked_at_is_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also just after this computer has started, when its clock begins."""
+    monkeypatch.setattr(lives.time, "monotonic", lambda: 1.0)
+    assert not Live(tmp_path).is_watched("a")

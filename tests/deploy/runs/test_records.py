@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import WrongUse, command
-from deploy.pod.base.folder import write_json
+from deploy.pod.base.folder import read_json, write_json
 from deploy.runs import records
 from deploy.runs.session import is_launching, launching
+from deploy.specs.plan import make
+from deploy.specs.request import Request
+from tests.deploy.specs.test_plan import FACTS
 from tests.deploy.support.rented import Rented
 
 
@@ -129,3 +132,83 @@ def test_a_run_is_being_started_only_while_its_command_lives(rented: Rented) -> 
         ):
             pass
     assert not is_launching(settings, "a")
+
+
+def test_at_most_ten_runs_are_offered_for_an_unknown_one(rented: Rented) -> None:
+    newest = [rented.record(f"r{number:02d}") for number in range(12)]
+    with pytest.raises(WrongUse, match=r"unknown run 'x': there are: r00, .*, r09$"):
+        records.choose(newest, "x", "rented")
+
+
+def test_a_continued_run_keeps_its_folder_and_its_spend(rented: Rented) -> None:
+    plan = make(rented.settings, Request(), FACTS, tryout=True)
+    book = rented.settings.runs
+    first = records.create(book, plan)
+    assert (first.state, first.backbone, first.spend, first.spend_usd, first.fraction) == (
+        "acquiring", "iresnet", None, 0.0, 1.0,
+    )  # fmt: skip
+    records.spent(book, first, {first.machine: 2.5})
+    assert records.create(book, replace(plan, attempt=2)).spend == {first.machine: 2.5}
+    assert records.get(book, plan.run_id, "local").attempt == 2
+    assert records.plan_of(book, first)["attempt"] == 2
+
+
+def test_a_record_is_written_only_if_something_changed(rented: Rented) -> None:
+    record = rented.record()
+    file = rented.project / "runs" / "a" / "run.json"
+    file.unlink()
+    assert records.update(rented.settings.runs, record, state="succeeded") == record
+    assert not file.exists()
+    records.update(rented.settings.runs, record, state="failed")
+    assert file.exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "usd"),
+    [
+        ({"max_usd": 3}, 3.0),
+        ({"max_usd": 0.5}, 0.5),
+        ({"max_usd": -1}, None),
+        ({"max_usd": "x"}, None),
+        ({}, None),
+        ([], None),
+    ],
+)
+def test_the_limit_of_a_run_in_dollars(rented: Rented, limits: object, usd: float | None) -> None:
+    rented.plan(limits=limits)
+    assert records.limit_usd(rented.settings.runs, "a") == usd
+    assert records.limit_usd(rented.settings.runs, "b") is None
+
+
+@pytest.mark.parametrize(
+    ("spend", "told", "usd"),
+    [(None, 1.0, 2.0), ({"m": 1.0}, 1.0, 2.0), ({"m": 3.0}, 1.0, 3.0), ({"m": 1.0, "old": 5.0}, 1.0, 7.0)],
+)
+def test_the_cost_now_is_of_all_machines_and_attempts(
+    rented: Rented, spend: dict[str, float] | None, told: float, usd: float
+) -> None:
+    assert records.cost_now(rented.record(spend=spend, others={"n": "/n"}), told) == usd
+
+
+def test_measured_seconds_of_training_win_over_the_phase(rented: Rented) -> None:
+    rented.plan(phases=[{"name": "training", "seconds": 10.0, "usd": None, "source": "x"}], usd_per_hour=3600.0)
+    book = rented.settings.runs
+    (told,) = records.compared(book, rented.record(seconds=20.0, phases={"training": 30.0}))
+    assert told.taken_s == 20.0
+    (told,) = records.compared(book, rented.record(phases={"training": 30.0}))
+    assert told.taken_s == 30.0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"attempt": "one"}, {"fraction": "all"}, {"seconds": "long"}, {"spend": {"m": -1.0}}, {"others": {"n": 3}},
+        {"name": 3}, {"backbone": None}, {"phases": [1]}, {"unknown": 1},
+        {"others": "ab"}, {"others": 3}, {"machine": None}, {"name": ["x"]}, {"phases": {"code": "x"}},
+    ],
+)  # fmt: skip
+def test_a_field_that_does_not_fit_makes_the_record_unreadable(rented: Rented, changed: dict[str, object]) -> None:
+    rented.record()
+    folder = rented.project / "runs" / "a"
+    write_json(folder / "run.json", {**read_json(folder / "run.json"), **changed})
+    assert "does not fit" in str(records.record_in(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,9 @@ def test_a_run_that_was_not_started_has_a_row(tmp_path: Path) -> None:
     combos = combinations(["a.b=1,2"], {})
     first = written(tmp_path, "run-0", [(TRAINED, 0, 0.9)])
     rows = sweeps.document(tmp_path, "local", [(combos[0], first), (combos[1], None)], {}, "it was interrupted")["runs"]
+    usd = {"run-0": 0.123456}
+    told = sweeps.document(tmp_path, "local", [(combos[0], first), (combos[1], None)], usd, None)
+    assert (told["cost_usd"], told["target"], told["ended"]) == (0.1235, "local", None)
     assert [(row["name"], row["run_id"], row["state"]) for row in rows] == [
         ("b_1", "run-0", "succeeded"),
         ("b_2", None, None),
@@ -123,6 +127,21 @@ def test_an_earlier_run_counts_if_nothing_differs(tmp_path: Path, changed: dict[
     with Reach(settings) as at:
         assert list(sweeps.earlier(at, [plan], "tree", look=False)) == (["mark"] if is_found else [])
         assert sweeps.earlier(at, [plan], None, look=False) == {}  # no snapshot: nobody knows which code it was
+
+
+@pytest.mark.parametrize("changed", [{"snapshot": "other"}, {"data": {"dataset_id": "other"}}, {}])
+def test_a_newer_run_that_differs_hides_no_earlier_one(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """Of two equal ones the newest counts, and none is asked about: both are over."""
+    settings = Settings(tmp_path, Target("local", "local", ".sniperface/local"))
+    plan = planned(settings)
+    for run_id, created, more in (("a", "2026-11-01", {}), ("b", "2026-11-02", changed)):
+        made = records.create(settings.runs, replace(plan, run_id=run_id, created=created))
+        records.update(settings.runs, made, state="succeeded")
+        told = replace(plan, snapshot="tree").to_json()
+        (tmp_path / "runs" / run_id / "plan.json").write_text(json.dumps({**told, **more}), encoding="utf-8")
+    with Reach(settings) as at:
+        found = sweeps.earlier(at, [plan], "tree")
+    assert {mark: each.run_id for mark, each in found.items()} == {"mark": "a" if changed else "b"}
 
 
 def planned(settings: Settings) -> Plan:

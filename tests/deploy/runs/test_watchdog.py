@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -16,6 +16,8 @@ from deploy.pod.base.folder import write_json
 from deploy.pod.base.limits import LOST_AFTER_S
 from deploy.runs import watchdog
 from deploy.specs.machine import Machine
+from deploy.specs.settings import Settings, Ssh, Target
+from deploy.specs.staged import own_folder
 from tests.deploy.support.rented import Noting, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer, with its python3.
@@ -146,3 +148,15 @@ def test_which_secrets_a_job_and_the_copies_get(rented: Rented, monkeypatch: pyt
     assert names(watchdog.own_secrets(rented.settings)) == s3
     assert "AWS_ACCESS_KEY_ID" in watchdog.named_secrets(rented.settings)
     assert [watchdog.is_s3(place) for place in ("s3a://x", "gs://x", None)] == [True, False, False]
+
+
+@pytest.mark.parametrize(("trust", "is_own"), [("own", True), ("rented", False)])
+def test_images_in_ram_that_arrive_show_that_a_machine_works(tmp_path: Path, trust: str, is_own: bool) -> None:
+    """On a host that others use too only the user's own."""
+    machine, shell = Rented(tmp_path).machine(), Noting()
+    target = Target("far", "ssh", "/w", options=Ssh(host="box"), stage_to="/ram", max_hours=1.0, trust=trust)
+    watchdog.arm(Settings(tmp_path, target), machine, shell, Path("/code"))
+    told = json.loads((Path(machine.root) / "guard.json").read_text(encoding="utf-8"))["watch"]
+    folder = own_folder(PurePosixPath("/ram"), shell.user()) if is_own else "/ram"
+    assert told[2:] == [str(folder)]
+    assert is_own is (str(folder) != "/ram")

@@ -87,4 +87,9 @@ def test_runs_like_this_one_are_measured(tmp_path: Path) -> None:
     book = rented.settings.runs
     assert [len(measured_in(book, records, CONFIG, nodes)) for nodes in (1, 2, 3)] == [2, 1, 0]
     assert len(measured_in(book, records[:1] * (MEASURED_MOST + 3), CONFIG, 1)) == MEASURED_MOST
+    short = '{"event": "start", "step": 0, "steps_per_epoch": 1, "train_rows": 1}\n'
+    short += '{"event": "end", "step": 1, "seconds": 0.5}\n'
+    (book / "r0" / "metrics.jsonl").write_text(short, encoding="utf-8")
+    (told_of,) = measured_in(book, [rented.record("r0", seconds=None)], CONFIG, 1)
+    assert (told_of.images_per_s, told_of.around_s) == (2.0, 0.0)
     assert succeeded_of([rented.record("x", state="failed"), records[0]]) == [records[0]]

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from deploy.errors import WrongUse, command
-from deploy.pod.base.folder import write_json
+from deploy.errors import StepFailed, WrongUse, command
+from deploy.pod.base.folder import read_json, write_json
+from deploy.pod.base.retry import OTHERS_PATIENCE_S
 from deploy.runs.job import Status
 from deploy.runs.records import Record
+from deploy.shell import LinkLost
+from deploy.specs.plan import make
+from deploy.specs.request import Request
 from deploy.steps import nodes, restore
+from deploy.steps.provision import Ready
 from deploy.ui.screen import Screen
-from tests.deploy.support.rented import Near, Rented
+from tests.deploy.specs.test_plan import FACTS
+from tests.deploy.support.rented import FINAL, Near, Noting, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer, with its python3.
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
@@ -143,3 +152,157 @@ def test_what_is_saved_of_a_run(rented: Rented, sync_to: str | None, words: str)
     alone = restore.of(rented.settings, record)
     assert str(alone) == f"epoch_001.pt (epoch 1, step 1) on this laptop, {words}"
     assert alone.to_json()["machine"] is None
+
+
+class Starting(Noting):
+    """A machine without tmux whose supervisor answers at once."""
+
+    def __init__(self, order: list[str], fails: str = "") -> None:
+        super().__init__()
+        self.order = order
+        self.fails = fails
+
+    def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
+        return False if verb == "environment_for" else super().call(verb, again=again, **arguments)
+
+    def spawn(self, argv: Sequence[str], **_: Any) -> int:
+        folder = Path(argv[-1])
+        name = folder.parents[1].name
+        self.order.append(name)
+        if name == self.fails:
+            raise StepFailed("no room")
+        write_json(folder / "status.json", {"state": "running", "attempt": 1, "heartbeat": time.time()})
+        return 1
+
+
+def ready(rented: Rented) -> list[Ready]:
+    machines = [rented.account.machines[name] for name in ("m", "n", "o")]
+    plan = replace(make(rented.settings, Request(), FACTS, tryout=False), grace_s=0)
+    return [
+        Ready(machine, replace(plan, run_dir=str(Path(machine.root) / "runs" / "a")), FACTS) for machine in machines
+    ]
+
+
+def test_the_first_machine_starts_last(rented: Rented) -> None:
+    """A job that still waits for an earlier first machine ends before. The first is not asked to end."""
+    for name in ("m", "n"):
+        told = {"state": "running", "attempt": 0, "heartbeat": time.time()}
+        write_json(rented.ran(machine=name, epochs=0) / "status.json", told)
+    order: list[str] = []
+
+    class Noted(Starting):
+        def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
+            if verb == "write" and str(arguments["path"]).endswith("stop.request"):
+                order.append(f"end {Path(arguments['path']).parents[2].name}")
+            return super().call(verb, again=again, **arguments)
+
+    with Near(rented.settings, rented.account) as at:
+        at.near = Noted(order)
+        assert nodes.start(at, ready(rented)) == "detached"
+    assert order == ["end n", "o", "n", "m"]
+
+
+@pytest.mark.parametrize(("fails", "asked"), [("m", ["n", "o"]), ("n", ["o"]), ("o", [])])
+def test_if_one_machine_does_not_start_the_others_end(rented: Rented, fails: str, asked: list[str]) -> None:
+    """Those that were started; nothing is left that bills and waits."""
+    with Near(rented.settings, rented.account) as at:
+        at.near = Starting([], fails)
+        with pytest.raises(StepFailed, match="no room"):
+            nodes.start(at, ready(rented))
+    stops = [rented.project / "machines" / name / "runs" / "a" / "stop.request" for name in ("m", "n", "o")]
+    assert [each.parents[2].name for each in stops if each.exists()] == asked
+
+
+def test_a_machine_that_does_not_answer_for_its_status_is_lost(rented: Rented) -> None:
+    """The others are asked all the same, each with little patience."""
+    record = three(rented, "running")
+    for name in ("n", "o"):
+        told = {"state": "running", "attempt": 1, "heartbeat": time.time()}
+        write_json(rented.ran(machine=name, epochs=0) / "status.json", told)
+    rented.ran()
+
+    class Silent(Noting):
+        def attempts(self, requests: Any) -> Any:
+            if "/n/" in str(requests):
+                raise LinkLost("n is silent")
+            return super().attempts(requests)
+
+    with Near(rented.settings, rented.account) as at:
+        reached = at.run(record)
+        at.near = Silent()
+        told = list(nodes.look(reached, None))
+        assert at.near.patience_s == OTHERS_PATIENCE_S
+    assert [(each["node"], each["state"]) for each in told] == [(0, "lost"), (1, "lost"), (2, "running")]
+
+
+def test_the_lines_of_all_logs_have_their_machines_number(
+    rented: Rented, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the first machine has ended. A lost machine is told once; an unfinished line comes at the end."""
+    monkeypatch.setattr(nodes.job, "POLL_S", 0.001)
+    record = three(rented, "running")
+    for name in ("m", "n", "o"):
+        folder = rented.ran(machine=name, epochs=0)
+        write_json(folder / "status.json", {"state": "running", "attempt": 1, "heartbeat": time.time()})
+        (folder / "train.log").write_text(f"of {name}\nhalf", encoding="utf-8")
+
+    class Lossy(Noting):
+        def read(self, path: Any, offset: int = 0, limit: int | None = None) -> bytes:
+            if "/n/" in str(path):
+                raise LinkLost("n is silent")
+            return super().read(path, offset, limit)
+
+    with Near(rented.settings, rented.account) as at:
+        reached = at.run(record)
+        at.near = Lossy()
+        lines = nodes.logs(replace(reached, shell=at.near), Screen())
+        assert next(lines) == "0| of m\n2| of o\n"
+        assert next(lines) == ""
+        rented.ran(epochs=0)
+        assert list(lines) == ["0| half\n2| half\n"]
+    assert " ".join(capsys.readouterr().err.split()) == "node 1: n is silent"
+
+
+@pytest.mark.parametrize(("state", "waits"), [("failed", True), ("succeeded", False), ("stopped", False)])
+def test_the_others_of_a_failed_run_are_told_to_end(
+    rented: Rented, state: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise they end by themselves, a moment later, and their own end is awaited."""
+    monkeypatch.setattr(nodes.job, "POLL_S", 0.001)
+    record = three(rented, state)
+    rented.ran(state=state)
+    others = [rented.ran(machine=name, epochs=0) for name in ("n", "o")]
+    for folder in others:
+        write_json(folder / "status.json", {"state": "running", "attempt": 1, "heartbeat": time.time()})
+
+    class Ending(Noting):
+        """A job that ends when it is asked to, or when it is looked at for the second time."""
+
+        looks = 0
+
+        def attempts(self, requests: Any) -> Any:
+            self.looks += 1
+            folder = next((each for each in others if str(each) in str(requests)), None)
+            is_asked = folder and ((folder / "stop.request").exists() or (not waits and self.looks > 1))
+            if folder and is_asked and read_json(folder / "status.json")["state"] == "running":
+                write_json(folder / "status.json", {**FINAL, "state": "stopped", "heartbeat": time.time()})
+            return super().attempts(requests)
+
+    with Near(rented.settings, rented.account) as at:
+        reached = at.run(record)
+        at.near = Ending()
+        nodes.end_others(reached, Screen())
+    assert (others[0] / "stop.request").exists() is waits
+    for rank in (1, 2):
+        told = read_json(rented.project / "runs" / "a" / "nodes" / str(rank) / "status.json")
+        assert told["state"] == "stopped"
+
+
+def test_the_newest_run_is_the_one_that_is_not_forgotten(rented: Rented) -> None:
+    rented.record("z", state="running")
+    write_json(rented.project / "runs" / "z" / "run.json", {
+        **read_json(rented.project / "runs" / "z" / "run.json"), "created": "2026-11-29T10:00:00",
+    })  # fmt: skip
+    rented.record("older")
+    with Near(rented.settings, rented.account) as at, pytest.raises(WrongUse, match="run z was lost"):
+        restore.refuse_to_forget(at)
