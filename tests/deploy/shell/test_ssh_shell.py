@@ -27,9 +27,10 @@ from deploy.shell.ssh_config import parts
 from deploy.specs.machine import Machine
 from tests.deploy.conftest import HOSTILE_NAMES, wait_until
 from tests.deploy.support.proxy import Proxy, proxy
-from tests.deploy.support.servers import SSHD, Server, asyncssh_server, free_port, make_key, openssh
+from tests.deploy.support.servers import SSHD, Server, asyncssh_server, make_key, openssh
 from tests.support.faults import Fault
 from tests.support.load import under_load
+from tests.support.ports import free_port
 
 needs_sshd = pytest.mark.skipif(SSHD is None, reason="needs an SSH server: apt-get install openssh-server")
 needs_ssh = pytest.mark.skipif(

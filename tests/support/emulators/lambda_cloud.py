@@ -24,7 +24,8 @@ from typing import Any, Protocol
 from deploy.pod.base import processes
 from deploy.pod.base.folder import read_json
 from deploy.providers.rented import Clock
-from tests.deploy.support.servers import Server, asyncssh_server, free_port
+from tests.deploy.support.servers import Server, asyncssh_server
+from tests.support.ports import free_port
 
 KEY = "secret_emulated_" + "0123456789abcdef"  # in two parts: files that contain a key are not uploaded
 LAUNCH = "/api/v1/instance-operations/launch"
