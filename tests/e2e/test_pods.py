@@ -28,6 +28,7 @@ from tests.support.emulators.runpod import KEY, Emulator
 from tests.support.emulators.runpod_pods import Container, gateway
 from tests.support.emulators.runpod_state import Pod
 from tests.support.faults import Fault
+from tests.support.load import under_load
 
 pytestmark = pytest.mark.slow
 GPU = {"provider": "runpod", "gpus": ["NVIDIA A40"], "data_centers": ["EU-SE-1"], "root": "/workspace/sniperface"}
@@ -143,7 +144,7 @@ def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp
     fault.strikes()
     pod.move()
     fault.told(lambda: clone.json("status", "--on", "runpod")["state"] == "running")
-    _, complaint = following.communicate(timeout=240)
+    _, complaint = following.communicate(timeout=under_load(240))
     assert following.returncode == 0, complaint
     assert b"connected again" in complaint
     fault.log(printed.read_bytes(), log_of(site.container, run_id))
@@ -175,7 +176,7 @@ def test_a_pod_that_vanishes_is_replaced_once_there_is_room(site: Site, fault: F
     wait_for(lambda: not emulator.account.refusals)
     fault.strikes()
     emulator.fail("done-cut", "^POST /v2/pods$")
-    said, complaint = watching.communicate(timeout=240)
+    said, complaint = watching.communicate(timeout=under_load(240))
     assert watching.returncode == 0, said + complaint
     assert "no machine for target 'runpod' now" in said
     assert said.splitlines()[-1].endswith("succeeded"), said

@@ -56,7 +56,7 @@ def ends_soon(job: Process | subprocess.Popen, limit_s: float = LIMIT_S) -> None
     """Send SIGTERM to the job and check that it ends in time."""
     asked_at = time.monotonic()
     job.send_signal(signal.SIGTERM)
-    job.wait(60)
+    job.wait(under_load(60))
     took = time.monotonic() - asked_at
     assert took < under_load(limit_s), f"{took:.1f} s"
 
@@ -272,7 +272,7 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(tmp_path: Path, how: str
     script.write_text(DIES)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), how]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    job = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60)
+    job = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=under_load(60))
     assert job.returncode == 1
     wanted = "rank 1 is broken" if how == "broken" else "rank 1 has none; give it one"
     assert wanted in job.stderr

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from tests.support.forks import start_training
+from tests.support.load import under_load
 from tests.support.ports import free_port
 
 PROJECT = Path(__file__).parents[3]
@@ -24,7 +25,7 @@ def run_ranks(code: str, size: int, *arguments: str) -> None:
             )
             for rank, file in enumerate(files)
         ]
-        codes = [rank.wait(240) for rank in ranks]
+        codes = [rank.wait(under_load(240)) for rank in ranks]
         outputs = []
         for file in files:
             file.seek(0)

@@ -19,6 +19,7 @@ import pytest
 from tests.deploy.conftest import Project
 from tests.support.faults import Fault
 from tests.support.images.engine import docker
+from tests.support.load import under_load
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +72,7 @@ def dies(project: Project, when: str, name: str) -> None:
     words = ["train", "--on", "docker", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=30"]
     done = subprocess.run(
         [sys.executable, "-c", DYING, when, name, *words], cwd=project.path, env=project.environment,
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=under_load(120),
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
 

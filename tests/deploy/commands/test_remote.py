@@ -34,6 +34,7 @@ from tests.deploy.conftest import Project, wait_until
 from tests.deploy.support.pretend.app.prepare import make as prepare
 from tests.deploy.support.servers import SSHD, Server, asyncssh_server, openssh
 from tests.support.faults import Fault
+from tests.support.load import under_load
 
 needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs kill -9 and /proc: run on Linux")
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux: apt-get install tmux")
@@ -303,7 +304,7 @@ def test_a_run_is_stopped_and_goes_on(box: Box) -> None:
     following = box.project.start("train", "--on", "box", *SLOW_STEPS)
     first = wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_000.json")), 60)[0]
     following.send_signal(signal.SIGINT)
-    said, _ = following.communicate(timeout=120)
+    said, _ = following.communicate(timeout=under_load(120))
     assert "continues" in said
     run_id = first.parents[1].name
     assert box.json("status")["state"] == "running"
@@ -482,7 +483,7 @@ def test_a_watched_run_is_finished_whatever_happens(box: Box, tmp_path: Path) ->
     run = next((box.root / "runs").iterdir())
     processes.kill_tree(json.loads((run / "status.json").read_text())["pid"])
     box.root.rename(tmp_path / "burnt")
-    said, complaint = watching.communicate(timeout=120)
+    said, complaint = watching.communicate(timeout=under_load(120))
     assert watching.returncode == 0, complaint
     assert "continuing on another machine" in said
     assert said.splitlines()[-1].endswith("succeeded")

@@ -75,7 +75,7 @@ def test_a_run_on_a_spot_pod_that_is_stopped_goes_on_on_another(
     [run] = project.json("runs")
     watching = project.start("watch", "--on", "far")
     at_home = project.path / "runs" / run["run_id"] / "checkpoints"
-    wait_until(lambda: list(at_home.glob("epoch_*.json")), under_load(60))
+    wait_until(lambda: list(at_home.glob("epoch_*.json")), 60)
     [first] = account.names
     fault.strikes()
     account.preempt(first)

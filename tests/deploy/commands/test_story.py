@@ -155,7 +155,7 @@ def test_a_second_train_is_refused(project: Project) -> None:
     assert first in refused.stderr
     project.invoke("stop")
     at_once = [project.start("train", "--detach", *SLOW_STEPS, "--json") for _ in range(2)]
-    answers = [process.communicate(timeout=120) for process in at_once]
+    answers = [process.communicate(timeout=under_load(120)) for process in at_once]
     codes = [process.returncode for process in at_once]
     assert sorted(codes) == [0, 2]
     winner = json.loads(answers[codes.index(0)][0])["run_id"]
@@ -167,7 +167,7 @@ def test_stop_and_resume(project: Project) -> None:
     """`stop` makes a checkpoint. `--resume auto` continues in the same folder with the same settings."""
     run_id = running(project)
     both = [project.start("stop", "--json") for _ in range(2)]  # two terminals download the same files
-    stopped, again = (json.loads(process.communicate(timeout=120)[0]) for process in both)
+    stopped, again = (json.loads(process.communicate(timeout=under_load(120))[0]) for process in both)
     assert stopped == again
     assert (stopped["state"], stopped["run_id"]) == ("stopped", run_id)
     assert "_step_" in stopped["checkpoint"]["path"]
@@ -484,7 +484,7 @@ def test_following_a_log_until_the_end(project: Project) -> None:
     run_id = running(project)
     follower = project.start("logs", "--follow")
     project.invoke("stop")
-    text, _ = follower.communicate(timeout=120)
+    text, _ = follower.communicate(timeout=under_load(120))
     assert text == (run_folder(project, run_id) / "train.log").read_text(encoding="utf-8")
 
 

@@ -23,6 +23,7 @@ from deploy.pod.job.status import StatusFile
 from tests.deploy.conftest import PRETEND, wait_until
 from tests.deploy.support.supervised import SAVE, TELL, TRAINING, Supervised
 from tests.support.faults import Fault
+from tests.support.load import under_load
 
 Make = Callable[..., Supervised]
 CRASHING = SAVE + 'save(count + 1)\nif count < 2: crash()\ntell(event="end", reason="done")'
@@ -199,7 +200,7 @@ def test_a_graphics_driver_that_hangs_is_waited_for_by_nobody(tmp_path: Path, mo
     finally:
         watch.close()
     if watch.process:
-        watch.process.wait(10)
+        watch.process.wait(under_load(10))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the program is a script: run on Linux or macOS")
@@ -217,7 +218,7 @@ def test_words_that_come_only_at_the_end_are_waited_for(tmp_path: Path, monkeypa
     now[0] = gpu_metrics.GPU_SILENT_S + 1
     assert wait_until(watch.read)[0]["utilization_pct"] == 5
     assert watch.process is not None
-    assert watch.process.wait(10) == 0
+    assert watch.process.wait(under_load(10)) == 0
 
 
 def test_secrets_are_the_jobs_alone(make: Make) -> None:

@@ -202,7 +202,7 @@ def test_what_is_meant_for_a_users_own_logins_changes_nothing(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=under_load(60),
     )
     assert (done.stdout.decode().replace("\r", ""), done.returncode) == ("a b|", 0), done.stderr
     link = shell.native_link()
@@ -294,7 +294,7 @@ def test_a_log_goes_on_over_a_cut(
     assert thread
     thread.join()
     fault.log(bytes(read), b"".join(written))
-    assert came_back - restored < 3
+    assert came_back - restored < under_load(3)
     fault.leaves_out(**dict.fromkeys(("truth", "checkpoints", "machines"), "there is a log and no run"))
 
 
