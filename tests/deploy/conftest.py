@@ -22,6 +22,7 @@ import pytest
 
 from deploy.pod.base import processes
 from deploy.shell import LocalShell
+from tests.support.files import below
 from tests.support.forks import forks
 from tests.support.load import under_load
 
@@ -124,7 +125,7 @@ class Project:
 
     def files(self) -> set[str]:
         """Names and times of all files outside .git, to check that a command changed nothing."""
-        inside = (path for path in self.path.rglob("*") if ".git" not in path.parts and "__pycache__" not in path.parts)
+        inside = (path for path in below(self.path) if ".git" not in path.parts and "__pycache__" not in path.parts)
         return {f"{path.relative_to(self.path)} {path.stat().st_mtime_ns}" for path in inside if path.is_file()}
 
 

@@ -108,8 +108,3 @@ def copy_of(container: str, path: str, to: Path) -> Path:
     to.mkdir()
     subprocess.run(["docker", "cp", f"{container}:{path}", str(to)], check=True, capture_output=True)
     return to / Path(path).name
-
-
-def events(folder: Path) -> list[dict[str, Any]]:
-    metrics = folder / "metrics.jsonl"
-    return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []

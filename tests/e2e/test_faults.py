@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from deploy.specs.names import slug
-from tests.e2e.clones import SMALL, Clone, copy_of, events, make_clone, wait_for
+from tests.e2e.clones import SMALL, Clone, copy_of, make_clone, wait_for
 from tests.e2e.test_machines import log_of
 from tests.support.faults import Fault
+from tests.support.files import events
 from tests.support.images.engine import docker
 from tests.support.load import under_load
 

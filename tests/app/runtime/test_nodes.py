@@ -6,12 +6,10 @@ A disk is a run folder that only one agent gets. torchrun numbers machines in th
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 
 from app.runtime import checkpoint
 from app.runtime.folder import RunFolder
+from deploy.pod.base import processes
 from tests.app.recipes.test_supervised import SUPERVISED, tables
 from tests.app.support.agents import start_agents
 from tests.app.support.ranks import run_ranks
@@ -55,7 +54,7 @@ def test_machines_without_a_common_disk_train_lose_one_and_go_on_from_what_rank_
     with ExitStack() as stack:
         first, second = start_agents(stack, both, disks, *WORDS)
         wait_for(lambda: (own / "checkpoints" / "latest").exists(), first)
-        kill_tree(second.pid)
+        processes.kill_tree(second.pid)  # as if its machine lost power
         began = time.monotonic()
         assert first.wait(under_load(LIMIT_S)) != 0
         assert time.monotonic() - began < under_load(60)
@@ -182,14 +181,3 @@ print("fine")
 
 def test_ranks_take_from_rank_0_refuse_together_and_tidy_up_each_their_disk(small_data: Path, tmp_path: Path) -> None:
     run_ranks(RANK, 3, str(small_data), str(tmp_path))
-
-
-def kill_tree(pid: int) -> None:
-    """Send SIGKILL to an agent and all its descendants, as if its machine lost power."""
-    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = {int(child): int(parent) for child, parent in (line.split() for line in listed.splitlines())}
-    doomed = {pid}
-    while more := {child for child, parent in parents.items() if parent in doomed} - doomed:
-        doomed |= more
-    for one in doomed:
-        os.kill(one, signal.SIGKILL)

@@ -31,4 +31,4 @@ def run_ranks(code: str, size: int, *arguments: str) -> None:
             file.seek(0)
             outputs.append(file.read().decode())
     assert codes == [0] * size, outputs
-    assert all(output.endswith("fine\n") for output in outputs)
+    assert all("fine" in output.splitlines() for output in outputs), outputs  # torch may add a warning as it ends

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import time
@@ -20,6 +19,7 @@ from app.runtime.dist import World
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
 from app.runtime.track import JsonLines, Tracker
+from tests.support.files import events
 from tests.support.forks import Process, start_training
 from tests.support.load import under_load
 
@@ -60,10 +60,6 @@ def run(data: Path, folder: Path, alone: World, *words: str, stop_at: int | None
     finally:
         track.close()
     return events(folder)
-
-
-def events(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:

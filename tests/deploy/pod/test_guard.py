@@ -265,7 +265,7 @@ def test_a_job_whose_supervisor_hangs_is_ended_all_the_same(guarded: Guarded, ma
     os.kill(run.process.pid, signal.SIGSTOP)
     guarded.allow(**paid(max_hours=0.5, grace_s=0.1)).start().until("released", limit_s=60)
     assert (run.status["state"], "max_hours" in run.status["reason"]) == ("expired", True)
-    assert not processes.is_alive(job)
+    wait_until(lambda: not processes.is_alive(job))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a lock is not inherited on Windows: run on Linux or macOS")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.pod.base import processes
 from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import RunFolder, read_json, write_json
 from deploy.pod.base.limits import HEARTBEAT_S, Limits
@@ -139,7 +140,7 @@ def test_a_killed_process_of_a_job_is_made_good(make: Make, victim: str, fault: 
     events = [json.loads(line) for line in Path(run.folder.metrics).read_text().splitlines()]
     starts = [event["step"] for event in events if event["event"] == "start"]
     assert starts[0] == 0 < starts[1]
-    assert not any(_is_there(int(pid)) for pid in ranks)
+    assert not any(processes.is_alive(int(pid)) for pid in ranks)
     fault.checkpoints(run.path)
     fault.leaves_out(machines=UNPAID)
 
@@ -175,7 +176,7 @@ def test_the_status_tells_what_the_machine_gives(make: Make, tmp_path: Path) -> 
             {"utilization_pct": None, "memory_used_bytes": 5 << 20, "memory_bytes": 81559 << 20},
         ]
     if sys.platform == "linux":
-        assert 20 < status["job_cpu_pct"] < 150
+        assert 20 / under_load(1) < status["job_cpu_pct"] < 150  # others compute too
         assert status["ram_free_bytes"] > 1 << 20
     assert status["disk_free_bytes"] > 0
     assert status["spend_usd"] == pytest.approx(1.0, abs=0.05)
@@ -348,14 +349,6 @@ def test_a_checkpoint_without_room_is_a_failure_with_the_last_one_whole(
 def _is_full(path: Path) -> bool:
     about = os.statvfs(path)
     return about.f_bavail == 0
-
-
-def _is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _command_lines() -> str:

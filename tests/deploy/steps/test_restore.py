@@ -26,6 +26,7 @@ from tests.deploy.commands.test_remote import Box, make_box
 from tests.deploy.conftest import SOURCE, Project, wait_until
 from tests.deploy.support.servers import SSHD, asyncssh_server, openssh
 from tests.deploy.support.supervised import SAVE, TELL, Supervised
+from tests.support.files import below, contents
 from tests.support.load import under_load
 
 Make = Callable[..., Supervised]
@@ -222,7 +223,7 @@ def test_metrics_are_read_after_the_choice_of_a_checkpoint(make: Make, tmp_path:
 @pytest.fixture
 def box(project: Project, tmp_path: Path) -> Iterator[Box]:
     yield from make_box(project, tmp_path, openssh if SSHD else asyncssh_server)
-    for status in tmp_path.glob("**/guard-status.json"):
+    for status in [path for path in below(tmp_path) if path.name == "guard-status.json"]:
         processes.kill_tree(read_json(status)["pid"])
 
 
@@ -372,8 +373,8 @@ def test_credentials_are_in_one_process_only(box: Box, bucket: Path, tmp_path: P
     assert going.returncode == 0, complaint
     assert "cannot be read and is skipped" in said
     assert "from this laptop" in said
-    for file in [*box.root.rglob("*"), *(box.project.path / "runs").rglob("*")]:
-        assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+    for file, content in [*contents(box.root), *contents(box.project.path / "runs")]:
+        assert secret.encode() not in content, file
 
 
 def every_process() -> list[int]:
