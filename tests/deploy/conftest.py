@@ -51,6 +51,11 @@ def wait_until(condition: Callable[[], Any], limit_s: float = 30) -> Any:
         time.sleep(max(0.02, time.monotonic() - asked))  # a slow poll takes cores from the awaited work: pause as long
 
 
+def paced(step_s: float, epochs: int) -> tuple[str, ...]:
+    """Settings of a stub run that ends by itself after commands of the test: on a busy computer both take longer."""
+    return "--set", f"train.step_s={under_load(step_s):.2f}", "--set", f"train.epochs={epochs}"
+
+
 class SoonAfter(LocalShell):
     """LocalShell with a clock that is ten seconds ahead."""
 

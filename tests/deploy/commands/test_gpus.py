@@ -113,7 +113,7 @@ def account(project: Project, tmp_path: Path) -> Iterator[Emulator]:
 @needs_linux
 def test_a_run_that_is_continued_rents_the_same_again(project: Project, account: Emulator) -> None:
     """No second machine is rented beside one with other GPUs. A lost run's flags are part of its request."""
-    words = ("train", "--on", "far", "--gpus", "A4500:2", "--set", "train.step_s=0.5", "--set", "train.epochs=50")
+    words = ("train", "--on", "far", "--gpus", "A4500:2", "--set", "train.step_s=0.5", "--set", "train.epochs=500")
     project.invoke(*words, "--yes", "--detach")
     [pod] = account.account.all()
     assert (pod.gpu, pod.gpu_count) == ("NVIDIA RTX A4500", 2)

@@ -30,7 +30,7 @@ from deploy.pod.base import processes
 from deploy.pod.base.folder import read_json
 from deploy.shell.host_keys import fingerprint
 from deploy.specs.names import project_word
-from tests.deploy.conftest import Project, wait_until
+from tests.deploy.conftest import Project, paced, wait_until
 from tests.deploy.support.pretend.app.prepare import make as prepare
 from tests.deploy.support.servers import SSHD, Server, asyncssh_server, openssh
 from tests.support.faults import Fault
@@ -39,7 +39,7 @@ from tests.support.load import under_load
 
 needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs kill -9 and /proc: run on Linux")
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux: apt-get install tmux")
-SLOW_STEPS = ("--set", "train.step_s=0.2", "--set", "train.epochs=50")
+SLOW_STEPS = ("--set", "train.step_s=0.2", "--set", "train.epochs=500")
 
 
 @dataclass
@@ -360,7 +360,7 @@ def test_stop_downloads_the_newest_checkpoint_of_a_run_that_is_over(box: Box) ->
 
 def test_the_laptop_may_die_while_it_follows(box: Box, fault: Fault) -> None:
     """`kill -9` of the command does not affect the job. A second command shows each byte of the log once."""
-    following = box.project.start("train", "--on", "box", "--set", "train.step_s=0.1", "--set", "train.epochs=8")
+    following = box.project.start("train", "--on", "box", *paced(0.1, 8))
     run = wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_000.json")), 60)[0].parents[1]
     following.kill()
     fault.strikes()
@@ -377,7 +377,7 @@ def test_the_laptop_may_die_while_it_follows(box: Box, fault: Fault) -> None:
 
 def test_a_checkpoint_is_kept_current_while_training(box: Box) -> None:
     """`fetch-checkpoint --watch` downloads each newer checkpoint, and ends with the run."""
-    box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=5")
+    box.json("train", "--detach", *paced(0.2, 5))
     said = box.invoke("fetch-checkpoint", "--watch").stdout
     assert "epoch 4" in said.splitlines()[-1]
     home = next((box.project.path / "runs").glob("*/checkpoints"))
@@ -463,7 +463,7 @@ def test_runs_wait_for_their_turn(box: Box) -> None:
 
 def test_a_machine_that_vanished_is_replaced(box: Box, tmp_path: Path) -> None:
     """The laptop's checkpoint is uploaded to another machine, where the run continues under the same id."""
-    box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=6")
+    box.json("train", "--detach", *paced(0.2, 6))
     wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_001.json")), 60)
     fetched = box.json("fetch-checkpoint")
     run = next((box.root / "runs").iterdir())
@@ -478,7 +478,7 @@ def test_a_machine_that_vanished_is_replaced(box: Box, tmp_path: Path) -> None:
 
 def test_a_watched_run_is_finished_whatever_happens(box: Box, tmp_path: Path) -> None:
     """The machine vanishes during the run. `watch` continues the run from its checkpoint and downloads the last one."""
-    box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=8")
+    box.json("train", "--detach", *paced(0.2, 8))
     watching = box.project.start("watch", "--on", "box")
     wait_until(lambda: list((box.project.path / "runs").glob("*/checkpoints/epoch_*.json")), 60)
     run = next((box.root / "runs").iterdir())
@@ -496,7 +496,7 @@ def test_a_machine_is_guarded_before_anything_takes_long(box: Box) -> None:
     """The launch arms the guard, which reports idleness after idle_min. After the run no file holds the secret."""
     box.target(idle_min=0.2, secrets=["BOX_TOKEN"])
     box.project.env["BOX_TOKEN"] = "planted-secret-5171"
-    said = box.invoke("train", "--detach", "--set", "train.step_s=0.3", "--set", "train.epochs=4").stdout
+    said = box.invoke("train", "--detach", *paced(0.3, 4)).stdout
     assert "guarded: idle_min 0.2" in said
     guard = json.loads((box.root / "guard.json").read_text())
     assert (guard["idle_min"], guard["machine"]) == (0.2, f"sniperface-{project_word(box.project.path.name)}-box")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.conftest import Project, wait_until
+from tests.deploy.conftest import Project, paced, wait_until
 from tests.deploy.support.pods import ProcessPod
 from tests.deploy.support.pretend.app.prepare import make as prepare
 from tests.support.emulators.runpod import KEY, Emulator
@@ -120,7 +120,7 @@ def started(project: Project) -> dict[str, Any]:
     return run
 
 
-SLOW = ("--set", "train.step_s=0.2", "--set", "train.epochs=50")
+SLOW = ("--set", "train.step_s=0.2", "--set", "train.epochs=500")
 
 
 @pytest.mark.usefixtures("hears_ctrl_c")
@@ -190,7 +190,7 @@ def test_a_sweep_after_a_lost_run_of_its_own_runs_what_is_left(project: Project)
 
 def test_all_runs_train_with_the_code_that_was_there_at_the_start(project: Project) -> None:
     """What is saved between two runs does not reach the second. Typed again, the sweep runs anew: it is other code."""
-    process = project.start("train", *LR, "--set", "train.step_s=0.2", "--set", "train.epochs=2", "--json")
+    process = project.start("train", *LR, *paced(0.2, 2), "--json")
     started(project)
     file = project.path / "app" / "__init__.py"
     file.write_text(f"{file.read_text(encoding='utf-8')}# another line\n", encoding="utf-8")

@@ -128,7 +128,7 @@ def test_a_killed_process_of_a_job_is_made_good(make: Make, victim: str, fault: 
     settings = [f"run.dir='{_quoted(run.path)}'", f"data.binary_cache_path='{_quoted(images)}'", "train.epochs=2"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "app.train"]
     environment = {"PYTHONPATH": str(PRETEND), "SNIPERFACE_SUPERVISED": "1"}
-    argv = [*launcher, *settings, "train.steps=60", "train.resume='none'"]
+    argv = [*launcher, *settings, "train.steps=60", f"train.step_s={under_load(0.02):.2f}", "train.resume='none'"]
     run.start(argv=argv, env=environment, max_restarts=3)
     first = wait_until(lambda: (run.status.get("step") or 0) >= 3 and run.status["job_pid"])
     ranks = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, text=True, check=True).stdout.split()

@@ -23,7 +23,7 @@ from deploy.specs.settings import Settings, Target
 from deploy.steps.restore import Kept
 from deploy.ui.screen import Screen
 from tests.deploy.commands.test_remote import Box, make_box
-from tests.deploy.conftest import SOURCE, Project, wait_until
+from tests.deploy.conftest import SOURCE, Project, paced, wait_until
 from tests.deploy.support.servers import SSHD, asyncssh_server, openssh
 from tests.deploy.support.supervised import SAVE, TELL, Supervised
 from tests.support.files import below, contents
@@ -234,7 +234,7 @@ def bucket(tmp_path: Path) -> Path:
 
 def begin(box: Box, epochs: int = EPOCHS) -> Path:
     """Start a run that takes some seconds, and return its folder on the machine."""
-    run_id = box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", f"train.epochs={epochs}")["run_id"]
+    run_id = box.json("train", "--detach", *paced(0.2, epochs))["run_id"]
     return box.root / "runs" / str(run_id)
 
 
