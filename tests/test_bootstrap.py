@@ -164,7 +164,7 @@ class Project:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*command)
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=under_load(600))
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def has(self, package: str) -> bool:
@@ -548,7 +548,7 @@ def test_a_build_of_torch_in_a_folder_comes_before_that_of_the_index(tmp_path: P
 def test_of_two_at_once_one_installs(ready: Project) -> None:
     (ready.folder / "constraints.txt").write_text(CONSTRAINTS + "# a new day\n", encoding="utf-8")
     calls = [ready.start("invoke", str(index)) for index in range(2)]
-    told = [call.communicate(timeout=600) for call in calls]
+    told = [call.communicate(timeout=under_load(600)) for call in calls]
     assert [json.loads(out)["argv"] for out, _ in told] == [["0"], ["1"]]
     assert sorted("installing" in err for _, err in told) == [False, True]
 
@@ -577,7 +577,7 @@ def test_after_a_killed_installation_the_next_call_waits_for_its_pip_and_repairs
     first.communicate()
     assert second.poll() is None
     hold.unlink()
-    out, err = second.communicate(timeout=600)
+    out, err = second.communicate(timeout=under_load(600))
     assert second.returncode == 0, err
     assert "repairing .venv" in err
     assert json.loads(out)["argv"] == []
@@ -604,4 +604,4 @@ def test_ctrl_c_is_the_childs_to_answer(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", parent, str(BOOTSTRAP), *child], start_new_session=True)
     wait_until(started.exists)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: both processes get it
-    assert process.wait(timeout=60) == 7
+    assert process.wait(timeout=under_load(60)) == 7

@@ -14,9 +14,10 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, quoted
+from deploy.pod.base.evidence import EVIDENCE_BYTES, last_words
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder
 from deploy.pod.base.limits import LOST_AFTER_S
-from deploy.shell import EVIDENCE_LINES, Shell
+from deploy.shell import Shell
 from deploy.shell.background import Work
 from deploy.specs.machine import Machine
 from deploy.specs.plan import Plan
@@ -310,8 +311,7 @@ def last_lines(shell: Shell, folder: RunFolder) -> list[str]:
     size = shell.size(folder.log) or 0
     if not size:
         return []
-    text = shell.read(folder.log, max(0, size - EVIDENCE_BYTES), EVIDENCE_BYTES).decode("utf-8", errors="replace")
-    return [line for line in text.splitlines() if line.strip()][-EVIDENCE_LINES:]
+    return last_words(shell.read(folder.log, max(0, size - EVIDENCE_BYTES), EVIDENCE_BYTES))
 
 
 def _document(data: bytes, shell: Shell, path: PurePath) -> dict[str, Any]:

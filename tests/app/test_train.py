@@ -442,14 +442,14 @@ def test_two_processes_stopped_by_the_end_of_input_and_resumed_equal_never_stopp
     small_data: Path, tmp_path: Path
 ) -> None:
     with launch(small_data, tmp_path / "whole") as job:
-        assert job.wait(90) == 0
+        assert job.wait(under_load(90)) == 0
     with launch(small_data, tmp_path / "cut") as job:
         wait_for(reached(tmp_path / "cut", 6), job)
         job.stdin.close()
-        assert job.wait(90) == 0
+        assert job.wait(under_load(90)) == 0
     assert events(tmp_path / "cut")[-1]["reason"] == "stopped"
     with launch(small_data, tmp_path / "cut", "train.resume=auto") as job:
-        assert job.wait(90) == 0
+        assert job.wait(under_load(90)) == 0
     assert events(tmp_path / "cut")[-1]["reason"] == "done"
     final = Path("checkpoints") / "epoch_002.pt"
     assert_equal_bits(tmp_path / "whole" / final, tmp_path / "cut" / final)
@@ -479,7 +479,7 @@ def test_a_killed_rank_ends_the_job_soon_and_the_checkpoints_stay_whole(small_da
         found = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True, check=True)
         killed_at = time.monotonic()
         os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
-        assert job.wait(60) != 0
+        assert job.wait(under_load(60)) != 0
         assert time.monotonic() - killed_at < under_load(10)
     newest = checkpoint.newest(RunFolder(folder))
     assert newest is not None

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.forks import forks
+from tests.support.load import under_load
 
 SOURCE = Path(__file__).parents[2]
-LIMIT_S = 240
+LIMIT_S = 240  # on an idle computer
 SMALL = [
     "backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "backbone.embedding_dim=32",
     "recipe.moco.projection_hidden=64", "train.epochs=40", "train.log_every_steps=1",
@@ -55,11 +56,11 @@ class Clone:
         """
         server = forks()
         if words[0] != "train" and server is not None and server.can_run(self.environment):
-            done = server.run(["-m", "invoke", *words], self.path, self.environment, LIMIT_S)
+            done = server.run(["-m", "invoke", *words], self.path, self.environment, under_load(LIMIT_S))
             out, err, ended = done.stdout, done.stderr, done.returncode
         else:
             process = self.start(*words)
-            out, err = process.communicate(timeout=LIMIT_S)
+            out, err = process.communicate(timeout=under_load(LIMIT_S))
             ended = process.returncode
         assert ended == code, f"{words} ended with {ended}\n{out}\n{err}"
         return out if code == 0 else out + err
@@ -89,15 +90,16 @@ def make_clone(folder: Path) -> Clone:
 def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:
     """Poll a condition and return its first true value.
 
-    A slow condition, such as a command, is polled less often, so that it does not delay what it waits for.
+    A slow condition, such as a command, is polled less often, so that it does not delay what it waits for. `limit_s` is
+    for an idle computer.
     """
-    deadline = time.monotonic() + limit_s
+    began = time.monotonic()
     while True:
         asked = time.monotonic()
         answer = condition()
         if answer:
             return answer
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() - began < under_load(limit_s), f"not true after {time.monotonic() - began:.0f} s"
         time.sleep(max(0.05, 3 * (time.monotonic() - asked)))  # a poll, bounded by the deadline
 
 
@@ -106,8 +108,3 @@ def copy_of(container: str, path: str, to: Path) -> Path:
     to.mkdir()
     subprocess.run(["docker", "cp", f"{container}:{path}", str(to)], check=True, capture_output=True)
     return to / Path(path).name
-
-
-def events(folder: Path) -> list[dict[str, Any]]:
-    metrics = folder / "metrics.jsonl"
-    return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from deploy.specs.names import slug
-from tests.e2e.clones import SMALL, Clone, copy_of, events, make_clone, wait_for
+from tests.e2e.clones import SMALL, Clone, copy_of, make_clone, wait_for
 from tests.e2e.test_machines import log_of
 from tests.support.faults import Fault
+from tests.support.files import events
 from tests.support.images.engine import docker
+from tests.support.load import under_load
 
 pytestmark = pytest.mark.slow
 GOING_ON = ("lost", "acquiring", "preparing")  # states of a run that watch is recovering
@@ -73,7 +75,7 @@ def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone, undist
     docker("rm", "--force", first)
     fault.strikes()
     fault.told(lambda: clone.json("status", "--on", "docker")["state"] in GOING_ON)
-    said, complaint = watching.communicate(timeout=300)
+    said, complaint = watching.communicate(timeout=under_load(300))
     assert watching.returncode == 0, complaint
     assert "continuing on another machine" in said
     assert container(clone) != first

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.e2e.clones import SMALL, Clone, events, make_clone, wait_for
+from tests.e2e.clones import SMALL, Clone, make_clone, wait_for
 from tests.support.faults import Fault
+from tests.support.files import events
 
 pytestmark = pytest.mark.slow
 SHORT = ("--set", "train.epochs=24")

@@ -20,6 +20,7 @@ from deploy.pod.base.folder import read_json, write_json
 from tests.e2e.clones import SMALL, Clone, make_clone, wait_for
 from tests.e2e.test_machines import write_target
 from tests.support.emulators.lambda_cloud import KEY, Emulator, ProcessVm
+from tests.support.files import below, contents
 
 pytestmark = [
     pytest.mark.slow,
@@ -71,7 +72,7 @@ def test_watch_brings_the_checkpoint_home_and_releases_the_machine(site: Site) -
     run_id = clone.json("train", *WORDS, "--set", "train.epochs=2", "--detach")["run_id"]
     [bill] = clone.json("ps")
     assert (bill["run"], bill["usd_per_hour"], bill["gpu"], bill["orphan"]) == (run_id, 0.75, "A10 (24 GB PCIe)", False)
-    assert [path for path in site.vm.home.glob("**/*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
+    assert [path for path, content in contents(site.vm.home) if KEY.encode() in content] == []
     said = clone.invoke("watch", "--on", "lambda", "--run", run_id)
     assert f"released {bill['machine']}: it cannot release itself" in " ".join(said.split())
     assert emulator.names == []
@@ -86,7 +87,7 @@ def test_after_its_guard_has_ended_the_work_the_next_command_releases_the_machin
     clone = site.clone
     run_id = clone.json("train", *WORDS, "--set", "train.epochs=100000", "--detach")["run_id"]
     vm = site.vm
-    wait_for(lambda: list(vm.home.glob("**/checkpoints/epoch_*.json")))
+    wait_for(lambda: any(path.match("checkpoints/epoch_*.json") for path in below(vm.home)))
     limits = vm.home / "sniperface" / "guard.json"
     write_json(limits, {**read_json(limits), "max_hours": 0.001})
     guard = wait_for(lambda: (told := vm.status("guard-status.json")).get("state") == "stuck" and told)

@@ -28,6 +28,7 @@ from tests.support.emulators.runpod import KEY, Emulator
 from tests.support.emulators.runpod_pods import Container
 from tests.support.faults import Fault
 from tests.support.images.engine import docker
+from tests.support.load import under_load
 
 pytestmark = pytest.mark.slow
 
@@ -188,7 +189,7 @@ def test_the_whole_path(site: Site, tmp_path: Path, fault: Fault) -> None:
     fault.strikes()
     fault.told(lambda: clone.json("status", *on)["state"] in ("running", "succeeded"))
     wait_for(lambda: printed.stat().st_size > seen, 60)
-    _, complaint = following.communicate(timeout=240)
+    _, complaint = following.communicate(timeout=under_load(240))
     assert following.returncode == 0, complaint
     assert b"connected again" in complaint
     fault.log(printed.read_bytes(), site.log(run_id))

@@ -20,6 +20,7 @@ from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
 from tests.support.emulators.runpod_pods import gateway
 from tests.support.faults import Fault
+from tests.support.load import under_load
 
 pytestmark = pytest.mark.slow
 WORDS = ("--on", "runpod", "--yes", *(word for setting in SMALL for word in ("--set", setting)))
@@ -51,7 +52,7 @@ def told(site: Site, *words: str) -> str:
     """Run a command and return all its output. It may be slow: pip unpacks gigabytes, and the machine may be busy."""
     with site.clone.start(*words) as process:
         try:
-            out, err = process.communicate(timeout=900)
+            out, err = process.communicate(timeout=under_load(900))
         finally:
             process.kill()
     assert process.returncode == 0, out + err

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from tests.support.load import under_load
+
 PROJECT = Path(__file__).parents[2]
 # Packages that commands import and that keep no state between commands.
 OF_INVOKE = ("docker", "invoke.main", "omegaconf", "paramiko", "requests", "rich.console", "rich.table", "yaml")
@@ -160,7 +162,11 @@ def start_training(
 def run_training(
     argv: Sequence[str], cwd: Path, environment: Mapping[str, str], limit_s: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python *argv` with torch loaded, if possible. Raises subprocess.TimeoutExpired."""
+    """Run `python *argv` with torch loaded, if possible. `limit_s` is for an idle computer.
+
+    Raises subprocess.TimeoutExpired.
+    """
+    limit_s = under_load(limit_s)
     server = training_forks()
     if server is not None and server.can_run(environment):
         return server.run(argv, cwd, environment, limit_s)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.pod.base.clock import Clock, Jumps
+from deploy.pod.base.evidence import EVIDENCE_BYTES, EVIDENCE_LINES, last_words
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
 from deploy.pod.base.limits import HEARTBEAT_S, Limits
 from deploy.pod.base.metrics import MetricsTail
@@ -15,8 +16,6 @@ from deploy.pod.base.paid_time import Meter
 from deploy.pod.base.redact import Redactor
 from deploy.pod.job.gpu_metrics import Gauges, disk_free_bytes
 
-EVIDENCE_LINES = 10
-EVIDENCE_BYTES = 8192
 FULL_BYTES = 64 << 10
 
 
@@ -68,15 +67,14 @@ class StatusFile:
             self._write(durable=False)
 
     def evidence(self, since: int) -> list[str]:
-        """Return the last EVIDENCE_LINES lines that were written to the log from byte `since` on."""
+        """Return the last words that were written to the log from byte `since` on."""
         try:
             with open(self.folder.log, "rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(since, size - EVIDENCE_BYTES))
-                text = file.read().decode("utf-8", errors="replace")
+                lines = last_words(file.read())
         except OSError:
             return []
-        lines = [line for line in text.splitlines() if line.strip()]
         free = disk_free_bytes(Path(self.folder.path))
         if free is not None and free < FULL_BYTES:  # the job's own error message may not have fit either
             lines.append(f"no space left on the disk of {self.folder.path}")

@@ -15,7 +15,8 @@ from app.mining.look_alikes import ABOVE, Limit, Null, apart, halves, limit_of, 
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.runtime.dist import World
 from tests.app.support.planted import unit
-from tests.app.support.ranks import free_port, run_ranks
+from tests.app.support.ranks import run_ranks
+from tests.support.ports import free_port
 
 ALONE = World(0, 1, torch.device("cpu"))
 DIM = 128
@@ -148,7 +149,7 @@ def test_three_processes_separate_as_one_does(tmp_path: Path) -> None:
     original = np.arange(len(bank), dtype=np.int32)
     for name, array in (("bank", bank[mixed]), ("labels", labels), ("original", original)):
         np.save(tmp_path / f"{name}.npy", array)
-    run_ranks(RANKS, 3, str(tmp_path), free_port())
+    run_ranks(RANKS, 3, str(tmp_path), str(free_port()))
     found = separated(bank[mixed], labels)
     assert not np.array_equal(found, labels)
     for rank in range(3):

@@ -20,7 +20,8 @@ from app.mining.lists import Neighbours
 from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids
 from app.runtime.dist import World
 from tests.app.support.planted import blurred, largest, lists_of, planted, unit
-from tests.app.support.ranks import free_port, run_ranks
+from tests.app.support.ranks import run_ranks
+from tests.support.ports import free_port
 
 CONFIG = MiningConfig(neighbours=16, min_overlap=0.2, backend="faiss", max_cluster=50)
 Found = tuple[NDArray[np.int64], Report]
@@ -250,7 +251,7 @@ def test_two_and_three_processes_find_what_one_finds_bit_by_bit(tmp_path: Path) 
     previous = np.concatenate([labels, labels[:20]]).astype(np.int64)
     np.save(tmp_path / "bank.npy", bank)
     np.save(tmp_path / "previous.npy", previous)
-    ports = [free_port(), free_port()]
+    ports = [str(free_port()), str(free_port())]
     run_ranks(RANKS, 3, str(tmp_path), *ports)
     alone = World(0, 1, torch.device("cpu"))
     for method in ("overlap", "parity"):

@@ -25,6 +25,7 @@ from app.runtime.schedule import by_epoch, learning_rate
 from app.runtime.start import refuse_unfit_files
 from app.runtime.track import end_last_line, tracker
 from tests.app.support.ranks import run_ranks
+from tests.support.load import under_load
 
 PROJECT = Path(__file__).parents[3]
 
@@ -163,7 +164,7 @@ def test_wandb_without_a_key_logs_offline_never_asks_and_never_stops_a_run(tmp_p
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=under_load(120),
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["reason"] == "done"
@@ -181,7 +182,7 @@ def test_what_wandb_writes_offline_holds_no_secret(tmp_path: Path) -> None:
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "WANDB_MODE": "offline", **planted}
     done = subprocess.run(
         [sys.executable, "-c", WANDB], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=120,
+        text=True, timeout=under_load(120),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
@@ -221,7 +222,7 @@ def test_wandb_keeps_checkpoints_as_artifacts_and_a_resumed_run_is_the_same_run(
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "WANDB_MODE": "offline"}
     done = subprocess.run(
         [sys.executable, "-c", WANDB_TWICE], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=under_load(240),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "stopped logging" not in done.stdout
@@ -253,5 +254,7 @@ dist.leave(3)
 @pytest.mark.parametrize("world_size", ["1", "2"])
 def test_a_process_of_a_group_leaves_before_the_interpreter_shuts_down(world_size: str) -> None:
     environment = {**os.environ, "WORLD_SIZE": world_size, "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run([sys.executable, "-c", LEAVE], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVE], env=environment, capture_output=True, text=True, timeout=under_load(60)
+    )
     assert (done.returncode, done.stdout.splitlines()) == (3, ["buffered", "atexit"]), done.stderr

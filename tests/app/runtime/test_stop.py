@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tests.support.load import under_load
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process at once on Windows")
 LIMIT_S = 2.0
+OF_TORCH = re.compile(r"\[W\d{4} ")  # a warning of its C++ parts, such as of a CPU that NNPACK does not know
 # Without an interruption the work takes 15 seconds or more.
 SLOW = ["backbone.layers=[3,4,14,3]", "backbone.width=32", "backbone.image_size=112", "backbone.embedding_dim=64"]
 FEW_STEPS = [
@@ -56,7 +58,7 @@ def ends_soon(job: Process | subprocess.Popen, limit_s: float = LIMIT_S) -> None
     """Send SIGTERM to the job and check that it ends in time."""
     asked_at = time.monotonic()
     job.send_signal(signal.SIGTERM)
-    job.wait(60)
+    job.wait(under_load(60))
     took = time.monotonic() - asked_at
     assert took < under_load(limit_s), f"{took:.1f} s"
 
@@ -122,15 +124,11 @@ def test_train_while_it_measures_an_epoch_keeps_the_epoch(tmp_path: Path) -> Non
     words = [*FEW_STEPS, "backbone.layers=[1,1,1,1]", "backbone.width=32", "backbone.embedding_dim=32"]
     words += [f"data.binary_cache_path={tmp_path / 'images.npy'}", f"run.dir={folder}", "train.eval.every_epochs=1"]
     with started(tmp_path / "log", "app.train", *words) as job:
-        wait_for(lambda: any(e["event"] == "epoch" for e in seen(folder)), job)
+        wait_for(lambda: any(e["event"] == "epoch" for e in events(folder)), job)
         ends_soon(job)
         assert job.returncode == 0
     assert events(folder)[-1]["reason"] == "stopped"
     assert (folder / "checkpoints" / "epoch_000.pt").exists()
-
-
-def seen(folder: Path) -> list[dict]:
-    return events(folder) if (folder / "metrics.jsonl").exists() else []
 
 
 @pytest.mark.slow
@@ -143,7 +141,7 @@ def test_a_sweep_ends_with_its_run(many: Path, tmp_path: Path) -> None:
         f"run.dir={tmp_path / 'sweep'}",
     ]
     with started(tmp_path / "log", "app.train", "--multirun", *words, "train.optimizer.lr=0.1,0.2") as job:
-        wait_for(lambda: any(e["event"] == "step" for e in seen(tmp_path / "sweep" / "0")), job)
+        wait_for(lambda: any(e["event"] == "step" for e in events(tmp_path / "sweep" / "0")), job)
         ends_soon(job, 3 * LIMIT_S)  # with a step and its checkpoint
         assert job.returncode == 0
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["0"]
@@ -155,7 +153,9 @@ def test_mine(weights: Path, tmp_path: Path) -> None:
         wait_for((tmp_path / "out" / "embedding").exists, job)
         ends_soon(job)
         assert job.returncode == 1
-    assert (tmp_path / "log").read_text() == "stopped; run the same command to continue\n"
+    assert [line for line in (tmp_path / "log").read_text().splitlines() if not OF_TORCH.match(line)] == [
+        "stopped; run the same command to continue"
+    ]
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(tmp_path: Path, how: str
     script.write_text(DIES)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), how]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    job = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60)
+    job = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=under_load(60))
     assert job.returncode == 1
     wanted = "rank 1 is broken" if how == "broken" else "rank 1 has none; give it one"
     assert wanted in job.stderr

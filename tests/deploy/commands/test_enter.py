@@ -155,7 +155,7 @@ def test_a_variable_that_cannot_be_set_is_refused(given: str, words: str) -> Non
 
 def test_a_run_that_goes_on_keeps_its_variables(project: Project) -> None:
     """A different value is refused as a contradiction, as for every other flag."""
-    project.invoke("train", "--detach", "--env", "A=1", "--set", "train.step_s=0.2", "--set", "train.epochs=50")
+    project.invoke("train", "--detach", "--env", "A=1", "--set", "train.step_s=0.2", "--set", "train.epochs=500")
     project.invoke("stop")
     refused = project.invoke("train", "--resume", "auto", "--env", "A=2", code=2)
     assert "--env A=2 contradicts run" in refused.stderr

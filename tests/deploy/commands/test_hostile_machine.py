@@ -532,7 +532,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: memory 
 def peak_kib(laptop: Path, *commands: str) -> int:
     """The peak memory of a process that runs these commands to their end."""
     argv = [sys.executable, "-c", SCRIPT, str(laptop), *commands]
-    done = subprocess.run(argv, cwd=SOURCE, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(argv, cwd=SOURCE, capture_output=True, text=True, check=False, timeout=under_load(600))
     assert done.returncode == 0, done.stderr
     return int(done.stderr.split()[-1])
 

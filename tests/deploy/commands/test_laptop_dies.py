@@ -19,6 +19,7 @@ import pytest
 from tests.deploy.conftest import Project
 from tests.support.faults import Fault
 from tests.support.images.engine import docker
+from tests.support.load import under_load
 
 pytestmark = pytest.mark.slow
 
@@ -68,10 +69,10 @@ def with_docker(project: Project, our_image: str) -> Iterator[Project]:
 
 
 def dies(project: Project, when: str, name: str) -> None:
-    words = ["train", "--on", "docker", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=30"]
+    words = ["train", "--on", "docker", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=300"]
     done = subprocess.run(
         [sys.executable, "-c", DYING, when, name, *words], cwd=project.path, env=project.environment,
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=under_load(120),
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -113,7 +114,7 @@ def test_the_laptop_dies_at_each_step(with_docker: Project, fault: Fault) -> Non
 def test_two_laptops_on_one_target(with_docker: Project, tmp_path: Path, fault: Fault) -> None:
     """The second laptop finds the same machine, which reports that it is busy. It starts and releases nothing."""
     project = with_docker
-    project.json("train", "--on", "docker", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=50")
+    project.json("train", "--on", "docker", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=500")
     (machine,) = machines(project)
     other = tmp_path / "other" / project.path.name
     subprocess.run(["mkdir", "-p", str(other.parent)], check=True)
@@ -137,7 +138,7 @@ def test_two_laptops_on_one_target(with_docker: Project, tmp_path: Path, fault: 
 def test_a_failed_attempt_never_releases_the_machine_of_an_earlier_one(with_docker: Project) -> None:
     """The machine may hold the only copy of a checkpoint."""
     project = with_docker
-    slow = ("--set", "train.step_s=0.2", "--set", "train.epochs=30")
+    slow = ("--set", "train.step_s=0.2", "--set", "train.epochs=300")
     project.json("train", "--on", "docker", "--detach", *slow)
     (machine,) = machines(project)
     project.json("stop", "--on", "docker")

@@ -34,7 +34,7 @@ pytestmark = [
         reason="needs Linux, tmux and an SSH server: apt-get install tmux openssh-server",
     ),
 ]
-LONG = ("--set", "train.step_s=0.2", "--set", "train.epochs=50")
+LONG = ("--set", "train.step_s=0.2", "--set", "train.epochs=500")
 # Place -> the test of another file that does what the advice says.
 ELSEWHERE = {
     "deploy/shell/host_keys.py:changed": (

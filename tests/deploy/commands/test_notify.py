@@ -12,6 +12,7 @@ from deploy.specs.settings import load
 from tests.deploy.conftest import Project, wait_until
 from tests.deploy.pod.test_notify import SECRET, Hook
 from tests.deploy.pod.test_notify import hooks as hooks
+from tests.support.files import contents
 
 
 @pytest.fixture
@@ -123,5 +124,5 @@ def test_a_run_tells_the_webhook_and_the_laptops_command(project: Project, hooks
     assert hook.texts[0].startswith(f"run {run_id} succeeded on local: accuracy ")
     assert said.read_text(encoding="utf-8") == f"run {run_id} succeeded"
     assert SECRET not in done.stdout + done.stderr
-    for file in project.path.rglob("*"):
-        assert not file.is_file() or SECRET.encode() not in file.read_bytes()
+    for file, content in contents(project.path):
+        assert SECRET.encode() not in content, file

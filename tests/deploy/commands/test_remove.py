@@ -57,7 +57,7 @@ def test_a_run_is_deleted_with_consent_and_nothing_behind_a_link_is(project: Pro
 
 
 def test_a_run_that_is_alive_is_kept(project: Project) -> None:
-    run_id = project.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=50")["run_id"]
+    run_id = project.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=500")["run_id"]
     wait_until(lambda: project.status_file(run_id).get("state") == "running")
     refused = project.invoke("rm", run_id, "--yes", code=2)
     assert "stop it before you delete it" in refused.stderr

@@ -22,6 +22,7 @@ from tests.deploy.conftest import SOURCE, Project, wait_until
 from tests.deploy.support.pods import PATIENT, ProcessPod
 from tests.support.emulators.rig import Rig, rig
 from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.load import under_load
 
 TARGET = "provider: runpod\nimage: me/x:1\ngpus: [NVIDIA A40]\nroot: {root}\nmin_cuda: '12.4'\n"
 ENDS = "the machine ends itself"
@@ -239,7 +240,7 @@ def test_a_laptop_that_ends_in_the_middle_releases_the_pod(project: Project, acc
     process = project.start("doctor", "--on", "far", "--rent", "--yes")
     wait_until(lambda: any(each.fault for each in account.exchanges), 30)
     process.send_signal(signal.SIGTERM)
-    told, complaint = process.communicate(timeout=60)
+    told, complaint = process.communicate(timeout=under_load(60))
     assert (process.returncode, account.names) == (143, []), told + complaint
     assert "login with the project's key: yes" in told
     assert len(account.account.ended) == 1

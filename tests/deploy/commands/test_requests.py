@@ -19,6 +19,7 @@ import pytest
 from tests.deploy.conftest import Project
 from tests.deploy.support.pods import ProcessPod
 from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.load import under_load
 
 pytestmark = [
     pytest.mark.slow,
@@ -106,7 +107,7 @@ def counted(project: Project, *words: str) -> Counter[str]:
     where = () if words[0] in WITHOUT_TARGET else ("--on", "far")
     done = subprocess.run(
         [sys.executable, "-c", COUNTING, words[0], *where, *words[1:]], cwd=project.path, env=project.environment,
-        capture_output=True, text=True, timeout=90, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=under_load(90), stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return Counter(json.loads(done.stderr.splitlines()[-1]))

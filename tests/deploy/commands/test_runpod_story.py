@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from deploy.pod.base.folder import read_json
-from tests.deploy.conftest import Project, wait_until
+from tests.deploy.conftest import Project, paced, wait_until
 from tests.deploy.support.pods import account_of
 from tests.support.emulators.runpod import Emulator
 from tests.support.faults import Fault
@@ -67,7 +67,7 @@ def test_a_run_on_a_spot_pod_that_is_stopped_goes_on_on_another(
     """`watch` has its newest checkpoint and continues the run. The plan has the spot price, and a warning."""
     root = read_json(project.path / "conf" / "deploy" / "far.yaml")["root"]
     target(project, root=root, **({"gpus": ["NVIDIA RTX A5000"]} if flags else {"spot": True}))
-    words = ("train", "--on", "far", *flags, "--yes", "--set", "train.step_s=0.5", "--set", "train.epochs=8")
+    words = ("train", "--on", "far", *flags, "--yes", *paced(0.5, 8))
     said = project.invoke(*words, "--dry-run").stdout
     assert "at $0.20 an hour (spot)" in said
     assert "a spot machine may be stopped at any moment; checkpoints on it are lost then" in said
@@ -75,7 +75,7 @@ def test_a_run_on_a_spot_pod_that_is_stopped_goes_on_on_another(
     [run] = project.json("runs")
     watching = project.start("watch", "--on", "far")
     at_home = project.path / "runs" / run["run_id"] / "checkpoints"
-    wait_until(lambda: list(at_home.glob("epoch_*.json")), under_load(60))
+    wait_until(lambda: list(at_home.glob("epoch_*.json")), 60)
     [first] = account.names
     fault.strikes()
     account.preempt(first)

@@ -23,6 +23,7 @@ from tests.deploy.conftest import Project, end_tmux, wait_until
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import Emulator
 from tests.support.emulators.runpod_pods import Container
+from tests.support.files import contents
 from tests.support.images.engine import docker
 
 pytestmark = pytest.mark.slow
@@ -210,8 +211,7 @@ def look_at_machine(name: str) -> None:
 def look_at_laptop(folder: Path) -> None:
     """Search the project with its notes and runs, and the home folder."""
     looked = 0
-    for file in folder.rglob("*"):
-        if file.is_file():
-            assert planted_in(file.read_bytes()) == [], file
-            looked += 1
+    for file, content in contents(folder):
+        assert planted_in(content) == [], file
+        looked += 1
     assert looked > 50

@@ -23,7 +23,7 @@ from tests.support.faults import Fault
 from tests.support.load import under_load
 
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux: apt-get install tmux")
-SLOW_STEPS = ("--set", "train.step_s=0.3", "--set", "train.epochs=50")
+SLOW_STEPS = ("--set", "train.step_s=0.3", "--set", "train.epochs=500")
 
 
 def run_folder(project: Project, run_id: str) -> Path:
@@ -155,7 +155,7 @@ def test_a_second_train_is_refused(project: Project) -> None:
     assert first in refused.stderr
     project.invoke("stop")
     at_once = [project.start("train", "--detach", *SLOW_STEPS, "--json") for _ in range(2)]
-    answers = [process.communicate(timeout=120) for process in at_once]
+    answers = [process.communicate(timeout=under_load(120)) for process in at_once]
     codes = [process.returncode for process in at_once]
     assert sorted(codes) == [0, 2]
     winner = json.loads(answers[codes.index(0)][0])["run_id"]
@@ -167,7 +167,7 @@ def test_stop_and_resume(project: Project) -> None:
     """`stop` makes a checkpoint. `--resume auto` continues in the same folder with the same settings."""
     run_id = running(project)
     both = [project.start("stop", "--json") for _ in range(2)]  # two terminals download the same files
-    stopped, again = (json.loads(process.communicate(timeout=120)[0]) for process in both)
+    stopped, again = (json.loads(process.communicate(timeout=under_load(120))[0]) for process in both)
     assert stopped == again
     assert (stopped["state"], stopped["run_id"]) == ("stopped", run_id)
     assert "_step_" in stopped["checkpoint"]["path"]
@@ -177,7 +177,7 @@ def test_stop_and_resume(project: Project) -> None:
     assert "--fraction 0.5 contradicts" in contradiction.stderr
     contradiction = project.invoke("train", "--resume", "auto", "--set", "train.epochs=9", code=2)
     assert "train.epochs=9 contradicts" in contradiction.stderr
-    again = project.json("train", "--resume", "auto", "--detach", "--set", "train.epochs=50")
+    again = project.json("train", "--resume", "auto", "--detach", "--set", "train.epochs=500")
     assert again["run_id"] == run_id
     assert project.json("status")["attempt"] == 2
     events = lambda: (run_folder(project, run_id) / "metrics.jsonl").read_text()  # noqa: E731
@@ -189,7 +189,7 @@ def test_stop_and_resume(project: Project) -> None:
 
 def test_an_older_run_goes_on_by_its_name(project: Project) -> None:
     """`--resume auto --run ID` continues an older run. A run that succeeded cannot continue; --run needs --resume."""
-    older = project.json("train", "--detach", "--set", "train.epochs=50")["run_id"]
+    older = project.json("train", "--detach", *SLOW_STEPS)["run_id"]
     project.invoke("stop")
     newer = project.json("train")["run_id"]
     assert "--resume auto" in project.invoke("train", "--run", older, code=2).stderr
@@ -437,12 +437,13 @@ def test_ctrl_c_detaches_and_attach_shows_the_job(project: Project, terminal: Ca
     """In a terminal, Ctrl-C leaves the progress display and the job continues. `attach` shows the job read-only."""
     look = lambda: terminal("capture-pane", "-p", "-t", "t")  # noqa: E731
     # The window's own shell keeps the screen after each command.
-    terminal("new-session", "-d", "-s", "t", "-x", "150", "-y", "60", "/bin/sh")
+    terminal("new-session", "-d", "-s", "t", "-x", "150", "-y", "60", "PS1='ready> ' /bin/sh")
     invoke = f"'{sys.executable}' -m invoke"
     terminal("send-keys", "-t", "t", f"{invoke} train {' '.join(SLOW_STEPS)}", "Enter")
     wait_until(lambda: "img/s" in look())
     terminal("send-keys", "-t", "t", "C-c")
-    wait_until(lambda: "continues" in look())
+    wait_until(lambda: look().rstrip().endswith("ready>"))  # the next keys are then the shell's
+    assert "continues" in look()
     assert "invoke stop" in look()
     terminal("send-keys", "-t", "t", f"clear; {invoke} attach", "Enter")
     wait_until(lambda: "rank 1 step" in look())
@@ -484,7 +485,7 @@ def test_following_a_log_until_the_end(project: Project) -> None:
     run_id = running(project)
     follower = project.start("logs", "--follow")
     project.invoke("stop")
-    text, _ = follower.communicate(timeout=120)
+    text, _ = follower.communicate(timeout=under_load(120))
     assert text == (run_folder(project, run_id) / "train.log").read_text(encoding="utf-8")
 
 

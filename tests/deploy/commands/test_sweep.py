@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.conftest import Project, git, wait_until
+from tests.deploy.conftest import Project, git, paced, wait_until
 from tests.deploy.support.pods import ProcessPod
 from tests.deploy.support.pretend.app.prepare import make as prepare
 from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.load import under_load
 
 LR = ("--sweep", "train.optimizer.lr=0.03,0.1")
 
@@ -168,7 +169,7 @@ def started(project: Project) -> dict[str, Any]:
     return run
 
 
-SLOW = ("--set", "train.step_s=0.2", "--set", "train.epochs=50")
+SLOW = ("--set", "train.step_s=0.2", "--set", "train.epochs=500")
 
 
 @pytest.mark.usefixtures("hears_ctrl_c")
@@ -178,7 +179,7 @@ def test_ctrl_c_ends_the_sweep_and_leaves_the_run_working(project: Project) -> N
     process = project.start("train", *LR, *SLOW, "--json")
     run = started(project)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=under_load(60))
     told = json.loads(out)
     assert (process.returncode, told["ended"]) == (130, "it was interrupted")
     assert [(each["run_id"], each["state"]) for each in told["runs"]] == [(run["run_id"], "running"), (None, None)]
@@ -194,7 +195,7 @@ def test_a_stopped_run_ends_the_sweep(project: Project) -> None:
     process = project.start("train", *LR, *SLOW, "--json")
     run = started(project)
     project.invoke("stop")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=under_load(60))
     told = json.loads(out)
     assert (process.returncode, told["ended"]) == (1, "the run was stopped")
     assert [each["state"] for each in told["runs"]] == ["stopped", None]
@@ -238,11 +239,11 @@ def test_a_sweep_after_a_lost_run_of_its_own_runs_what_is_left(project: Project)
 
 def test_all_runs_train_with_the_code_that_was_there_at_the_start(project: Project) -> None:
     """What is saved between two runs does not reach the second. Typed again, the sweep runs anew: it is other code."""
-    process = project.start("train", *LR, "--set", "train.step_s=0.2", "--set", "train.epochs=2", "--json")
+    process = project.start("train", *LR, *paced(0.2, 2), "--json")
     started(project)
     file = project.path / "app" / "__init__.py"
     file.write_text(f"{file.read_text(encoding='utf-8')}# another line\n", encoding="utf-8")
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=under_load(90))
     assert process.returncode == 0, err
     told = json.loads(out)
     plans = [json.loads((project.path / "runs" / run["run_id"] / "plan.json").read_text()) for run in told["runs"]]

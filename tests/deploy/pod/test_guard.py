@@ -30,6 +30,7 @@ from tests.deploy.conftest import SOURCE, wait_until
 from tests.deploy.pod.test_release import KEY, POD, Api
 from tests.deploy.support.supervised import DEAF, GOOD, OBEDIENT, SAVE, TELL, TRAINING, Supervised
 from tests.support.faults import Fault
+from tests.support.load import under_load
 
 Make = Callable[..., Supervised]
 HOUR_S = 3600.0
@@ -114,17 +115,17 @@ def mark_fetched(run: Supervised, name: str) -> None:
 def test_there_is_one_guard_a_machine(guarded: Guarded) -> None:
     """A second guard exits at once with code 0. Without guard.json, a guard exits with code 2. SIGTERM ends it."""
     words = [sys.executable, "-m", "deploy.pod.guard", str(guarded.root.path)]
-    first = subprocess.run(words, cwd=SOURCE, capture_output=True, text=True, check=False, timeout=30)
+    first = subprocess.run(words, cwd=SOURCE, capture_output=True, text=True, check=False, timeout=under_load(30))
     assert (first.returncode, "guard.json is missing" in first.stderr) == (2, True)
     guarded.allow().start()
     assert guarded.process is not None
-    second = subprocess.run(words, cwd=SOURCE, capture_output=True, text=True, check=False, timeout=30)
+    second = subprocess.run(words, cwd=SOURCE, capture_output=True, text=True, check=False, timeout=under_load(30))
     assert (second.returncode, guarded.status["pid"]) == (0, guarded.process.pid)
     heartbeat = guarded.status["heartbeat"]
     wait_until(lambda: guarded.status["heartbeat"] > heartbeat)
     if os.name != "nt":
         guarded.process.terminate()
-        assert guarded.process.wait(30) == 0
+        assert guarded.process.wait(under_load(30)) == 0
         assert guarded.status["state"] == "ended"
 
 
@@ -264,7 +265,7 @@ def test_a_job_whose_supervisor_hangs_is_ended_all_the_same(guarded: Guarded, ma
     os.kill(run.process.pid, signal.SIGSTOP)
     guarded.allow(**paid(max_hours=0.5, grace_s=0.1)).start().until("released", limit_s=60)
     assert (run.status["state"], "max_hours" in run.status["reason"]) == ("expired", True)
-    assert not processes.is_alive(job)
+    wait_until(lambda: not processes.is_alive(job))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a lock is not inherited on Windows: run on Linux or macOS")
@@ -416,11 +417,15 @@ def test_copies_go_to_an_address_as_well(tmp_path: Path, make: Make) -> None:
     run.start(SAVE + 'save(1); tell(event="end", reason="done")').end()
     words = [sys.executable, "-m", "deploy.pod.backup.sync", str(run.path)]
     url = f"file://{(tmp_path / 'bucket').as_posix()}"
-    done = subprocess.run([*words, url], cwd=SOURCE, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [*words, url], cwd=SOURCE, capture_output=True, text=True, check=False, timeout=under_load(60)
+    )
     assert (done.returncode, json.loads(done.stdout)["checkpoint"]) == (0, "epoch_001.pt")
     assert (tmp_path / "bucket" / "one" / "checkpoints" / "epoch_001.pt").read_bytes() == b"weights 1"
     for wrong in ("nothing://here", "s3://bucket/there"):
-        failed = subprocess.run([*words, wrong], cwd=SOURCE, capture_output=True, text=True, check=False, timeout=60)
+        failed = subprocess.run(
+            [*words, wrong], cwd=SOURCE, capture_output=True, text=True, check=False, timeout=under_load(60)
+        )
         assert (failed.returncode, len(failed.stdout.splitlines())) == (1, 1)
         assert wrong in failed.stdout
 

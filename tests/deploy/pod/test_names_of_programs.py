@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.load import under_load
+
 PROJECT = Path(__file__).parents[3]
 
 
 def start(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", f"deploy.pod.{name}", str(folder)]
-    return subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, timeout=under_load(60), check=False)
 
 
 def test_a_machine_without_runs_tells_how_it_stands(tmp_path: Path) -> None:

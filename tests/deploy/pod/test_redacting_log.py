@@ -20,6 +20,7 @@ from deploy.pod.base.redact import MASK, pieces
 from deploy.pod.job.redacting_log import Sieve
 from tests.deploy.conftest import wait_until
 from tests.deploy.support.supervised import TELL, Supervised
+from tests.support.load import under_load
 
 Make = Callable[..., Supervised]
 SECRET = "planted-grüße-secret-4410"
@@ -112,7 +113,7 @@ def test_a_full_disk_takes_words_and_not_the_job(tmp_path: Path) -> None:
     assert process.stdin is not None
     process.stdin.write(b"x" * (1 << 20))
     process.stdin.close()
-    assert process.wait(30) == 0
+    assert process.wait(under_load(30)) == 0
     assert not list(tmp_path.iterdir())
 
 

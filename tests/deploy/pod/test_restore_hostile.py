@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.conftest import SOURCE
+from tests.support.load import under_load
 
 resource = pytest.importorskip("resource", reason="needs limits of memory: run on Linux")
 GOOD = b"weights"
@@ -51,7 +52,7 @@ def restore(bucket: Bucket, *words: str, stdin: str = "", code: int = 0) -> str:
     (machine / "precious").write_text("mine")
     done = subprocess.run(
         [sys.executable, "-m", "deploy.pod.backup.restore", str(folder), f"file://{bucket.path}", *words],
-        cwd=SOURCE, input=stdin, capture_output=True, text=True, check=False, timeout=60,
+        cwd=SOURCE, input=stdin, capture_output=True, text=True, check=False, timeout=under_load(60),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (512 << 20, 512 << 20)),
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr

@@ -19,6 +19,7 @@ from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
 from deploy.runs import job
 from tests.deploy.conftest import SOURCE, CutAfterReading, SoonAfter, wait_until
 from tests.deploy.support.supervised import DEAF, GOOD, OBEDIENT, TELL, Supervised
+from tests.support.load import under_load
 
 # A rank in a session of its own, as torchrun starts it. It writes its checkpoint at the end of its input.
 RANK = 'import sys; sys.stdin.read(); open("checkpoint", "w").write("whole")'
@@ -66,7 +67,9 @@ def test_a_program_that_is_not_there_is_a_failure(make: Callable[..., Supervised
     run.path.mkdir(parents=True)
     plan = {"run_id": "a", "attempt": 1, "argv": ["/no/such"], "cwd": str(run.path), "env": {}, "grace_s": 1}
     write_json(Path(run.folder.plan), {**plan, "busy_lock": str(run.path.parent / "busy.lock")})
-    subprocess.run([sys.executable, "-m", "deploy.pod.supervisor", str(run.path)], cwd=SOURCE, check=False, timeout=30)
+    subprocess.run(
+        [sys.executable, "-m", "deploy.pod.supervisor", str(run.path)], cwd=SOURCE, check=False, timeout=under_load(30)
+    )
     assert run.status["state"] == "failed"
     assert "could not be started" in run.status["reason"]
 
@@ -129,7 +132,7 @@ def test_a_closed_terminal_means_nothing(make: Callable[..., Supervised]) -> Non
     heartbeat = run.status["heartbeat"]
     wait_until(lambda: run.status["heartbeat"] > heartbeat)
     ask_by_file(run)
-    run.process.wait(timeout=30)
+    run.process.wait(timeout=under_load(30))
     assert run.status["state"] == "stopped"
 
 

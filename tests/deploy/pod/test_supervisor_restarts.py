@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.pod.base import processes
 from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import RunFolder, read_json, write_json
 from deploy.pod.base.limits import HEARTBEAT_S, Limits
@@ -23,6 +24,7 @@ from deploy.pod.job.status import StatusFile
 from tests.deploy.conftest import PRETEND, wait_until
 from tests.deploy.support.supervised import SAVE, TELL, TRAINING, Supervised
 from tests.support.faults import Fault
+from tests.support.load import under_load
 
 Make = Callable[..., Supervised]
 CRASHING = SAVE + 'save(count + 1)\nif count < 2: crash()\ntell(event="end", reason="done")'
@@ -126,7 +128,7 @@ def test_a_killed_process_of_a_job_is_made_good(make: Make, victim: str, fault: 
     settings = [f"run.dir='{_quoted(run.path)}'", f"data.binary_cache_path='{_quoted(images)}'", "train.epochs=2"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "app.train"]
     environment = {"PYTHONPATH": str(PRETEND), "SNIPERFACE_SUPERVISED": "1"}
-    argv = [*launcher, *settings, "train.steps=60", "train.resume='none'"]
+    argv = [*launcher, *settings, "train.steps=60", f"train.step_s={under_load(0.02):.2f}", "train.resume='none'"]
     run.start(argv=argv, env=environment, max_restarts=3)
     first = wait_until(lambda: (run.status.get("step") or 0) >= 3 and run.status["job_pid"])
     ranks = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, text=True, check=True).stdout.split()
@@ -138,7 +140,7 @@ def test_a_killed_process_of_a_job_is_made_good(make: Make, victim: str, fault: 
     events = [json.loads(line) for line in Path(run.folder.metrics).read_text().splitlines()]
     starts = [event["step"] for event in events if event["event"] == "start"]
     assert starts[0] == 0 < starts[1]
-    assert not any(_is_there(int(pid)) for pid in ranks)
+    assert not any(processes.is_alive(int(pid)) for pid in ranks)
     fault.checkpoints(run.path)
     fault.leaves_out(machines=UNPAID)
 
@@ -174,7 +176,7 @@ def test_the_status_tells_what_the_machine_gives(make: Make, tmp_path: Path) -> 
             {"utilization_pct": None, "memory_used_bytes": 5 << 20, "memory_bytes": 81559 << 20},
         ]
     if sys.platform == "linux":
-        assert 20 < status["job_cpu_pct"] < 150
+        assert 20 / under_load(1) < status["job_cpu_pct"] < 150  # others compute too
         assert status["ram_free_bytes"] > 1 << 20
     assert status["disk_free_bytes"] > 0
     assert status["spend_usd"] == pytest.approx(1.0, abs=0.05)
@@ -199,7 +201,7 @@ def test_a_graphics_driver_that_hangs_is_waited_for_by_nobody(tmp_path: Path, mo
     finally:
         watch.close()
     if watch.process:
-        watch.process.wait(10)
+        watch.process.wait(under_load(10))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the program is a script: run on Linux or macOS")
@@ -217,7 +219,7 @@ def test_words_that_come_only_at_the_end_are_waited_for(tmp_path: Path, monkeypa
     now[0] = gpu_metrics.GPU_SILENT_S + 1
     assert wait_until(watch.read)[0]["utilization_pct"] == 5
     assert watch.process is not None
-    assert watch.process.wait(10) == 0
+    assert watch.process.wait(under_load(10)) == 0
 
 
 def test_secrets_are_the_jobs_alone(make: Make) -> None:
@@ -347,14 +349,6 @@ def test_a_checkpoint_without_room_is_a_failure_with_the_last_one_whole(
 def _is_full(path: Path) -> bool:
     about = os.statvfs(path)
     return about.f_bavail == 0
-
-
-def _is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _command_lines() -> str:

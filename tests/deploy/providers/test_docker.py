@@ -22,6 +22,7 @@ from deploy.providers.docker import DockerProvider, _log
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.settings import Docker, Settings, Target
 from tests.support import images
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -163,9 +164,7 @@ def test_gpus_that_the_engine_has_not_are_said(provider: DockerProvider, our_ima
 
 
 def test_an_engine_that_is_not_there_is_said_with_its_address(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nobody = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    nobody = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(NoMachine, match=f"no Docker engine answers at {nobody}"):
         DockerProvider(settings(tmp_path, docker_host=nobody)).list()
 

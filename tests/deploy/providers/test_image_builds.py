@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from deploy.providers import image
 from tests.support import images
 from tests.support.images.container import Machine, new_key, started
 from tests.support.images.engine import docker, docker_program
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -61,9 +61,6 @@ def compose(our_image: str, tmp_path: Path) -> Iterator[tuple[list[str], dict[st
     program = ["docker", "compose"] if _works(["docker", "compose", "version"]) else ["docker-compose"]
     if not _works([*program, "version"]):
         pytest.skip("needs Docker: and docker-compose")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     env = {
         **os.environ,
         "PATH": f"{Path(docker_program()).parent}{os.pathsep}{os.environ['PATH']}",
@@ -71,7 +68,7 @@ def compose(our_image: str, tmp_path: Path) -> Iterator[tuple[list[str], dict[st
         "COMPOSE_DOCKER_CLI_BUILD": "1",
         "BASE_IMAGE": images.arguments()["BASE_IMAGE"],
         "SNIPERFACE_IMAGE": f"sniperface-test-compose:{uuid.uuid4().hex[:8]}",
-        "SNIPERFACE_SSH_PORT": str(port),
+        "SNIPERFACE_SSH_PORT": str(free_port()),
         "PUBLIC_KEY_FILE": f"{new_key(tmp_path)}.pub",
         "WANDB_API_KEY": "secret",
     }

@@ -8,7 +8,6 @@ import http.client
 import json
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from deploy.providers import base_image, image
 from tests.deploy.conftest import wait_until
 from tests.support import images
 from tests.support.images.engine import docker, docker_program
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
 USER, PASSWORD = "me", "secret words"
@@ -195,9 +195,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     program = shutil.which("docker-registry")
     if not program:
         pytest.skip("needs docker-registry: install it, and start Docker")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     (tmp_path / "htpasswd").write_bytes(USER.encode() + b":" + bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)))
     settings = {
         "version": 0.1,

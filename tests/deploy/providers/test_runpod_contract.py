@@ -25,6 +25,7 @@ from deploy.providers.runpod.bodies import body_of, body_of_cluster
 from tests.support.emulators import contract
 from tests.support.emulators.rig import Rig, breaches
 from tests.support.emulators.runpod import KEY
+from tests.support.load import under_load
 
 WORDS = st.text(min_size=1, max_size=20)
 PODS, CLUSTERS = "/v2/pods", "/v2/clusters"
@@ -221,7 +222,7 @@ def test_the_emulator_runs_by_itself() -> None:
         assert answer.json() == {"pods": []}
         assert process.stdout.readline() == "200 GET /v2/pods\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(under_load(10)) == 0
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from deploy.errors import WrongUse
 from deploy.providers.runpod import key
 from tests.support.emulators.rig import Rig
 from tests.support.emulators.runpod import KEY
+from tests.support.load import under_load
 
 PROJECT = Path(__file__).parents[3]
 
@@ -41,7 +42,7 @@ def test_the_file_is_the_one_that_the_package_writes(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write = "from runpod import set_credentials; set_credentials('abc')"
-    subprocess.run([sys.executable, "-c", write], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", write], check=True, timeout=under_load(60))
     assert key.load({}).reveal() == "abc"
 
 

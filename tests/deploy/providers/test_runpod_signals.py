@@ -12,6 +12,7 @@ import pytest
 from deploy.commands.signals import Ended, ended_in_order
 from tests.deploy.conftest import Project, wait_until
 from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.load import under_load
 
 TARGET = "provider: runpod\nimage: me/sniperface:1\ngpus: [NVIDIA A40]\nroot: /workspace/sniperface\n"
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals: run it on Linux or macOS")
@@ -44,7 +45,7 @@ def test_a_pod_that_starts_is_given_back(project: Project, starting: Emulator, n
     process.send_signal(getattr(signal, name))
     if name == "SIGTERM":
         process.send_signal(signal.SIGTERM)
-    told, complaint = process.communicate(timeout=60)
+    told, complaint = process.communicate(timeout=under_load(60))
     assert (process.returncode, starting.names) == (code, []), told + complaint
     assert len(starting.account.ended) == 1
     assert "Traceback" not in complaint

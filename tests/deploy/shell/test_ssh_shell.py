@@ -27,9 +27,10 @@ from deploy.shell.ssh_config import parts
 from deploy.specs.machine import Machine
 from tests.deploy.conftest import HOSTILE_NAMES, wait_until
 from tests.deploy.support.proxy import Proxy, proxy
-from tests.deploy.support.servers import SSHD, Server, asyncssh_server, free_port, make_key, openssh
+from tests.deploy.support.servers import SSHD, Server, asyncssh_server, make_key, openssh
 from tests.support.faults import Fault
 from tests.support.load import under_load
+from tests.support.ports import free_port
 
 needs_sshd = pytest.mark.skipif(SSHD is None, reason="needs an SSH server: apt-get install openssh-server")
 needs_ssh = pytest.mark.skipif(
@@ -201,7 +202,7 @@ def test_what_is_meant_for_a_users_own_logins_changes_nothing(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=under_load(60),
     )
     assert (done.stdout.decode().replace("\r", ""), done.returncode) == ("a b|", 0), done.stderr
     link = shell.native_link()
@@ -293,7 +294,7 @@ def test_a_log_goes_on_over_a_cut(
     assert thread
     thread.join()
     fault.log(bytes(read), b"".join(written))
-    assert came_back - restored < 3
+    assert came_back - restored < under_load(3)
     fault.leaves_out(**dict.fromkeys(("truth", "checkpoints", "machines"), "there is a log and no run"))
 
 

@@ -23,9 +23,11 @@ from deploy.specs.settings import Settings, Target
 from deploy.steps.restore import Kept
 from deploy.ui.screen import Screen
 from tests.deploy.commands.test_remote import Box, make_box
-from tests.deploy.conftest import SOURCE, Project, wait_until
+from tests.deploy.conftest import SOURCE, Project, paced, wait_until
 from tests.deploy.support.servers import SSHD, asyncssh_server, openssh
 from tests.deploy.support.supervised import SAVE, TELL, Supervised
+from tests.support.files import below, contents
+from tests.support.load import under_load
 
 Make = Callable[..., Supervised]
 EPOCHS = 12
@@ -46,7 +48,7 @@ def asked(run: RunFolder, sync_to: str, *words: str, note: dict[str, Any] | None
     volume = [] if "://" in sync_to else ["--volume", sync_to]
     done = subprocess.run(
         [sys.executable, "-m", "deploy.pod.backup.restore", str(run.path), sync_to, *volume, *words],
-        cwd=SOURCE, capture_output=True, text=True, check=False, timeout=60, input=json.dumps(note or {}),
+        cwd=SOURCE, capture_output=True, text=True, check=False, timeout=under_load(60), input=json.dumps(note or {}),
     )  # fmt: skip
     assert (done.returncode, len(done.stdout.splitlines())) == (code, 1), done.stdout + done.stderr
     return json.loads(done.stdout) if code == 0 else done.stdout
@@ -100,7 +102,7 @@ def test_nothing_is_there_or_nothing_can_be_there(tmp_path: Path) -> None:
     assert "nothing://x" in asked(run, "nothing://x", code=1)
     done = subprocess.run(
         [sys.executable, "-m", "deploy.pod.backup.restore", str(run.path), str(tmp_path / "there")],
-        cwd=SOURCE, capture_output=True, text=True, check=False, timeout=60,
+        cwd=SOURCE, capture_output=True, text=True, check=False, timeout=under_load(60),
     )  # fmt: skip
     assert "is the volume mounted there?" in done.stdout
 
@@ -221,7 +223,7 @@ def test_metrics_are_read_after_the_choice_of_a_checkpoint(make: Make, tmp_path:
 @pytest.fixture
 def box(project: Project, tmp_path: Path) -> Iterator[Box]:
     yield from make_box(project, tmp_path, openssh if SSHD else asyncssh_server)
-    for status in tmp_path.glob("**/guard-status.json"):
+    for status in [path for path in below(tmp_path) if path.name == "guard-status.json"]:
         processes.kill_tree(read_json(status)["pid"])
 
 
@@ -232,7 +234,7 @@ def bucket(tmp_path: Path) -> Path:
 
 def begin(box: Box, epochs: int = EPOCHS) -> Path:
     """Start a run that takes some seconds, and return its folder on the machine."""
-    run_id = box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", f"train.epochs={epochs}")["run_id"]
+    run_id = box.json("train", "--detach", *paced(0.2, epochs))["run_id"]
     return box.root / "runs" / str(run_id)
 
 
@@ -248,7 +250,7 @@ def newer(run: Path) -> None:
 def copy(run: Path, bucket: Path) -> str:
     """Sync the run as the guard does, and return the name of the copied checkpoint."""
     words = [sys.executable, "-m", "deploy.pod.backup.sync", str(run), f"file://{bucket}"]
-    done = subprocess.run(words, cwd=SOURCE, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(words, cwd=SOURCE, capture_output=True, text=True, check=True, timeout=under_load(60))
     return str(json.loads(done.stdout)["checkpoint"])
 
 
@@ -367,12 +369,12 @@ def test_credentials_are_in_one_process_only(box: Box, bucket: Path, tmp_path: P
     assert [pid for pid in every_process() if secret in read(f"/proc/{pid}/environ") and pid not in mine] == [reader]
     assert [pid for pid in every_process() if secret in read(f"/proc/{pid}/cmdline")] == []
     os.close(os.open(pipe, os.O_WRONLY))  # the reader continues, and finds that it is not a file
-    said, complaint = going.communicate(timeout=120)
+    said, complaint = going.communicate(timeout=under_load(120))
     assert going.returncode == 0, complaint
     assert "cannot be read and is skipped" in said
     assert "from this laptop" in said
-    for file in [*box.root.rglob("*"), *(box.project.path / "runs").rglob("*")]:
-        assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+    for file, content in [*contents(box.root), *contents(box.project.path / "runs")]:
+        assert secret.encode() not in content, file
 
 
 def every_process() -> list[int]:
@@ -456,7 +458,7 @@ def test_a_machine_that_cannot_be_had_at_first_is_asked_for_again(box: Box, tmp_
         assert said[-1], said
     assert "cannot be written" in said[-1]
     box.root.unlink()
-    rest, complaint = watching.communicate(timeout=120)
+    rest, complaint = watching.communicate(timeout=under_load(120))
     assert watching.returncode == 0, complaint
     assert rest.splitlines()[-1].endswith("succeeded")
     assert_each_step_is_told_once(run)

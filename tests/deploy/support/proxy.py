@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.support.ports import free_port
+
 READ_BYTES = 256 << 10
 QUEUE_BYTES = 64 << 20  # in flight per direction; more than any TCP window, so it never limits a stream
 
@@ -111,7 +113,7 @@ class Line:
         self.is_cut = False
         self.counters = {"up": 0, "down": 0, "connections": 0}
         self.listener: socket.socket | None = None
-        self.port = 0
+        self.port = free_port()  # also after a refusal, when it listens again
         self.listen()
         self.selector.register(sys.stdin.fileno(), selectors.EVENT_READ, "command")
         print(self.port, flush=True)
@@ -122,7 +124,6 @@ class Line:
         self.listener.bind(("127.0.0.1", self.port))
         self.listener.listen(64)
         self.listener.setblocking(False)
-        self.port = self.listener.getsockname()[1]
         self.selector.register(self.listener, selectors.EVENT_READ, "accept")
 
     def run(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from deploy.pod.base import processes
 from deploy.specs.machine import Address, Machine
 from tests.deploy.conftest import wait_until
+from tests.support.ports import free_port
 
 SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
 
@@ -53,12 +54,6 @@ def make_key(path: Path) -> str:
     public: str = key.export_public_key().decode().strip()
     path.with_suffix(".pub").write_text(public + "\n")
     return public
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @contextlib.contextmanager

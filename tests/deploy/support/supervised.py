@@ -11,6 +11,7 @@ from typing import Any
 
 from deploy.pod.base.folder import Root, RunFolder, read_json, write_json
 from tests.deploy.conftest import SOURCE, wait_until
+from tests.support.load import under_load
 
 TELL = """
 import json, os, sys, time, subprocess
@@ -110,5 +111,5 @@ class Supervised:
 
     def end(self, limit_s: float = 30) -> tuple[int, dict[str, Any]]:
         assert self.process is not None
-        self.output, self.complaint = self.process.communicate(timeout=limit_s)
+        self.output, self.complaint = self.process.communicate(timeout=under_load(limit_s))
         return self.process.returncode, self.status

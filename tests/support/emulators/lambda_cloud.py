@@ -24,7 +24,9 @@ from typing import Any, Protocol
 from deploy.pod.base import processes
 from deploy.pod.base.folder import read_json
 from deploy.providers.rented import Clock
-from tests.deploy.support.servers import Server, asyncssh_server, free_port
+from tests.deploy.support.servers import Server, asyncssh_server
+from tests.support.files import below
+from tests.support.ports import free_port
 
 KEY = "secret_emulated_" + "0123456789abcdef"  # in two parts: files that contain a key are not uploaded
 LAUNCH = "/api/v1/instance-operations/launch"
@@ -150,12 +152,13 @@ class ProcessVm:
 
     def status(self, name: str) -> dict[str, Any]:
         """The newest file of this name on the machine, such as guard-status.json; {} before there is one."""
-        found = max(self.home.glob(f"**/{name}"), key=lambda each: each.stat().st_mtime, default=None)
+        there = (path for path in below(self.home) if path.name == name)
+        found = max(there, key=lambda each: each.stat().st_mtime, default=None)
         return read_json(found) if found else {}
 
     def close(self) -> None:
         """End every process of the machine: its guard and its jobs have left the server's process group."""
-        for each in (*self.home.glob("**/guard-status.json"), *self.home.glob("**/runs/*/status.json")):
+        for each in [path for path in below(self.home) if path.name in ("guard-status.json", "status.json")]:
             told = read_json(each)
             for pid in (told.get("pid"), told.get("job_pid")):
                 if pid and told.get("ended") is None:

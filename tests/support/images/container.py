@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.deploy.conftest import wait_until
 from tests.support.images.engine import docker
+from tests.support.load import under_load
 
 HOST_KEY = "sniperface host key: "
 BAD_START = "sniperface bad start: "
@@ -47,7 +48,7 @@ class Machine:
     def ssh(self, command: str, *options: str, stdin: bytes = b"") -> bytes:
         """Output of a command on the machine; asserts that it succeeds."""
         argv = [*self.argv("ssh", *options), *([command] if command else [])]
-        done = subprocess.run(argv, input=stdin, capture_output=True, check=False, timeout=60)
+        done = subprocess.run(argv, input=stdin, capture_output=True, check=False, timeout=under_load(60))
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
