@@ -175,6 +175,12 @@ class Reach:
         self._listed = {machine.name: machine for machine in found}
         return found
 
+    def in_use_again(self) -> Machine | None:
+        """The machine that `acquire` would find, by the list of `machines`; None without one. Asks nobody."""
+        family = family_name(self.settings)
+        named = (machine for name, machine in sorted(self._listed.items()) if name.startswith(family))
+        return next((machine for machine in named if not machine.is_stopped and not machine.fault), None)
+
     def machine_of_target(self) -> Machine | None:
         """The first machine of the target, with or without a run; None if there is none now."""
         family = family_name(self.settings)
