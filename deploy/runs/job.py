@@ -14,6 +14,7 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, quoted
+from deploy.pod.base import job_log
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder
 from deploy.pod.base.limits import LOST_AFTER_S
 from deploy.shell import EVIDENCE_LINES, Shell
@@ -24,6 +25,7 @@ from deploy.specs.plan import Plan
 POLL_S = 0.3
 START_LIMIT_S = 30
 PIECE_BYTES = 4 << 20  # most that one request reads of a log
+EVIDENCE_BYTES = 32 << 10  # torchrun's report alone may have 8 KiB
 EVENTS_BYTES = 1 << 20  # the same of metrics.jsonl: parsed events take up to thirty times as much memory
 
 
@@ -304,13 +306,13 @@ class NodeLines:
         return "".join(f"{self.node}| {line}\n" for line in lines)
 
 
-def last_lines(shell: Shell, folder: RunFolder) -> list[str]:
-    """The last lines of the log, as evidence in an error message."""
+def last_lines(shell: Shell, folder: RunFolder, reason: str | None = None) -> list[str]:
+    """The last telling lines of the log, as evidence in an error message that has the `reason`."""
     size = shell.size(folder.log) or 0
     if not size:
         return []
-    text = shell.read(folder.log, max(0, size - 8192), 8192).decode("utf-8", errors="replace")
-    return [line for line in text.splitlines() if line.strip()][-EVIDENCE_LINES:]
+    text = shell.read(folder.log, max(0, size - EVIDENCE_BYTES), EVIDENCE_BYTES).decode("utf-8", errors="replace")
+    return job_log.beyond(job_log.telling(text.splitlines()), reason)[-EVIDENCE_LINES:]
 
 
 def _document(data: bytes, shell: Shell, path: PurePath) -> dict[str, Any]:

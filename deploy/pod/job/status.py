@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy.pod.base import job_log
 from deploy.pod.base.clock import Clock, Jumps
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
 from deploy.pod.base.limits import HEARTBEAT_S, Limits
@@ -16,7 +19,7 @@ from deploy.pod.base.redact import Redactor
 from deploy.pod.job.gpu_metrics import Gauges, disk_free_bytes
 
 EVIDENCE_LINES = 10
-EVIDENCE_BYTES = 8192
+EVIDENCE_BYTES = 32 << 10  # torchrun's report alone may have 8 KiB
 FULL_BYTES = 64 << 10
 
 
@@ -68,7 +71,7 @@ class StatusFile:
             self._write(durable=False)
 
     def evidence(self, since: int) -> list[str]:
-        """Return the last EVIDENCE_LINES lines that were written to the log from byte `since` on."""
+        """Return the last EVIDENCE_LINES telling lines that were written to the log from byte `since` on."""
         try:
             with open(self.folder.log, "rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -76,11 +79,19 @@ class StatusFile:
                 text = file.read().decode("utf-8", errors="replace")
         except OSError:
             return []
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = job_log.telling(text.splitlines())
         free = disk_free_bytes(Path(self.folder.path))
         if free is not None and free < FULL_BYTES:  # the job's own error message may not have fit either
             lines.append(f"no space left on the disk of {self.folder.path}")
         return lines[-EVIDENCE_LINES:]
+
+    def end_log(self, reason: str) -> bytes:
+        """Write why the run failed as the last line of the log, and return the line. torchrun's report is above it."""
+        when = time.strftime("%H:%M:%S", time.localtime(self.clock.wall()))
+        line = f"[{when}] {job_log.FAILED}{self.redact(reason)}\n".encode()
+        with contextlib.suppress(OSError), open(self.folder.log, "ab") as log:
+            log.write(line)
+        return line
 
     def _write(self, durable: bool) -> None:
         self._told_at = self.clock.monotonic()
