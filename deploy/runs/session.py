@@ -149,7 +149,7 @@ class Reach:
                 self.devices[machine.name] = found
         except LinkLost as lost:
             self.forget(machine.name)
-            raise NoMachine(lost.message, evidence=lost.evidence) from lost
+            raise NoMachine(lost.message, evidence=lost.evidence, next_command=lost.next_command) from lost
         except BaseException:
             self.forget(machine.name)
             raise
@@ -199,6 +199,9 @@ class Reach:
         if machine.name not in self._shells:
             name = machine.name
             self._shells[name] = open_shell(machine, self.settings.notes, lambda: self.provider.find(name))
+            target = self.settings.target
+            if target.options.is_shared and not machine.is_here:  # a host that the target's file names
+                self._shells[name].silent_fix = target.options.silent_fix(target.name, self.settings.where)
             if self.limit_s is not None:
                 self._shells[name].give_up_at = time.monotonic() + self.limit_s
         return self._shells[machine.name]

@@ -265,7 +265,7 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
         test = {"path": str(machine.root / ".write-test")}
         shell.calls([("write", {**test, "data": b"", "private": False}), ("remove", test)])
     except LinkLost as lost:
-        raise NoMachine(lost.message, evidence=lost.evidence) from lost
+        raise NoMachine(lost.message, evidence=lost.evidence, next_command=lost.next_command) from lost
     except OSError as error:
         raise NoMachine(
             f"the folder {machine.root} of target '{settings.target.name}' cannot be written: {error.strerror}",
