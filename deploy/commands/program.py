@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from deploy.ui.screen import Screen
 
 
+READER_GONE = 141  # as shells give it for SIGPIPE
 SHELLS = ("bash", "fish", "zsh")
 
 
@@ -49,6 +51,10 @@ def telling(as_json: bool = False) -> Iterator[Screen]:
     except DeployError as error:
         screen.error(error)
         raise Exit(code=error.exit_code) from error
+    except BrokenPipeError as error:  # the reader of our output has read enough, as `| head` does
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
+        raise Exit(code=READER_GONE) from error
     except OSError as error:
         screen.error(StepFailed(str(error)))
         raise Exit(code=StepFailed.exit_code) from error

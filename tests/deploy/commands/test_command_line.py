@@ -303,6 +303,18 @@ def test_a_wrong_command_line_ends_in_one_sentence(line: str, capfd: pytest.Capt
     assert not [each for each in rest if not each.startswith("next: ")]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a pipe that tells its writer: run on Linux or macOS")
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    """As with `invoke --list | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy", "--list"], cwd=PROJECT, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_help_is_grouped_and_shows_what_each_flag_takes(capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = answer("train --help", capfd)
     assert code == 0
