@@ -14,7 +14,7 @@ from deploy.runs import watchdog
 from deploy.runs.session import Prepared, Reach
 from deploy.shell import LinkLost, Shell, transfer
 from deploy.specs import memory, shards
-from deploy.specs.estimate import Stopwatch
+from deploy.specs.estimate import Stopwatch, plural
 from deploy.specs.facts import Facts
 from deploy.specs.machine import Machine, MachineSpec, node_name
 from deploy.specs.names import family_name
@@ -159,7 +159,9 @@ def _ready_data(
     )
     plan = make(settings, checked.request, facts, tryout=checked.tryout)
     if not machine.is_here:
-        screen.say(f"hardware: {gpus_of(plan)}, {plan.cores} cores, so {plan.processes} processes")
+        screen.say(
+            f"hardware: {gpus_of(plan)}, {plan.cores} cores, so {plural(plan.processes or 0, 'process', 'processes')}"
+        )
     with screen.copying("staging") as progress:
         make_room = partial(staging.free, shell, settings, place)
         staged = staging.stage(shell, machine, folder, plan, dataset, progress, packing, make_room)
