@@ -26,7 +26,9 @@ app/evaluation/identification.py defines them. Under torchrun the processes shar
 from __future__ import annotations
 
 import glob
+import shutil
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -276,7 +278,12 @@ def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, 
     ]
     beside = f"; curves beside it: {', '.join(pictures)}" if pictures else ""
     where = f"report: {shown(out / 'eval.json')}{beside}"
-    return "\n".join([*faults.values(), table, where, *told]), int(bool(faults))
+    return "\n".join([*faults.values(), table, where, *map(wrapped, told)]), int(bool(faults))
+
+
+def wrapped(text: str) -> str:
+    """Break a text between words at the width of the terminal. Elsewhere it stays one line."""
+    return textwrap.fill(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text
 
 
 def measured_before(best: Row, images: ImageSet, request: Request) -> of_weights.Before:
