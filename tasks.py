@@ -264,12 +264,14 @@ def export(screen: Screen, target: str, run_id: str | None, which: str, out: str
 
 
 @task(flags.JSON, group=MACHINES)
-def ps(screen: Screen) -> None:
-    """List what costs money, as the providers report it: machines and volumes, orphans first."""
-    from deploy.billing.bills import COLUMNS
+def ps(screen: Screen) -> int:
+    """List what costs money, as the providers report it: machines and volumes, orphans first.
+
+    The exit code is 1 if an account does not answer, because the list may then lack some of it.
+    """
     from deploy.commands import status as looking
 
-    screen.rows("Machines and volumes", looking.bills(PROJECT, screen), COLUMNS)
+    return looking.ps(PROJECT, screen)
 
 
 @task(*flags.COST, group=MACHINES, examples=("cost", "cost --days 7 --json"))

@@ -15,7 +15,8 @@
                          squash is what testarcface.py does; `app.prepare source=pairs align=auto` finds the faces
     key=value            changes a setting, such as backbone=iresnet50 or train.eval.batch_size=64
 
-Prints a table, best weights first, and writes eval.json and a plot of the curves of each set. Accuracy is the
+Prints a table, best weights first, and a verdict on each set in a sentence. Writes eval.json and a plot of the curves
+of each set, with those of the untrained network and of raw pixels where the run measured them. Accuracy is the
 mean of ten folds, each with the threshold tuned on the other nine. Some papers publish the accuracy with a threshold
 tuned on the test pairs; it is reported beside the first, under that name. Identification gives ranks 1, 5 and 10 (CMC),
 and TPIR (DIR) at FPIR (FAR) 1e-3, 1e-2 and 1e-1 with thresholds, where enough probes show people outside the gallery;
@@ -25,7 +26,9 @@ app/evaluation/identification.py defines them. Under torchrun the processes shar
 from __future__ import annotations
 
 import glob
+import shutil
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -46,6 +49,7 @@ from app.evaluation.results import Row
 from app.evaluation.sets import held_out, open_set
 from app.files import make_folder, shown
 from app.models import build_backbone
+from app.report import facts, of_weights
 from app.runtime import checkpoint, dist
 from app.runtime.command import answer
 from app.runtime.dist import ALONE, World
@@ -238,6 +242,8 @@ def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, 
     }
     unusable = faults_of(request.weights)
     faults = dict(unusable)
+    known: dict[str, of_weights.Before] = {}
+    pictures: list[str] = []
     wanted = min(config.train.eval.batch_size for config in request.weights.values())
     batch_size = batch_size_for(wanted, here)
     if here.is_main:
@@ -261,11 +267,30 @@ def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, 
                 faults[file] = f"{file}: its embeddings of {images.name} are not finite"
         done.append(images)
         if here.is_main:
-            picture_of(images, results.best_first(list(rows.values()), done), out)
+            ranked = results.best_first(list(rows.values()), [images])
+            known[images.name] = measured_before(ranked[0], images, request)
+            pictures += picture_of(images, ranked, known[images.name], out)
             settings = {"flip": request.flip, "fit": request.fit, "world_size": here.size}
             results.write(out / "eval.json", list(rows.values()), done, settings)
     table = results.table(list(rows.values()), done)
-    return "\n".join([*faults.values(), table, f"report: {shown(out / 'eval.json')}"]), int(bool(faults))
+    told = [
+        of_weights.sentence(results.best_first(list(rows.values()), [each]), each, known[each.name]) for each in done
+    ]
+    beside = f"; curves beside it: {', '.join(pictures)}" if pictures else ""
+    where = f"report: {shown(out / 'eval.json')}{beside}"
+    return "\n".join([*faults.values(), table, where, *map(wrapped, told)]), int(bool(faults))
+
+
+def wrapped(text: str) -> str:
+    """Break a text between words at the width of the terminal. Elsewhere it stays one line."""
+    return textwrap.fill(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text
+
+
+def measured_before(best: Row, images: ImageSet, request: Request) -> of_weights.Before:
+    """What the run of the best weights measured before on the same images, for the verdict and the curves."""
+    run = RunFolder.with_weights(best.file)
+    is_own = run is not None and request.flip and images.path == str(request.weights[best.file].data.binary_cache_path)
+    return of_weights.before(facts.read(run) if run is not None and is_own else None, images)
 
 
 def faults_of(weights: dict[Path, Config]) -> dict[Path, str]:
@@ -306,14 +331,15 @@ def measure(
     tell(f"{images.name}: {row.short} measured in {time.monotonic() - started:.1f} s", here)
 
 
-def picture_of(images: ImageSet, rows: Sequence[Row], out: Path) -> None:
-    outcomes = {row.short: row.outcomes.get(images.name) for row in rows}
-    shown = {name: outcome for name, outcome in outcomes.items() if outcome is not None and len(outcome.far)}
-    if shown:
-        axes = next(iter(shown.values())).axes
-        title = f"{images.name}: {images.protocol.pairs:,} pairs"
-        curves = {name: (outcome.far, outcome.tar) for name, outcome in shown.items()}
-        curve.draw(out / f"{axes.file}_{images.name}.png", title, curves, axes)
+def picture_of(images: ImageSet, ranked: Sequence[Row], known: of_weights.Before, out: Path) -> list[str]:
+    """Draw the curves of a set. Returns the name of the file; [] if no weights have a curve."""
+    drawn, left_out = of_weights.curves(ranked, images, known)
+    if not drawn:
+        return []
+    axes = next(outcome.axes for row in ranked if (outcome := row.outcomes.get(images.name)) and len(outcome.far))
+    name = f"{axes.file}_{images.name}.png"
+    curve.draw(out / name, f"{images.name}: {images.protocol.pairs:,} pairs", drawn, axes, left_out=left_out)
+    return [name]
 
 
 def short_names(files: Sequence[Path]) -> dict[Path, str]:

@@ -102,7 +102,7 @@ def training() -> Iterator[str]:
 
 def targets() -> Iterator[str]:
     """The page of the keys of conf/deploy, from the dataclasses that they fill."""
-    from deploy.specs import settings
+    from deploy.specs import settings, settings_file
 
     def rows(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
         for each in settings_of(Path(inspect.getfile(kind)))[kind.__name__]:
@@ -120,7 +120,7 @@ def targets() -> Iterator[str]:
     yield MADE
     yield "A target is a file in `conf/deploy`: `--on NAME` uses `conf/deploy/NAME.yaml`. Its keys are those of every"
     yield "target and those of its `provider`. Each key has an environment variable that wins over the file, such as"
-    yield f"`{settings.ENVIRONMENT_PREFIX}STAGE_TO` for `stage_to`. `--gpus` and `--spot` win over both."
+    yield f"`{settings_file.ENVIRONMENT_PREFIX}STAGE_TO` for `stage_to`. `--gpus` and `--spot` win over both."
     yield "How to use each kind: [machines.md](machines.md).\n"
     yield "## Every target\n"
     yield from table(

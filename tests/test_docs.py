@@ -110,7 +110,18 @@ def test_the_recorded_terminal_runs_the_commands_of_the_readme() -> None:
     assert len(recorded) <= 300_000
     assert "prefers-color-scheme:dark" in recorded
     assert not re.search(r"/(home|root|work|tmp|Users)/", recorded)
-    assert "points above the untrained network" in recorded
+    lines = re.sub(r'</text><text id="\w+">', " ", recorded)
+    assert "points above the untrained network" in lines  # the last line of train is the verdict
+
+
+def test_each_picture_is_made_by_a_script_small_and_shown() -> None:
+    """The pictures of pages are screenshots of real runs, and show no photograph of a person."""
+    scripts = text("docs/screenshots.py") + text("docs/record.py")
+    pages = text("README.md") + "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    for picture in (DOCS / "pictures").glob("*.png"):
+        assert f'"{picture.stem}"' in scripts, picture
+        assert f"pictures/{picture.name})" in pages, picture
+        assert picture.stat().st_size <= 60_000, picture
 
 
 def test_the_photographs_of_the_tutorial_are_no_code() -> None:

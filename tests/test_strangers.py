@@ -28,6 +28,7 @@ RIGHT = {
 }
 # The only laptop files that write files, and where each takes their names from.
 WRITES = {
+    "deploy/commands/program.py": "the null device, in place of a pipe without a reader",
     "deploy/commands/remove.py": "run ids of this computer, by border.place",
     "deploy/commands/target.py": "the name that the user typed",
     "deploy/providers/image.py": "the tag of an image, a hash",

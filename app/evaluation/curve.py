@@ -23,17 +23,22 @@ DASH = 12  # points per dash where curves coincide
 TOGETHER = 2  # curves closer than this many pixels coincide
 
 
-def draw(path: Path, title: str, curves: Mapping[str, tuple[Numbers, Numbers]], axes: Axes = ROC) -> None:
-    """Write a PNG of the first six curves (far [Q], tar [Q]) by name. The far axis is logarithmic."""
+def draw(
+    path: Path, title: str, curves: Mapping[str, tuple[Numbers, Numbers]], axes: Axes = ROC, *, left_out: int = 0
+) -> None:
+    """Write a PNG of the first six curves (far [Q], tar [Q]) by name. The far axis is logarithmic.
+
+    `left_out`: how many more there are.
+    """
     shown = dict(list(curves.items())[: len(COLOURS)])
     lowest = min(float(far[far > 0].min()) for far, _ in shown.values())
     decades = max(1, min(6, math.ceil(-math.log10(lowest))))
     picture = Image.new("RGB", (WIDTH * FINE, HEIGHT * FINE), PAPER)
     pen = ImageDraw.Draw(picture)
     _axes(pen, decades)
-    _lines(pen, [_places(far, tar, decades) for far, tar in shown.values()])
+    _lines(pen, [_places(far, tar, decades, lowest) for far, tar in shown.values()])
     picture = picture.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
-    _words(ImageDraw.Draw(picture), title, list(shown), decades, len(curves) - len(shown), axes)
+    _words(ImageDraw.Draw(picture), title, list(shown), decades, len(curves) - len(shown) + left_out, axes)
     with atomic(path) as file:
         picture.save(file, "PNG")
 
@@ -55,10 +60,13 @@ def _axes(pen: ImageDraw.ImageDraw, decades: int) -> None:
         pen.line([(LEFT * FINE, y), ((WIDTH - RIGHT) * FINE, y)], FAINT, FINE)
 
 
-def _places(far: Numbers, tar: Numbers, decades: int) -> list[tuple[float, float]]:
-    """Points of a step function: at each drawn FAR, the highest TAR at this FAR or below."""
-    rates = np.logspace(-decades, 0, POINTS)
-    accepted = tar[np.searchsorted(far, rates * (1 + 1e-9), side="right") - 1]
+def _places(far: Numbers, tar: Numbers, decades: int, lowest: float) -> list[tuple[float, float]]:
+    """Points of a step function: at each FAR from `lowest` on, the highest TAR at this FAR or below.
+
+    `lowest` is that of one false accept: nothing is measured below it.
+    """
+    rates = np.geomspace(max(lowest, 10.0**-decades), 1, POINTS)
+    accepted = tar[np.maximum(np.searchsorted(far, rates * (1 + 1e-9), side="right") - 1, 0)]
     return [(_x(rate, decades) * FINE, _y(share) * FINE) for rate, share in zip(rates, accepted, strict=True)]
 
 

@@ -27,6 +27,7 @@ COMPLETION = ("--complete", COMPLETION_SCRIPT)  # these end without running a co
 # What users may type -> the flag they mean. Similarity of spelling does not find these.
 MEANT = {"--dry": "--dry-run", "-R": "--dry-run", "-n": "--dry-run", "--follow": "--watch", "-f": "--follow"}
 # Their commands answer an empty value with one that fits.
+FEW = 8  # so many flags are listed where none is like the wrong one
 SAY_WHAT_FITS = ("--base", "--gpus", "--host", "--name")
 
 
@@ -189,16 +190,17 @@ def _stray(name: str, word: str, flags: Mapping[str, Flag]) -> WrongUse:
 def _refuse(flag: str, name: str, right: Iterable[str]) -> NoReturn:
     choices = sorted({*right, "--help", "--version"})
     meant = MEANT.get(flag)
-    harmless = [each for each in choices if each != "--yes"]  # a distant guess must not agree to anything
-    near = (
-        [meant]
-        if meant in choices
-        else difflib.get_close_matches(flag, choices, n=1, cutoff=0.7)
-        or difflib.get_close_matches(flag, harmless, n=1, cutoff=0.0)
-    )
+    named = {each.lstrip("-"): each for each in choices}  # the dashes would make any two flags alike
+    alike = difflib.get_close_matches(flag.lstrip("-"), named, n=1, cutoff=0.7)
+    near = [meant] if meant in choices else [named[each] for each in alike]
+    if near == ["--yes"] and not flag.startswith("--y"):  # a guess must not agree to anything
+        near = []
     of = f" of {name}" if name else " before a command"
     see = command(f"{name} --help" if name else "--list")
-    raise WrongUse(f"unknown flag {flag}{of}: did you mean {near[0]}? All of them: {see}")
+    if near:
+        raise WrongUse(f"unknown flag {flag}{of}: did you mean {near[0]}? All of them: {see}")
+    few = f"there are {', '.join(choices)}: " if len(choices) <= FEW else ""
+    raise WrongUse(f"unknown flag {flag}{of}: {few}see {see}")
 
 
 def _all_flags(commands: Commands) -> set[str]:

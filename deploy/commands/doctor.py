@@ -171,7 +171,7 @@ def gpu_finding(found: Devices, target: Target, *, promised: int | None = None, 
         reason = f" ({found.why})" if found.why else ""
         return Finding("GPU", "warning", f"none found{reason}: training uses the CPU", fix)
     names = ", ".join(f"{each.name} {each.memory_bytes / (1 << 30):.0f} GiB" for each in found.gpus)
-    return Finding("GPU", "ok", f"{len(found.gpus)} GPUs: {names} ({found.versions})")
+    return Finding("GPU", "ok", f"{plural(len(found.gpus), 'GPU')}: {names} ({found.versions})")
 
 
 def _disk(settings: Settings) -> Finding:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from deploy.ui.screen import Screen
 
 
+READER_GONE = 141  # as shells give it for SIGPIPE
 SHELLS = ("bash", "fish", "zsh")
 # The script `sniperface` sets it: the folder that relative paths on the command line start from.
 STARTED_IN = "SNIPERFACE_STARTED_IN"
@@ -52,6 +53,10 @@ def telling(as_json: bool = False) -> Iterator[Screen]:
     except DeployError as error:
         screen.error(error)
         raise Exit(code=error.exit_code) from error
+    except BrokenPipeError as error:  # the reader of our output has read enough, as `| head` does
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
+        raise Exit(code=READER_GONE) from error
     except OSError as error:
         screen.error(StepFailed(str(error)))
         raise Exit(code=StepFailed.exit_code) from error

@@ -174,20 +174,39 @@ def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> in
         return LocalShell().foreground(reached.shell.terminal(argv), cwd=project, without=("TMUX",))
 
 
-def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
-    """List all machines of this project, whoever made them, and all volumes of its accounts; orphans first.
+def ps(project: Path, screen: Screen) -> int:
+    """Print what costs money. Returns 1 if an account does not answer: the list may then lack some of it."""
+    found, silent = _bills(project, screen)
+    screen.rows("Machines and volumes", found, money.COLUMNS)
+    for failed in silent:
+        screen.failure(failed)
+    return int(bool(silent))
 
-    Prints a warning for an account that does not answer: its costs are unknown. A target that ships with the project
-    and was never used needs no account.
+
+def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
+    """What costs money, orphans first. Prints a warning for an account that does not answer: its costs are unknown."""
+    found, silent = _bills(project, screen)
+    for failed in silent:
+        screen.complain(failed.message)
+    return found
+
+
+def _bills(project: Path, screen: Screen) -> tuple[list[dict[str, Any]], list[StepFailed]]:
+    """All machines of this project, whoever made them, all volumes of its accounts, and the accounts without an answer.
+
+    A target that was never used needs no account, and no engine of containers.
     """
     found: list[money.Bill] = []
+    silent: list[StepFailed] = []
     for at in money.targets(Situation(project)):
         at.provider.say = screen.complain
         try:
             found += [each.bill for each in money.priced(at)]
             found += money.stored(at)
         except DeployError as error:
-            if isinstance(error, NoAccount) and not at.situation.of(at.settings.target.name):
+            costs_nothing = isinstance(error, NoAccount) or not at.settings.is_rented
+            if costs_nothing and not at.situation.of(at.settings.target.name):
                 continue
-            screen.complain(f"{at.settings.target.provider} could not list everything that it bills ({error.message})")
-    return [bill.to_json() for bill in sorted(found, key=lambda bill: not bill.orphan)]
+            words = f"{at.settings.target.provider} could not list everything that it bills ({error.message})"
+            silent.append(StepFailed(words, next_command=error.next_command))
+    return [bill.to_json() for bill in sorted(found, key=lambda bill: not bill.orphan)], silent

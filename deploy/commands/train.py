@@ -200,7 +200,7 @@ def finish(reached: Reached, screen: Screen) -> Outcome:
     if record.state == "succeeded":
         return Outcome(record, document)
     seen = record.state == "stopped" or screen.shows_the_log
-    evidence = [] if seen else job.last_lines(reached.shell, reached.folder)
+    evidence = [] if seen else job.last_lines(reached.shell, reached.folder, record.reason)
     words = documents.how_it_is(record)
     return Outcome(record, document, StepFailed(words, evidence=evidence, next_command=documents.resume(record)))
 

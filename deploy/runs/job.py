@@ -25,7 +25,6 @@ from deploy.specs.plan import Plan
 POLL_S = 0.3
 START_LIMIT_S = 30
 PIECE_BYTES = 4 << 20  # most that one request reads of a log
-EVIDENCE_BYTES = 8192  # of a log's end
 EVENTS_BYTES = 1 << 20  # the same of metrics.jsonl: parsed events take up to thirty times as much memory
 
 
@@ -306,12 +305,12 @@ class NodeLines:
         return "".join(f"{self.node}| {line}\n" for line in lines)
 
 
-def last_lines(shell: Shell, folder: RunFolder) -> list[str]:
-    """The last lines of the log, as evidence in an error message."""
+def last_lines(shell: Shell, folder: RunFolder, reason: str | None = None) -> list[str]:
+    """The last telling lines of the log, as evidence in an error message that has the `reason`."""
     size = shell.size(folder.log) or 0
     if not size:
         return []
-    return last_words(shell.read(folder.log, max(0, size - EVIDENCE_BYTES), EVIDENCE_BYTES))
+    return last_words(shell.read(folder.log, max(0, size - EVIDENCE_BYTES), EVIDENCE_BYTES), reason)
 
 
 def _document(data: bytes, shell: Shell, path: PurePath) -> dict[str, Any]:

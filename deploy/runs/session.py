@@ -116,7 +116,7 @@ class Reach:
                 self.devices[machine.name] = found
         except LinkLost as lost:
             self.forget(machine.name)
-            raise NoMachine(lost.message, evidence=lost.evidence) from lost
+            raise NoMachine(lost.message, evidence=lost.evidence, next_command=lost.next_command) from lost
         except BaseException:
             self.forget(machine.name)
             raise
@@ -142,6 +142,12 @@ class Reach:
         self._listed = {machine.name: machine for machine in found}
         return found
 
+    def in_use_again(self) -> Machine | None:
+        """The machine that `acquire` would find, by the list of `machines`; None without one. Asks nobody."""
+        family = family_name(self.settings)
+        named = (machine for name, machine in sorted(self._listed.items()) if name.startswith(family))
+        return next((machine for machine in named if not machine.is_stopped and not machine.fault), None)
+
     def machine_of_target(self) -> Machine | None:
         """The first machine of the target, with or without a run; None if there is none now."""
         family = family_name(self.settings)
@@ -160,6 +166,9 @@ class Reach:
         if machine.name not in self._shells:
             name = machine.name
             self._shells[name] = open_shell(machine, self.settings.notes, lambda: self.provider.find(name))
+            target = self.settings.target
+            if target.options.is_shared and not machine.is_here:  # a host that the target's file names
+                self._shells[name].silent_fix = target.options.silent_fix(target.name, self.settings.where)
             if self.limit_s is not None:
                 self._shells[name].give_up_at = time.monotonic() + self.limit_s
         return self._shells[machine.name]

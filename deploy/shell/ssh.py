@@ -178,7 +178,12 @@ class SshShell(Shell):
 
     def _connect(self, timeout_s: float) -> Connection:
         assert self.machine.address is not None
-        return connect(self.machine.address, self._host_keys(), timeout_s)
+        try:
+            return connect(self.machine.address, self._host_keys(), timeout_s)
+        except LinkLost as lost:
+            if self._was_there or self.silent_fix is None or lost.next_command:
+                raise
+            raise LinkLost(lost.message, evidence=lost.evidence, next_command=self.silent_fix) from lost
 
     def _host_keys(self) -> HostKeys:
         return HostKeys(self.machine, self.notes, self.ask)

@@ -87,4 +87,5 @@ class Facts:
     image: Image | None = None  # see Provider.image
     card: Card | None = None  # GPUs that the provider would rent first; for plans made before the machine is reached
     memory: Mapping[str, Any] = field(default_factory=dict)  # conf/memory.json: figures per backbone
+    warm: str | None = None  # the rented machine that is used again; None: a new one, or not known
     secrets: tuple[str, ...] = ()  # names of environment variables of this computer that the machine gets

@@ -78,6 +78,7 @@ class Plan:
     request: Request
     secrets: tuple[str, ...] = ()
     rented: bool = False
+    warm: str | None = None  # name of the rented machine that is used again
     image: Image | None = None  # where it decides who makes the environment
     spot: bool = False  # the provider may end the machine at any moment
     rents: tuple[tuple[str, ...], int] | None = None  # GPUs that are tried, and how many of each; see Options.rents
@@ -156,10 +157,11 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         request=request,
         secrets=facts.secrets,
         rented=settings.is_rented,
-        image=facts.image if facts.image and facts.image.has_environment is not None else None,
+        warm=facts.warm,
+        image=facts.image if facts.image and facts.image.has_environment is not None and not facts.warm else None,
         spot=settings.target.options.is_preemptible,
         rents=settings.target.options.rents,
-        container_image=facts.image.name if facts.image else None,
+        container_image=facts.image.name if facts.image and not facts.warm else None,
     )
 
 

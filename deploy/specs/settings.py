@@ -14,9 +14,8 @@ from deploy.pod.base.limits import ON_END, RUNPOD
 from deploy.pod.base.notify import why_not
 from deploy.specs import targets
 from deploy.specs.options import IMAGE_NAME, Mount, Options, Registry
-from deploy.specs.settings_file import converted, read_yaml, types_of
+from deploy.specs.settings_file import Source, converted, read_yaml, types_of
 
-ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
 
 
@@ -276,29 +275,32 @@ def load(project: Path, target: str, environment: Mapping[str, str] = os.environ
 def parse(
     project: Path, target: str, values: dict[str, Any], where: str, environment: Mapping[str, str] = os.environ
 ) -> Settings:
-    """Check the keys and values of the target's file `where`; the environment overrides them. Raises WrongUse."""
-    values = dict(values)
-    provider = environment.get("SNIPERFACE_PROVIDER") or values.get("provider")
+    """Check the keys and values of the target's file `where`; the environment overrides them. Raises WrongUse.
+
+    A message about a value names the file or the variable that it is from.
+    """
+    values, source = dict(values), Source(where, environment)
+    provider = source.variables("provider").get("provider") or values.get("provider")
     if not provider:
         raise WrongUse(f"{where} lacks the key 'provider', such as provider: local")
     if provider not in OPTIONS:
-        raise unknown(f"provider in {where}", str(provider), OPTIONS)
+        raise unknown(f"provider in {source.of('provider')}", str(provider), OPTIONS)
     of_target, of_options = types_of(Target), types_of(OPTIONS[provider])
     del of_target["name"], of_target["options"]
     for key in values:
         if key not in of_target | of_options:
             raise unknown(f"key in {where}", str(key), of_target | of_options)
-    for key in of_target | of_options:
-        if environment.get(ENVIRONMENT_PREFIX + key.upper()):
-            values[key] = environment[ENVIRONMENT_PREFIX + key.upper()]
+    values |= source.variables(*of_target, *of_options)
     if not values.get("root"):
         raise WrongUse(f"{where} lacks the key 'root', a folder on the machine, such as root: .sniperface/{target}")
     if values.get("processes") == "auto":
         values["processes"] = None
-    told = {key: converted(where, key, values[key], kind) for key, kind in of_target.items() if key in values}
-    its_own = {key: converted(where, key, values[key], kind) for key, kind in of_options.items() if key in values}
+    told = {key: converted(source.of(key), key, values[key], kind) for key, kind in of_target.items() if key in values}
+    its_own = {
+        key: converted(source.of(key), key, values[key], kind) for key, kind in of_options.items() if key in values
+    }
     options = OPTIONS[provider](**OPTIONS[provider].normalised(its_own))
-    _check(where, told, options)
+    _check(source, told, options, source.of_all(of_options))
     socket = environment.get(TMUX_SOCKET) or "sniperface"
     return Settings(project, Target(name=target, options=options, **told), socket, where)
 
@@ -325,26 +327,32 @@ def pack_kind(text: str, key: str) -> str:
     raise WrongUse(f"{key} {text} is not a packing format: give none, lossless, or jpeg50 to jpeg100, such as jpeg95")
 
 
-def _check(where: str, told: Mapping[str, Any], options: Options) -> None:
+def _check(source: Source, told: Mapping[str, Any], options: Options, where: str) -> None:
+    """Check values that have the right types. `where`: the sources of the provider's options."""
     for key, right in {**CHOICES, **options.choices}.items():
         value = told.get(key, getattr(options, key, right[0]))
         if value not in right:
-            raise unknown(f"{key} in {where}", str(value), [each for each in right if each])
+            raise unknown(f"{key} in {source.of(key)}", str(value), [each for each in right if each])
     if options.missing:
         raise WrongUse(f"{where} lacks the key {options.missing}")
     if options.wrong:
         raise WrongUse(f"{where}: {options.wrong}")
     if told.get("notify") and (reason := why_not(told["notify"])):
+        notify = source.of("notify") if source.variables("notify") else f"{source.file} or in your settings.yaml"
         words = "give the https address of a webhook, or http to this machine"
-        raise WrongUse(f"notify in {where} or in your settings.yaml is not a webhook, {reason}: {words}")
+        raise WrongUse(f"notify in {notify} is not a webhook, {reason}: {words}")
     if "\0" in (told.get("notify_command") or ""):
-        raise WrongUse(f"notify_command in {where} has a NUL character: give a shell command, such as notify-send done")
+        raise WrongUse(
+            f"notify_command in {source.file} has a NUL character: give a shell command, such as notify-send done"
+        )
     if told.get("notify_pct", 1) > 100:
-        raise WrongUse(f"notify_pct in {where} must be a percentage up to 100, such as 80")
+        raise WrongUse(f"notify_pct in {source.of('notify_pct')} must be a percentage up to 100, such as 80")
     remote = not options.is_local
     if told.get("pack"):
-        pack_kind(told["pack"], f"pack: in {where}:")
+        pack_kind(told["pack"], f"pack: in {source.of('pack')}:")
     for key in ("root", "stage_to"):
         text = told.get(key)
         if remote and text and not text.startswith(("/", "~/")):
-            raise WrongUse(f"{key} in {where} must be an absolute path on the machine, such as /workspace/sniperface")
+            raise WrongUse(
+                f"{key} in {source.of(key)} must be an absolute path on the machine, such as /workspace/sniperface"
+            )

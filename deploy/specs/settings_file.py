@@ -8,12 +8,38 @@ import io
 import re
 import types
 import typing
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from deploy.border.text_files import NotText, read_text
 from deploy.errors import WrongUse
+
+ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
+MAX_PORT = 65535
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the value of a key is from: the environment if the key's variable is set, else the target's file."""
+
+    file: str  # its path in messages
+    environment: Mapping[str, str]
+
+    def variables(self, *keys: str) -> dict[str, str]:
+        """The values that the environment has for these keys."""
+        told = {key: self.environment.get(ENVIRONMENT_PREFIX + key.upper()) for key in keys}
+        return {key: value for key, value in told.items() if value}
+
+    def of(self, key: str) -> str:
+        """The file or the variable of one key, for messages."""
+        return f"the environment variable {ENVIRONMENT_PREFIX}{key.upper()}" if self.variables(key) else self.file
+
+    def of_all(self, keys: Iterable[str]) -> str:
+        """The file with the variables of several keys, for messages."""
+        names = [ENVIRONMENT_PREFIX + key.upper() for key in self.variables(*keys)]
+        return f"{self.file}, changed by the environment's {' and '.join(names)}" if names else self.file
 
 
 def read_yaml(path: Path, where: str) -> dict[str, Any]:
@@ -72,9 +98,12 @@ def converted(where: str, key: str, value: Any, kind: Any) -> Any:
         number = wanted(str(value))
     except ValueError:
         number = 0
+    if key == "port" and number > MAX_PORT:
+        number = 0
     if isinstance(value, bool) or not 0 < number < float("inf"):
-        example = {"processes": "auto or a whole number from 1, such as 2", "port": "a port, such as 22"}.get(
-            key, "a whole number from 1, such as 1" if wanted is int else "a number above 0, such as 1.5"
-        )
+        example = {
+            "processes": "auto or a whole number from 1, such as 2",
+            "port": f"a port up to {MAX_PORT}, such as 22",
+        }.get(key, "a whole number from 1, such as 1" if wanted is int else "a number above 0, such as 1.5")
         raise WrongUse(f"{key} in {where} must be {example}, not {value}")
     return number

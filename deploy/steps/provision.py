@@ -14,7 +14,7 @@ from deploy.runs import watchdog
 from deploy.runs.session import Prepared, Reach
 from deploy.shell import LinkLost, Shell, transfer
 from deploy.specs import memory, shards
-from deploy.specs.estimate import Stopwatch
+from deploy.specs.estimate import Stopwatch, plural
 from deploy.specs.facts import Facts
 from deploy.specs.machine import Machine, MachineSpec, node_name
 from deploy.specs.names import family_name
@@ -159,7 +159,9 @@ def _ready_data(
     )
     plan = make(settings, checked.request, facts, tryout=checked.tryout)
     if not machine.is_here:
-        screen.say(f"hardware: {gpus_of(plan)}, {plan.cores} cores, so {plan.processes} processes")
+        screen.say(
+            f"hardware: {gpus_of(plan)}, {plan.cores} cores, so {plural(plan.processes or 0, 'process', 'processes')}"
+        )
     with screen.copying("staging") as progress:
         make_room = partial(staging.free, shell, settings, place)
         staged = staging.stage(shell, machine, folder, plan, dataset, progress, packing, make_room)
@@ -265,7 +267,7 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
         test = {"path": str(machine.root / ".write-test")}
         shell.calls([("write", {**test, "data": b"", "private": False}), ("remove", test)])
     except LinkLost as lost:
-        raise NoMachine(lost.message, evidence=lost.evidence) from lost
+        raise NoMachine(lost.message, evidence=lost.evidence, next_command=lost.next_command) from lost
     except OSError as error:
         raise NoMachine(
             f"the folder {machine.root} of target '{settings.target.name}' cannot be written: {error.strerror}",

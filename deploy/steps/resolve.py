@@ -169,6 +169,10 @@ def gather(reach: Reach, checked: Checked) -> Facts:
     """Look up everything that can be known before a machine is provisioned. This computer counts as provisioned."""
     settings = reach.settings
     price = _known(reach.provider.price)
+    several = (checked.request.nodes or settings.target.nodes) > 1
+    warm = reach.in_use_again() if settings.is_rented and not several else None
+    if warm is not None and warm.usd_per_hour:
+        price = warm.usd_per_hour
     succeeded = succeeded_of(reach.situation.of(settings.target.name))
     return Facts(
         now=datetime.now(),
@@ -186,6 +190,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         image=_known(reach.provider.image),
         # A provider that did not answer is not asked again.
         card=None if price is None else _known(reach.provider.card),
+        warm=warm.name if warm else None,
         memory=memory.read(settings.project),
         secrets=_secret_names(settings, checked),
     )

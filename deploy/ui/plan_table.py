@@ -137,6 +137,8 @@ def _dollars(plan: Plan) -> str:
 
 def _hardware(plan: Plan) -> str:
     if plan.cores is None:
+        if plan.warm:
+            return f"machine {plan.warm} is there already and is used again"
         machines = "the machine is" if plan.nodes == 1 else f"{plan.nodes} machines are"
         return f"{machines} {'not allocated yet' if plan.rented else 'looked at when the run starts'}"
     several = f"{plan.nodes} machines, the first with " if plan.nodes > 1 else ""

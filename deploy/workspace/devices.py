@@ -10,6 +10,7 @@ from typing import Any
 from deploy import border
 from deploy.errors import BadAnswer, CannotTrain, StepFailed
 from deploy.shell import Shell
+from deploy.specs.estimate import plural
 from deploy.specs.machine import Hardware
 from deploy.specs.settings import Settings
 
@@ -110,11 +111,11 @@ def fault(devices: Devices, device: str, *, promised: int | None = None, is_here
     if device == CPU:
         return None
     if promised and count < promised:
-        return f"{promised} GPUs are paid for and torch can use {count}{because}"
+        return f"{plural(promised, 'GPU is', 'GPUs are')} paid for and torch can use {count}{because}"
     if device == CUDA and not count:
         return f"the target requires device: cuda and torch can use no GPU{because}"
     if count < (devices.listed or 0) and devices.visible is None and (devices.cuda or not is_here):
-        return f"the machine has {devices.listed} GPUs and torch can use {count}{because}"
+        return f"the machine has {plural(devices.listed or 0, 'GPU')} and torch can use {count}{because}"
     if not count and devices.why and devices.listed is None and not is_here and "No devices" not in devices.why:
         return f"torch can use no GPU{because}"
     return None
@@ -125,8 +126,10 @@ def driver_fault(devices: Devices, device: str, promised: int | None) -> str | N
     if device == CPU or not promised:
         return None
     if devices.listed is not None and devices.listed < promised:
-        return f"{promised} GPUs are paid for and nvidia-smi lists {devices.listed}"
-    return f"{promised} GPUs are paid for and cannot be used: {devices.why}" if devices.why else None
+        return f"{plural(promised, 'GPU is', 'GPUs are')} paid for and nvidia-smi lists {devices.listed}"
+    return (
+        f"{plural(promised, 'GPU is', 'GPUs are')} paid for and cannot be used: {devices.why}" if devices.why else None
+    )
 
 
 def advice(target: str) -> str:

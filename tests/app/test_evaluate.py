@@ -225,13 +225,18 @@ def test_a_table_a_document_and_pictures_are_left(
     assert numbers["tar_at_far_1e-3"] is None
     assert document["sets"]["lfw"]["pairs_of_two_people_needed"] == {"tar_at_far_1e-3": 1112}
     told = capsys.readouterr().out
-    heading, first, second, *too_few, of_lfw, of_pairs, of_people, of_ijbc, where = told.splitlines()[-11:]
+    heading, first, second, *too_few, of_lfw, of_pairs, of_people, of_ijbc, where = told.splitlines()[-15:-4]
+    verdicts = told.splitlines()[-4:]
+    assert [line.split(":")[0] for line in verdicts] == ["lfw", "pairs", "people", "IJBC"]
+    assert f"judges {numbers['accuracy']:.1%} of the pairs correctly, where guessing judges 50%" in verdicts[0]
+    assert all("It is the best of 2, " in line and "untrained" not in line for line in verdicts)
     assert "mean 10-fold accuracy  lfw: 10-fold accuracy (threshold tuned on the test pairs)" in heading
     assert "mean balanced" not in heading
     assert heading.endswith("IJBC: TAR at FAR 1e-1")
     assert [line.split(":")[0] for line in too_few] == ["lfw", "pairs", "IJBC"]
     assert too_few[-1].startswith("IJBC: TAR n/a at FAR 1e-6 (1,000,000), 1e-5 (100,000), 1e-4 (10,000), 1e-3 (1,000)")
-    assert where == f"report: {tmp_path / 'eval.json'}"
+    names = ", ".join(f"roc_{name}.png" for name in ("lfw", "pairs", "people", "IJBC"))
+    assert where == f"report: {tmp_path / 'eval.json'}; curves beside it: {names}"
     shorts = evaluate.short_names([Path(best["file"]), Path(other["file"])])
     assert [first.split()[0], second.split()[0]] == list(shorts.values())
     assert (
@@ -323,7 +328,7 @@ def test_weights_that_diverged_come_last(place: Path, tmp_path: Path, capsys: py
     rows = json.loads((tmp_path / "out" / "eval.json").read_text())["weights"]
     assert [row["means"]["10-fold accuracy"] is None for row in rows] == [False, True]
     told = capsys.readouterr().out.splitlines()
-    assert "not finite" in told[-4]
+    assert "not finite" in told[-5]
     assert any("bad.pt holds values that are not finite in fc.weight" in line for line in told)
 
 

@@ -262,6 +262,6 @@ def test_a_pod_whose_gpu_cannot_be_used_never_trains_on_its_cpu(site: Site) -> N
     """The pod's Python is queried before anything is uploaded. The pod is released, and the error has the reason."""
     site.target(device="auto", gpus=["NVIDIA A40", "NVIDIA RTX A4500"], data_centers=["EU-SE-1", "EU-RO-1"])
     complaint = site.clone.invoke("train", *WORDS, code=3)
-    assert complaint.count("1 GPUs are paid for and torch can use 0") >= 2  # one per candidate
+    assert complaint.count("1 GPU is paid for and torch can use 0") >= 2  # one per candidate
     assert site.emulator.names == []
     assert [each["volume"] for each in site.clone.json("ps")] == ["vol1 (vol1, EU-SE-1)"]  # it existed before

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 
+from deploy.pod.base import job_log
+
 EVIDENCE_LINES = 10
-# A trace of torch's C++ parts has thousands of characters. torchrun may print one after the job's own last words.
+# torchrun's report alone may have 8 KiB. A trace of torch's C++ parts may follow it, with thousands of characters.
 EVIDENCE_BYTES = 32 << 10
 _TRACE = re.compile(r"(\[rank\d+\]:)?(Exception raised from |frame #\d+: )")
 
 
-def last_words(end: bytes) -> list[str]:
-    """Return the last EVIDENCE_LINES lines, without empty ones and without the frames of a C++ trace.
+def last_words(end: bytes, reason: str | None = None) -> list[str]:
+    """Return the last EVIDENCE_LINES telling lines: no empty ones, no frames of a C++ trace, no report of torchrun.
 
-    `end`: the last EVIDENCE_BYTES bytes of a log.
+    `end`: the last EVIDENCE_BYTES bytes of a log. `reason`: of a failure, if the message that gets the lines has it.
     """
-    lines = end.decode("utf-8", errors="replace").splitlines()
-    return [line for line in lines if line.strip() and not _TRACE.match(line)][-EVIDENCE_LINES:]
+    lines = [line for line in end.decode("utf-8", errors="replace").splitlines() if not _TRACE.match(line)]
+    return job_log.beyond(job_log.telling(lines), reason)[-EVIDENCE_LINES:]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy.pod.base import job_log
 from deploy.pod.base.clock import Clock, Jumps
 from deploy.pod.base.evidence import EVIDENCE_BYTES, EVIDENCE_LINES, last_words
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
@@ -79,6 +82,14 @@ class StatusFile:
         if free is not None and free < FULL_BYTES:  # the job's own error message may not have fit either
             lines.append(f"no space left on the disk of {self.folder.path}")
         return lines[-EVIDENCE_LINES:]
+
+    def end_log(self, reason: str) -> bytes:
+        """Write why the run failed as the last line of the log, and return the line. torchrun's report is above it."""
+        when = time.strftime("%H:%M:%S", time.localtime(self.clock.wall()))
+        line = f"[{when}] {job_log.FAILED}{self.redact(reason)}\n".encode()
+        with contextlib.suppress(OSError), open(self.folder.log, "ab") as log:
+            log.write(line)
+        return line
 
     def _write(self, durable: bool) -> None:
         self._told_at = self.clock.monotonic()

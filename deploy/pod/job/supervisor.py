@@ -324,6 +324,8 @@ class Supervisor:
         return True
 
     def _finish(self, state: str, exit_code: int | None, reason: str | None, evidence: list[str] | None = None) -> int:
+        if state == "failed" and reason:
+            self.echo(self.status.end_log(reason))
         ended = self.clock.wall()
         self.status.tell(state=state, exit_code=exit_code, reason=reason, evidence=evidence, ended=ended)
         self.stops.done()

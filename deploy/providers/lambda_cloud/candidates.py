@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from deploy.providers.lambda_cloud.api import InstanceType
 from deploy.providers.lambda_cloud.options import LambdaCloud
+from deploy.specs.estimate import plural
 from deploy.specs.machine import Rental
 
 ARM = re.compile(r"\bG[HB]\d{3}\b")  # GPUs with an Arm CPU; the training environment was tested on x86-64 alone
@@ -57,7 +58,7 @@ def _why_unfit(options: LambdaCloud, kind: InstanceType) -> str:
     if ARM.search(kind.gpu) and not options.instance_types:
         return "its CPU is Arm; name it in instance_types to try it"
     if kind.gpus != options.gpu_count:
-        return f"{kind.gpus} GPUs, not gpu_count: {options.gpu_count}"
+        return f"{plural(kind.gpus, 'GPU')}, not gpu_count: {options.gpu_count}"
     if options.min_gpu_memory_gib and (kind.memory_gib or 0.0) < options.min_gpu_memory_gib:
         return f"less memory than min_gpu_memory_gib: {options.min_gpu_memory_gib:g}"
     if dear := too_dear(options, kind):

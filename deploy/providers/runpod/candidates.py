@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.providers.runpod.api import Offer
+from deploy.specs.estimate import plural
 from deploy.specs.machine import Rental
 from deploy.specs.settings import RunPod
 
@@ -107,7 +108,7 @@ def _why_not(options: RunPod, gpu: str, offer: Offer | None, known: dict[str, Of
     if offer.max_count == 0:
         return f"not offered in the {options.cloud} cloud"
     if offer.max_count < options.gpu_count:
-        return f"its largest machine has {offer.max_count} GPUs, fewer than gpu_count: {options.gpu_count}"
+        return f"its largest machine has {plural(offer.max_count, 'GPU')}, fewer than gpu_count: {options.gpu_count}"
     price = offer.usd_per_gpu_hour * options.gpu_count
     if options.max_usd_per_hour is not None and price > options.max_usd_per_hour + 1e-9:
         return f"{price:.2f} USD an hour is above max_usd_per_hour: {options.max_usd_per_hour:g}"

@@ -20,6 +20,7 @@ from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, Named, of_family
 from deploy.providers.runpod.start import image_of, start_of
 from deploy.providers.ssh_key import project_key, public_line
+from deploy.specs.estimate import plural
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.settings import RunPod, Settings
 
@@ -171,7 +172,7 @@ class Making:
         if self.asking.api.names_gpus_by_id and pod.gpu and pod.gpu not in options.gpus:
             raise Unfit(f"it has {pod.gpu}, which is not in gpus")
         if pod.gpu_count and pod.gpu_count < options.gpu_count:
-            raise Unfit(f"it has {pod.gpu_count} GPUs, fewer than gpu_count: {options.gpu_count}")
+            raise Unfit(f"it has {plural(pod.gpu_count, 'GPU')}, fewer than gpu_count: {options.gpu_count}")
 
     def refuse_dear(self, pod: Pod) -> None:
         """Raise Unfit for a pod that costs more than max_usd_per_hour."""

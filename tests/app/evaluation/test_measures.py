@@ -212,6 +212,26 @@ def test_curves_that_coincide_are_all_seen(tmp_path: Path) -> None:
     assert seen[4] == 0
 
 
+def test_no_curve_has_a_hole_where_curves_nearly_coincide(tmp_path: Path) -> None:
+    """Each column has the colour of some curve, from the rate of one false accept to 1."""
+    far = np.geomspace(1e-4, 1, 400)
+    near = {str(number): (far, 0.9 * far**0.08 + 0.004 * number) for number in range(6)}
+    draw(tmp_path / "roc.png", "set", near)
+    with Image.open(tmp_path / "roc.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)[66:370, 72:735]  # above the legend
+    empty = np.flatnonzero(~(pixels.min(axis=2) < 180).any(axis=0))
+    assert len(empty) == 0, empty
+
+
+def test_a_curve_begins_at_the_rate_of_one_false_accept(tmp_path: Path) -> None:
+    """Below it nothing is measured, and a curve of rounded rates has no place there."""
+    draw(tmp_path / "roc.png", "set", {"a": (np.array([0.0, 0.0051, 1.0]), np.array([0.5, 0.6, 1.0]))})
+    with Image.open(tmp_path / "roc.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)[60:480, 70:738]
+    (drawn,) = np.nonzero((np.abs(pixels - COLOURS[0]).sum(2) < 90).any(axis=0))
+    assert drawn.min() > 100
+
+
 def test_identification_among_the_first_k() -> None:
     rng = np.random.default_rng(2)
     labels = np.append(np.repeat(np.arange(9, dtype=np.int32), 4), np.int32(9))  # the last person has one image

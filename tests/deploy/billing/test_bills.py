@@ -118,20 +118,25 @@ def test_an_account_that_two_targets_share_bills_once(project: Project, emulator
     assert (machine["hours"], machine["target"]) == (pytest.approx(2, abs=0.01), "b")
 
 
-def test_an_account_that_does_not_answer_is_named(project: Project, emulator: Emulator) -> None:
-    """If an account cannot be listed, stderr names it: an empty list does not mean that nothing bills."""
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_an_account_that_does_not_answer_is_named(project: Project, emulator: Emulator, flags: tuple[str, ...]) -> None:
+    """An empty list does not mean that nothing bills: stderr says so, and a script sees exit code 1."""
     target(project)
     emulator.keys = {"another"}
-    done = project.invoke("ps")
-    assert "runpod could not list everything that it bills (RunPod does not accept the API key" in done.stderr
-    assert "none yet" in done.stdout
+    done = project.invoke("ps", *flags, code=1)
+    assert "error: runpod could not list everything that it bills (RunPod does not accept the API key" in done.stderr
+    assert "\nnext: " in done.stderr
+    assert json.loads(done.stdout) == [] if flags else "none yet" in done.stdout
 
 
-def test_a_target_that_ships_and_was_never_used_needs_no_account(project: Project) -> None:
+def test_a_target_that_was_never_used_needs_no_account_and_no_engine(project: Project) -> None:
     target(project)
     project.env["RUNPOD_API_KEY"] = ""
     project.env["HOME"] = str(project.path)
-    assert "could not be asked" not in project.invoke("ps").stderr
+    (project.path / "conf" / "deploy" / "engine.yaml").write_text(
+        "provider: docker\nroot: /w\ndocker_host: unix:///there/is/none.sock\n", encoding="utf-8"
+    )
+    assert project.invoke("ps").stderr == ""
 
 
 def test_what_people_see(project: Project, emulator: Emulator) -> None:

@@ -143,8 +143,8 @@ def test_right_command_lines_reach_their_command() -> None:
         ("fetch_checkpoint", "did you mean 'fetch-checkpoint'?"),
         ("--help trian", "did you mean 'train'?"),
         ("help", "there are: "),
-        ("runs --on ssh", "unknown flag --on of runs"),
-        ("logs --tail 5", "unknown flag --tail of logs"),
+        ("runs --on ssh", "unknown flag --on of runs: there are --help, --json, --sort, --version: see"),
+        ("logs --tail 5", "unknown flag --tail of logs: there are --follow, "),
     ],
 )
 def test_a_wrong_word_is_one_sentence_with_a_right_one(line: str, names: str) -> None:
@@ -266,7 +266,7 @@ WRONG = {
     "status --on ../conf": "../conf",
     "status --follow": "did you mean --watch?",
     "logs -f": "did you mean --follow?",
-    "rm lr_03 --dry": "did you mean --version?",  # not --yes, which would delete
+    "rm lr_03 --dry": "there are --help, --json, --version, --yes: see",
     "rm lr_03 --ye": "did you mean --yes?",
     "logs --json": "unknown flag --json of logs",
     "watch --max-usd free": "--max-usd free is not an amount of money",
@@ -301,6 +301,18 @@ def test_a_wrong_command_line_ends_in_one_sentence(line: str, capfd: pytest.Capt
     assert first.startswith("error: ")
     assert WRONG[line] in first
     assert not [each for each in rest if not each.startswith("next: ")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pipe that tells its writer: run on Linux or macOS")
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    """As with `invoke --list | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy", "--list"], cwd=PROJECT, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_help_is_grouped_and_shows_what_each_flag_takes(capfd: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ def test_the_catalogue_is_judged_by_the_file_of_the_target() -> None:
         ("A", 1.0, ("EU",), ""),
         ("B", 1.0, (), "no stock in EU"),
         ("C", 3.0, ("EU",), "3.00 USD an hour is above max_usd_per_hour: 2"),
-        ("D", 0.2, ("EU",), "its largest machine has 1 GPUs, fewer than gpu_count: 2"),
+        ("D", 0.2, ("EU",), "its largest machine has 1 GPU, fewer than gpu_count: 2"),
     ]
     assert rentals(options, offers, "US")[1].data_centers == ("US",)
 

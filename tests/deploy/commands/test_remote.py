@@ -282,7 +282,9 @@ def test_wrong_hosts_are_told_in_a_sentence(box: Box) -> None:
     box.target(port=1)
     assert "cannot be reached" in box.invoke("deploy", code=3).stderr
     box.target(host="no.such.host.invalid")
-    assert "the host name cannot be resolved" in box.invoke("deploy", code=3).stderr
+    said = box.invoke("deploy", code=3).stderr
+    assert "the host name cannot be resolved" in said
+    assert "\nnext: set host, user and key in conf/deploy/" in said
     box.target(fingerprint="SHA256:" + "A" * 43)
     changed = box.invoke("deploy", code=1).stderr
     assert "another host key" in changed

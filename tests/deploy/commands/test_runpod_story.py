@@ -53,6 +53,9 @@ def test_a_run_on_a_pod_is_trained_brought_home_and_given_back_in_a_minute(proje
     assert len(account.names) == 1
     assert project.json("status", "--on", "far")["state"] == "succeeded"
     assert "grüße" in project.invoke("logs", "--on", "far").stdout
+    planned = " ".join(project.invoke("train", "--on", "far", "--dry-run").stdout.split())
+    assert f"target far: machine {bill['machine']} is there already and is used again;" in planned
+    assert "without the training environment" not in planned
     project.invoke("down", "--on", "far")
     assert account.names == []
     wait_until(lambda: project.json("ps") == [])

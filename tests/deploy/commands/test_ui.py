@@ -308,6 +308,15 @@ def test_wrong_use_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         ui._server()
 
 
+# Headings of one word that take more than one line. A comparison has ids of runs as headings, which may break.
+BROKEN_WORDS = """[...document.querySelectorAll('th, .short td:first-child')].filter((cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  const isWord = !/\\s/.test(cell.textContent.trim()) && !cell.querySelector('.hidden');
+  return isWord && new Set([...range.getClientRects()].map((each) => each.top)).size > 1;
+}).map((cell) => cell.textContent)"""
+
+
 @pytest.mark.slow
 def test_in_a_real_browser(site: Site, tmp_path: Path) -> None:
     program = chromium()
@@ -328,6 +337,7 @@ def test_in_a_real_browser(site: Site, tmp_path: Path) -> None:
                 tab.open(address + path)
                 assert tab.run("document.documentElement.scrollWidth <= innerWidth"), (width, path)
                 assert tab.run("document.title.endsWith('Sniperface')"), path
+                assert path.startswith("/compare") or tab.run(BROKEN_WORDS) == [], (width, path)
         tab.open(f"{address}/")
         tab.run("document.querySelectorAll('[name=run]').forEach((box) => { box.checked = true })")
         site.run("three")

@@ -60,8 +60,10 @@ def test_a_crashed_job_goes_on_from_its_newest_checkpoint(make: Make) -> None:
 )
 def test_a_crash_loop_ends_with_evidence(make: Make, script: str, started_again: int, why: str) -> None:
     """A restart without a new checkpoint would repeat the crash. Restarts are limited in any case."""
-    code, status = make().start(script, max_restarts=3).end()
+    run = make().start(script, max_restarts=3)
+    code, status = run.end()
     assert (code, status["state"], status["restarts"]) == (1, "failed", started_again)
+    assert (run.path / "train.log").read_text(encoding="utf-8").endswith(f"] the run failed: {status['reason']}\n")
     assert "killed by signal 9" in status["reason"]
     assert why in status["reason"]
     assert status["evidence"] == ["boom"]

@@ -42,7 +42,7 @@ def test_types_are_tried_in_the_users_order_or_the_cheapest_first(keys: dict[str
         ({}, A10, ""),
         ({"instance_types": ("gpu_1x_a100",)}, A10, "not in instance_types"),
         ({}, ARM, "its CPU is Arm; name it in instance_types to try it"),
-        ({"gpu_count": 2}, A10, "1 GPUs, not gpu_count: 2"),
+        ({"gpu_count": 2}, A10, "1 GPU, not gpu_count: 2"),
         ({"min_gpu_memory_gib": 25.0}, A10, "less memory than min_gpu_memory_gib: 25"),
         ({"min_gpu_memory_gib": 1.0}, ODD, "less memory than min_gpu_memory_gib: 1"),  # it names no memory
         ({"max_usd_per_hour": 0.7}, A10, "0.75 USD an hour, more than max_usd_per_hour: 0.7"),

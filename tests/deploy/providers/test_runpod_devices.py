@@ -27,7 +27,7 @@ class FirstCannotTrain:
     def __call__(self, machine: Machine) -> None:
         self.asked.append(machine)
         if len(self.asked) <= self.times:
-            raise CannotTrain("1 GPUs are paid for and torch can use 0 (NVIDIA driver 550.54.14)")
+            raise CannotTrain("1 GPU is paid for and torch can use 0 (NVIDIA driver 550.54.14)")
 
 
 def test_the_cuda_of_our_image_is_that_of_the_torch_in_it() -> None:
@@ -71,7 +71,7 @@ def test_a_machine_that_cannot_train_is_given_back_and_the_next_one_tried(both: 
     assert [each.id for each in check.asked] != [machine.id, machine.id]
     assert (check.asked[0].gpus, check.asked[-1].id) == (1, machine.id)
     assert both.emulator.names == [machine.name]
-    assert any("releasing " in line and ": 1 GPUs are paid for and torch can use 0" in line for line in both.said)
+    assert any("releasing " in line and ": 1 GPU is paid for and torch can use 0" in line for line in both.said)
 
 
 def test_when_no_machine_can_train_the_reason_is_told_and_nothing_bills(v2: Rig) -> None:

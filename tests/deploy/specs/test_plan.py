@@ -148,6 +148,16 @@ def test_a_plan_tells_a_machine_to_be_had_from_one_that_is_not_asked_yet(rented:
     assert rows["code"] == "commit 1234567 plus 1 changed file"
 
 
+def test_a_plan_names_the_rented_machine_that_is_used_again() -> None:
+    """Neither an image nor an environment is made then, so the plan names none."""
+    image = Image("me/x:cuda", has_environment=False)
+    for warm, where in (("sniperface-faces-far-orl", "machine sniperface-faces-far-orl is there already"), (None, "")):
+        facts = dataclasses.replace(FACTS, hardware=None, image=image, warm=warm)
+        rows = dict(plan_rows(make(SETTINGS, Request(), facts, tryout=True)))
+        assert where in rows["where"]
+        assert ("environment" in rows, "image" in rows) == (warm is None, warm is None)
+
+
 @pytest.mark.parametrize(
     ("image", "row"),
     [(None, None), ("sniperface:cpu-0123", "sniperface:cpu-0123"), ("", "none yet of this environment")],

@@ -176,3 +176,36 @@ def test_a_pods_image_has_a_name_that_a_registry_can_have(tmp_path: Path, image:
     with pytest.raises(WrongUse, match="is not an image name: give one such as me/sniperface:1") as caught:
         parse(tmp_path, "far", told, "there", {})
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("processes", "x", "processes in the environment variable SNIPERFACE_PROCESSES must be auto or a whole number"),
+        ("provider", "lokal", "unknown provider in the environment variable SNIPERFACE_PROVIDER 'lokal'"),
+        ("device", "gpu", "unknown device in the environment variable SNIPERFACE_DEVICE 'gpu': did you mean 'cpu'?"),
+        ("pack", "png", "pack: in the environment variable SNIPERFACE_PACK: png is not a packing format"),
+        ("notify", "ftp://x", "notify in the environment variable SNIPERFACE_NOTIFY is not a webhook"),
+        ("notify_pct", "101", "notify_pct in the environment variable SNIPERFACE_NOTIFY_PCT must be a percentage"),
+        ("port", "65536", "port in the environment variable SNIPERFACE_PORT must be a port up to 65535, such as 22"),
+        ("root", "there", "root in the environment variable SNIPERFACE_ROOT must be an absolute path"),
+    ],
+)
+def test_a_wrong_value_of_the_environment_names_its_variable(folder: Path, name: str, value: str, told: str) -> None:
+    """The same value in the target's file names the file."""
+    (folder / "conf" / "deploy" / "box.yaml").write_text("provider: ssh\nroot: ~/faces\nhost: box\n")
+    variable = f"SNIPERFACE_{name.upper()}"
+    with pytest.raises(WrongUse) as refused:
+        load(folder, "box", {variable: value})
+    assert refused.value.message.startswith(told)
+    assert "box.yaml" not in refused.value.message
+    values = {"provider": "ssh", "root": "~/faces", "host": "box", name: value}
+    with pytest.raises(WrongUse, match=r"in box\.yaml") as refused:
+        parse(folder, "box", values, "box.yaml", {})
+    assert variable not in refused.value.message
+
+
+def test_a_wrong_pair_of_values_names_the_file_and_the_variables(folder: Path) -> None:
+    values = {"provider": "runpod", "root": "/w", "gpus": ["a"], "image": "me/x"}
+    with pytest.raises(WrongUse, match=r"^pod\.yaml, changed by the environment's SNIPERFACE_IMAGE: image: ':'"):
+        parse(folder, "pod", values, "pod.yaml", {"SNIPERFACE_IMAGE": ":"})

@@ -191,7 +191,7 @@ ONE = Devices((A4500,), 1, None, "2.13.0+cu130", "13.0", "580.65.06", None)
     ("found", "device", "promised", "is_here", "words"),
     [
         (Devices(), "auto", None, False, None),
-        (Devices(), "auto", 1, False, "1 GPUs are paid for and torch can use 0"),
+        (Devices(), "auto", 1, False, "1 GPU is paid for and torch can use 0"),
         (Devices(), "cuda", None, True, "device: cuda"),
         (Devices(), "cpu", 1, False, None),
         (ONE, "auto", 1, False, None),
@@ -219,7 +219,7 @@ def test_the_doctor_and_the_refusal_give_the_reason() -> None:
     assert (problem.level, "driver is too old" in problem.found, "device: cpu" in (problem.fix or "")) == (
         "problem", True, True,
     )  # fmt: skip
-    assert gpu_finding(ONE, target).found.startswith("1 GPUs: NVIDIA RTX A4500 20 GiB (torch 2.13.0+cu130, CUDA 13.0")
+    assert gpu_finding(ONE, target).found.startswith("1 GPU: NVIDIA RTX A4500 20 GiB (torch 2.13.0+cu130, CUDA 13.0")
     note = gpu_finding(SMI_FAILS, target, is_here=True)
     assert (note.level, "exit code 9" in note.found) == ("warning", True)
 

@@ -1,0 +1,67 @@
+"""PURE: which lines of a job's log say why it failed. torchrun's report is one line, or none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+FAILED = "the run failed: "  # begins the supervisor's last line, after the time
+TRACE = "Traceback (most recent call last):"
+REPORT = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError"
+RULE = re.compile(r"={20,}\s*")  # above and below the report's table
+LOGGED = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ \d+ torch/distributed/")
+RANK = re.compile(r"\s*rank\s+: (\d+)")
+SIGNAL = re.compile(r"\s*exitcode\s+: -(\d+)")
+
+
+def telling(lines: Sequence[str]) -> list[str]:
+    """The lines without blank ones and without torchrun's trace and report. Of the report, ranks that a signal killed.
+
+    If torchrun alone has said something, its lines stay.
+    """
+    said = [line for line in lines if line.strip()]
+    kept: list[str] = []
+    index = 0
+    while index < len(said):
+        if said[index].startswith(REPORT):
+            _drop_trace(kept)
+            end = _end_of_report(said, index)
+            kept += _killed(said[index:end])
+            index = end
+            continue
+        if not LOGGED.match(said[index]):
+            kept.append(said[index])
+        index += 1
+    return kept or said
+
+
+def beyond(lines: Sequence[str], reason: str | None) -> list[str]:
+    """What the lines say beyond the reason of a failure: nothing if one of them is the job's own, with that reason."""
+    own = [line for line in lines if FAILED not in line]
+    return [] if reason and any(reason in line for line in own) else own
+
+
+def _drop_trace(kept: list[str]) -> None:
+    """Remove the trace at the end: its lines are indented below its heading."""
+    start = len(kept)
+    while start and kept[start - 1].startswith(" "):
+        start -= 1
+    if start and kept[start - 1] == TRACE:
+        del kept[start - 1 :]
+
+
+def _end_of_report(said: Sequence[str], index: int) -> int:
+    """The index after the report that begins at `index`: after its second rule, or after its first line."""
+    rules = [place for place in range(index + 1, len(said)) if RULE.fullmatch(said[place])]
+    return rules[1] + 1 if len(rules) > 1 and rules[0] == index + 1 else index + 1
+
+
+def _killed(report: Sequence[str]) -> list[str]:
+    found: dict[str, str] = {}
+    rank = "?"
+    for line in report:
+        if told := RANK.match(line):
+            rank = told[1]
+        elif told := SIGNAL.match(line):
+            found[rank] = told[1]
+    return [f"rank {rank} was killed by signal {number}" for rank, number in sorted(found.items())]
