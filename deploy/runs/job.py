@@ -25,8 +25,8 @@ from deploy.specs.plan import Plan
 
 POLL_S = 0.3
 START_LIMIT_S = 30
-PIECE_BYTES = 4 << 20  # most that one request reads of a log
-PIECES_AHEAD = 2  # requests on their way while a long log is shown: one would leave the line idle for a round trip
+PIECE_BYTES = 2 << 20  # most that one request reads of a log
+PIECES_AHEAD = 3  # requests on their way while a long log is shown: one would leave the line idle for a round trip
 EVENTS_BYTES = 1 << 20  # the same of metrics.jsonl: parsed events take up to thirty times as much memory
 
 

@@ -31,6 +31,7 @@ from deploy.pod.agent import agent
 from deploy.pod.agent.frames import LINE_BYTES
 from deploy.pod.base import retry
 from deploy.pod.base.folder import read_json, write_json
+from deploy.runs.job import PIECE_BYTES
 from deploy.shell import base, link
 from deploy.specs.request import parse_request
 from deploy.ui.screen import Screen
@@ -573,8 +574,8 @@ ENDLESS = {
     "an endless line": ("mine", "lines", b"x" * LINE_BYTES),
     "an endless line of no text": ("mine", "lines", b"\xff" * LINE_BYTES),
     "endless lines": ("mine", "lines", b"x" * (LINE_BYTES - 1) + b"\n"),
-    "an endless log of escapes": ("follow", "read", b"\x1b" * (1 << 20)),
-    "an endless log": ("follow", "read", b"x" * (1 << 20)),
+    "an endless log of escapes": ("follow", "read", b"\x1b" * PIECE_BYTES),
+    "an endless log": ("follow", "read", b"x" * PIECE_BYTES),
 }
 
 
