@@ -295,18 +295,43 @@ def follow(
         time.sleep(POLL_S)
 
 
+def log_now(shell: Shell, folder: RunFolder, most: int = PIECE_BYTES) -> Iterator[str]:
+    """Yield the log up to where it ends now, in pieces of at most `most` bytes."""
+    size = shell.size(folder.log) or 0
+    log = Tail(shell, folder.log, most=most, reads_ahead=PIECES_AHEAD)
+    while log.offset < size:
+        yield log.read()
+        if not log.is_behind:
+            return
+
+
 class NodeLines:
     """Reads the log of one of several machines as whole lines, each with the node's number in front."""
 
     def __init__(self, shell: Shell, folder: RunFolder, node: int) -> None:
         self.tail, self.node, self.rest = Tail(shell, folder.log), node, ""
 
+    def pieces(self, *, to_the_end: bool) -> Iterator[str]:
+        """Yield the new lines, in pieces, up to where the log ends now. `to_the_end`: with an unfinished last line."""
+        size = self.tail.shell.size(self.tail.path) or 0
+        yield self.read(to_the_end=to_the_end)
+        while self.tail.is_behind and self.tail.offset < size:
+            yield self.read(to_the_end=to_the_end)
+        if to_the_end and self.rest:  # the last piece was full, or the log has grown since
+            yield f"{self.node}| {self.rest}\n"
+            self.rest = ""
+
     def read(self, *, to_the_end: bool = False) -> str:
         """The new lines. An unfinished line is held back, unless it exceeds PIECE_BYTES or the log has ended."""
-        *lines, self.rest = (self.rest + self.tail.read()).split("\n")
+        text = self.rest + self.tail.read()
+        at = text.rfind("\n") + 1
+        text, self.rest = text[:at], text[at:]
         if self.rest and (len(self.rest) > PIECE_BYTES or (to_the_end and not self.tail.is_behind)):
-            lines, self.rest = [*lines, self.rest], ""
-        return "".join(f"{self.node}| {line}\n" for line in lines)
+            text, self.rest = f"{text}{self.rest}\n", ""
+        if not text:
+            return ""
+        # Not line by line: a stranger's log of short lines would take sixty times its size.
+        return f"{self.node}| " + text[:-1].replace("\n", f"\n{self.node}| ") + "\n"
 
 
 def last_lines(shell: Shell, folder: RunFolder) -> list[str]:

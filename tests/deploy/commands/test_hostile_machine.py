@@ -384,6 +384,14 @@ def test_what_is_said_is_shown_and_not_obeyed(
     assert "\\x1b" in outcome("fetch-checkpoint", laptop, capsys)
 
 
+def test_a_log_of_several_pieces_is_printed_to_its_end(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"line {number}" for number in range(2 * PIECE_BYTES // 10)]
+    Path(machine.run.log).write_text("\n".join(lines) + "\n")
+    assert outcome("logs", laptop, capsys).splitlines() == lines
+
+
 @pytest.mark.slow
 def test_links_on_the_machine_bring_nothing_else(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
