@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,3 +91,6 @@ def _copy_project(project: Path, commit: str | None) -> None:
     author = ("-c", "user.name=Sniperface", "-c", "user.email=bench@localhost")
     for words in (("init", "--quiet"), ("add", "--all"), (*author, "commit", "--quiet", "-m", "A copy")):
         subprocess.run(["git", *words], cwd=project, check=True)
+    # Git reads files again that are as recent as its index, to the second, until `git status` writes it anew.
+    time.sleep(1.1)
+    subprocess.run(["git", "status", "--short"], cwd=project, check=True)

@@ -148,11 +148,14 @@ def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, fol
         if follow:
             reached.shell.patience_s = FOLLOW_PATIENCE_S
             reached.shell.on_loss = screen.complain
-        own = (text for text, _ in job.follow(reached.shell, reached.folder))
-        for text in nodes.logs(reached, screen) if reached.record.others else own:
+        if reached.record.others:
+            texts = nodes.logs(reached, screen, follow=follow)
+        elif follow:
+            texts = (text for text, _ in job.follow(reached.shell, reached.folder))
+        else:
+            texts = job.log_now(reached.shell, reached.folder)
+        for text in texts:
             screen.raw(text)
-            if not follow:
-                break
 
 
 def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> int:

@@ -7,8 +7,10 @@ import contextlib
 import json
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -24,7 +26,8 @@ from deploy.specs.plan import Plan
 
 POLL_S = 0.3
 START_LIMIT_S = 30
-PIECE_BYTES = 4 << 20  # most that one request reads of a log
+PIECE_BYTES = 2 << 20  # most that one request reads of a log
+PIECES_AHEAD = 3  # requests on their way while a long log is shown: one would leave the line idle for a round trip
 EVENTS_BYTES = 1 << 20  # the same of metrics.jsonl: parsed events take up to thirty times as much memory
 
 
@@ -209,35 +212,37 @@ class Tail:
     1. Every byte is returned once, in order; `offset` is where the next read begins.
     2. A character cut by the end of the file is held back until its remaining bytes are written.
     3. Invalid UTF-8 becomes U+FFFD. 4. A file that does not exist yet counts as empty.
-    5. With `reads_ahead`, the piece after a full one is on its way while the caller works on that one.
+    5. After a full piece, the next `reads_ahead` pieces are on their way while the caller works on that one.
     """
 
     shell: Shell
     path: PurePath
     offset: int = 0
     most: int = PIECE_BYTES  # per request
-    reads_ahead: bool = False
+    reads_ahead: int = 0
     is_behind: bool = False  # the last read was full: there may be more
-    next_piece: Callable[[], bytes] | None = None
+    on_the_way: deque[Work[bytes]] = field(default_factory=deque)
     decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
 
     def read(self) -> str:
         """The new text, from at most `most` bytes; empty if there is none now."""
-        piece, self.next_piece = self.next_piece or self._piece, None
         try:
-            data = piece()
+            data = self.on_the_way.popleft().result() if self.on_the_way else self._piece(self.offset)
         except (FileNotFoundError, NotADirectoryError):
+            self.on_the_way.clear()
             return ""
         self.offset += len(data)
         self.is_behind = len(data) == self.most
-        if self.is_behind and self.reads_ahead:
-            self.next_piece = Work(self._piece).result
+        if not self.is_behind:  # the file may grow before the pieces behind this one are read
+            self.on_the_way.clear()
+        for number in range(len(self.on_the_way), self.reads_ahead if self.is_behind else 0):
+            self.on_the_way.append(Work(partial(self._piece, self.offset + number * self.most)))
         return self.decoder.decode(data)
 
-    def _piece(self) -> bytes:
-        return self.shell.read(self.path, self.offset, self.most)
+    def _piece(self, offset: int) -> bytes:
+        return self.shell.read(self.path, offset, self.most)
 
 
 class Events:
@@ -276,7 +281,7 @@ def follow(
     Each round reads the status first, so that the last lines are not missed.
     """
     log, events = (
-        Tail(shell, folder.log, since.log_bytes, reads_ahead=True),
+        Tail(shell, folder.log, since.log_bytes, reads_ahead=PIECES_AHEAD),
         Events(shell, folder.metrics, since.metrics_bytes),
     )
     while True:
@@ -291,18 +296,43 @@ def follow(
         time.sleep(POLL_S)
 
 
+def log_now(shell: Shell, folder: RunFolder, most: int = PIECE_BYTES) -> Iterator[str]:
+    """Yield the log up to where it ends now, in pieces of at most `most` bytes."""
+    size = shell.size(folder.log) or 0
+    log = Tail(shell, folder.log, most=most, reads_ahead=PIECES_AHEAD)
+    while log.offset < size:
+        yield log.read()
+        if not log.is_behind:
+            return
+
+
 class NodeLines:
     """Reads the log of one of several machines as whole lines, each with the node's number in front."""
 
     def __init__(self, shell: Shell, folder: RunFolder, node: int) -> None:
         self.tail, self.node, self.rest = Tail(shell, folder.log), node, ""
 
+    def pieces(self, *, to_the_end: bool) -> Iterator[str]:
+        """Yield the new lines, in pieces, up to where the log ends now. `to_the_end`: with an unfinished last line."""
+        size = self.tail.shell.size(self.tail.path) or 0
+        yield self.read(to_the_end=to_the_end)
+        while self.tail.is_behind and self.tail.offset < size:
+            yield self.read(to_the_end=to_the_end)
+        if to_the_end and self.rest:  # the last piece was full, or the log has grown since
+            yield f"{self.node}| {self.rest}\n"
+            self.rest = ""
+
     def read(self, *, to_the_end: bool = False) -> str:
         """The new lines. An unfinished line is held back, unless it exceeds PIECE_BYTES or the log has ended."""
-        *lines, self.rest = (self.rest + self.tail.read()).split("\n")
+        text = self.rest + self.tail.read()
+        at = text.rfind("\n") + 1
+        text, self.rest = text[:at], text[at:]
         if self.rest and (len(self.rest) > PIECE_BYTES or (to_the_end and not self.tail.is_behind)):
-            lines, self.rest = [*lines, self.rest], ""
-        return "".join(f"{self.node}| {line}\n" for line in lines)
+            text, self.rest = f"{text}{self.rest}\n", ""
+        if not text:
+            return ""
+        # Not line by line: a stranger's log of short lines would take sixty times its size.
+        return f"{self.node}| " + text[:-1].replace("\n", f"\n{self.node}| ") + "\n"
 
 
 def last_lines(shell: Shell, folder: RunFolder, reason: str | None = None) -> list[str]:

@@ -70,22 +70,25 @@ def look(reached: Reached, seen: job.Status | None) -> Iterator[dict[str, Any]]:
         yield documents.of_node(number, name, its)
 
 
-def logs(reached: Reached, screen: Screen) -> Iterator[str]:
-    """Yield the lines of all logs as they grow, until rank 0 has ended. Reports a lost machine once, and drops it."""
-    first, *others = (job.NodeLines(each.shell, each.folder, n) for n, each in enumerate([reached, *reached.others()]))
-    for other in others:
+def logs(reached: Reached, screen: Screen, *, follow: bool) -> Iterator[str]:
+    """Yield the lines of all logs in pieces; with `follow`, as they grow, until rank 0 has ended.
+
+    Reports a lost machine once, and drops it. Raises LinkLost if rank 0's is lost.
+    """
+    every = [job.NodeLines(each.shell, each.folder, n) for n, each in enumerate([reached, *reached.others()])]
+    for other in every[1:]:
         other.tail.shell.patience_s = OTHERS_PATIENCE_S
     while True:
-        status = job.look(reached.shell, reached.folder)
+        status = job.look(reached.shell, reached.folder) if follow else None
         is_over = status is None or status.final
-        text = first.read(to_the_end=is_over)
-        for other in list(others):
+        for each in list(every):
             try:
-                text += other.read(to_the_end=is_over)
+                yield from each.pieces(to_the_end=is_over)
             except (LinkLost, OSError) as error:
-                screen.complain(f"node {other.node}: {error}")
-                others.remove(other)
-        yield text
+                if each is every[0]:
+                    raise
+                screen.complain(f"node {each.node}: {error}")
+                every.remove(each)
         if is_over:
             return
         time.sleep(job.POLL_S)

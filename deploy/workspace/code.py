@@ -65,11 +65,11 @@ def _status(project: Path, listed: Listing) -> bytes:
     """Return `git status` for the files on disk, including files whose changes git was told to ignore."""
     words = ("status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all", "--", ".", *excluded())
     if not listed.hidden:
-        return git(project, *FOR_SNAPSHOTS, *words).stdout
+        return worktree.list_files(project, *FOR_SNAPSHOTS, *words).stdout
     with tempfile.TemporaryDirectory(prefix="sniperface-") as scratch:
         index = Path(scratch) / "index"
         worktree.fresh_index(project, listed, index)
-        return git(project, *FOR_SNAPSHOTS, *words, env={"GIT_INDEX_FILE": str(index)}).stdout
+        return worktree.list_files(project, *FOR_SNAPSHOTS, *words, env={"GIT_INDEX_FILE": str(index)}).stdout
 
 
 def check(

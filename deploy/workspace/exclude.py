@@ -116,7 +116,8 @@ def _matched(
             *(b"160000 " + blob + b"\t" + name for name in folders),
         ]
         git(project, "update-index", "-z", "--index-info", env=env, stdin=joined(entries))
-        told = git(project, "ls-files", "-z", "--cached", "--ignored", f"--exclude-from={lines}", env=env)
+        words = ("ls-files", "-z", "--cached", "--ignored", f"--exclude-from={lines}")
+        told = worktree.list_files(project, *words, env=env)
     return frozenset(filter(None, told.stdout.split(b"\0")))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch, translate
@@ -89,7 +91,8 @@ def find(project: Path, files: Iterable[str], secrets: Mapping[str, str]) -> lis
     found = []
     values = tuple(sorted(secrets.items()))
     for name in files:
-        size, leak = _judged(str(project / name), name, _state(project / name), min(FILE_BYTES, left), values)
+        path = os.path.join(project, name)
+        size, leak = _judged(path, name, _state(path), min(FILE_BYTES, left), values)
         left -= size
         if leak:
             found.append(leak)
@@ -100,16 +103,18 @@ def find(project: Path, files: Iterable[str], secrets: Mapping[str, str]) -> lis
 def _judged(
     path: str, name: str, state: object, limit: int, secrets: tuple[tuple[str, str], ...]
 ) -> tuple[int, Leak | None]:
-    """Return the bytes that were read, and the verdict. `state`: changes when the file does."""
-    del state
-    content = _beginning(Path(path), limit)
+    """Return the bytes that were read, and the verdict. `state`: changes when the file does; None if it is no file."""
+    content = b"" if state is None else _beginning(path, limit)
     return len(content), judge(name, content, dict(secrets))
 
 
-def _state(path: Path) -> object:
+def _state(path: str) -> object:
+    """Return None for all but a plain file: a symbolic link is uploaded as a link, so its target is not read."""
     try:
-        about = path.lstat()
-    except OSError:
+        about = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(about.st_mode):
         return None
     return about.st_mode, about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
 
@@ -149,12 +154,9 @@ def refuse(leaks: Iterable[Leak], tracked: set[str], allowed: Iterable[str]) -> 
     return tuple(warned)
 
 
-def _beginning(path: Path, limit: int) -> bytes:
-    """Read the start of a file. A symbolic link is uploaded as a link, so its target is not read."""
+def _beginning(path: str, limit: int) -> bytes:
     try:
-        if path.is_symlink() or not path.is_file():
-            return b""
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             return file.read(limit)
     except OSError:
         return b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -133,15 +134,20 @@ class Snapshots:
             return "changed while it was read"
         if is_link and mode != LINK:
             return "is a symbolic link, but a file in git's copy"
-        return judge(
-            content, blob, self.format, lambda: git(self.project, *checkout, env=self.objects, check=False).stdout
-        )
+        try:
+            return judge(
+                content, blob, self.format, lambda: git(self.project, *checkout, env=self.objects, check=False).stdout
+            )
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            return "is too large to compare it with git's copy: mark it -text or binary in .gitattributes"
 
     def _entries(self, tree: str) -> dict[bytes, tuple[bytes, str]]:
         """Return mode and object of each file of a tree, by name."""
-        told = self._git("ls-tree", "-r", "-z", tree).stdout.split(b"\0")
+        listed = worktree.list_files(self.project, f"--git-dir={self.store}", "ls-tree", "-r", "-z", tree)
         found = {}
-        for line in filter(None, told):
+        for line in filter(None, listed.stdout.split(b"\0")):
             about, name = line.split(b"\t", 1)
             mode, _, blob = about.split()
             found[name] = (mode, blob.decode("ascii"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.errors import StepFailed, WrongUse, quoted
+from deploy.pod.agent.frames import BODY_BYTES
 from deploy.shell import LocalShell, Result
 
 # Output of runs is never code, whatever the ignore file of a fresh repository lists.
@@ -16,6 +18,7 @@ NEVER_CODE = ("runs", "data", ".sniperface", ".venv")
 LARGE_FILE_BYTES = 50 << 20
 LARGE_UNTRACKED_BYTES = 64 << 20
 GIT_LIMIT_S = 300
+NAMED_FOLDERS = 3  # in one message
 OLD_FORMAT = "sha1"
 GITLINK = b"160000 "
 # core.safecrlf and core.fsmonitor serve the user's repository. In a snapshot, only the disk counts.
@@ -191,8 +194,32 @@ def git(
     )
 
 
+def list_files(project: Path, *argv: str, env: Mapping[str, str] | None = None) -> Result:
+    """Run a git command that lists files. Raises WrongUse if its output is larger than a program's may be."""
+    try:
+        return git(project, *argv, env=env)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+    named = ", ".join(_untracked_folders(project))
+    raise WrongUse(
+        "this folder has too many files to upload them with each run: their list in git is larger than "
+        f"{BODY_BYTES >> 20} MiB: list what is not code in .gitignore{f' ({named})' if named else ''}, or keep it in "
+        "another folder"
+    )
+
+
+def _untracked_folders(project: Path) -> list[str]:
+    """Return some folders without any tracked file, which git names without their content."""
+    try:
+        told = git(project, "ls-files", "-z", "--others", "--exclude-standard", "--directory", "--", ".", *excluded())
+    except OSError:
+        return []
+    return [os.fsdecode(name) for name in told.stdout.split(b"\0") if name.endswith(b"/")][:NAMED_FOLDERS]
+
+
 def _listed(project: Path, *which: str) -> list[bytes]:
-    told = git(project, *FOR_SNAPSHOTS, "ls-files", "-z", *which)
+    told = list_files(project, *FOR_SNAPSHOTS, "ls-files", "-z", *which)
     if b"could not open directory" in told.stderr:
         raise StepFailed(
             "git cannot read a folder of the project, so its files would be missing", evidence=told.complaint

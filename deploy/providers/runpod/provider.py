@@ -242,7 +242,7 @@ class RunPodProvider:
         if self.options.api == "sdk":
             from deploy.providers.runpod.sdk import SdkApi
 
-            return SdkApi(key.load(), self._pace)
+            return SdkApi(key.load(), self._pace, self.limits)
         return self._rest
 
     @cached_property

@@ -174,7 +174,7 @@ class RestApi:
         answer = self._send(method, path, **about)
         try:
             said = f"{what}: the answer {answer.status_code}"
-            return border.document(_body(answer, self.limits.request_s), said, ANSWER_BYTES, odd=float)
+            return border.document(body_of_answer(answer, self.limits.request_s), said, ANSWER_BYTES, odd=float)
         except BadAnswer as error:
             raise Unclear(error.message) from None
         except OSError as error:  # the connection broke while the answer came
@@ -219,6 +219,12 @@ class RestApi:
                 self.pace.hold(int(seconds))
 
 
+def post(url: str, limit_s: float, **about: Any) -> requests.Response:
+    """Post a request, and return its answer before its body is read. Raises OSError, also after 2 * `limit_s`."""
+    asked = {**about, "stream": True, "timeout": limit_s, "allow_redirects": False}
+    return Work(partial(requests.post, url, **asked)).result(2 * limit_s)
+
+
 def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[LogLine]:
     end = time.monotonic() + (float("inf") if limit_s is None else limit_s)
 
@@ -236,7 +242,7 @@ def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[Log
             return
 
 
-def _body(answer: requests.Response, limit_s: float) -> bytes:
+def body_of_answer(answer: requests.Response, limit_s: float) -> bytes:
     """Read the body of an answer, and close it. One byte over ANSWER_BYTES ends it, so that its reader refuses it."""
 
     def read() -> bytes:
@@ -253,7 +259,7 @@ def _body(answer: requests.Response, limit_s: float) -> bytes:
 
 def _refusal(answer: requests.Response, what: str, key: Key, limit_s: float) -> ApiError:
     try:
-        problem = border.document(_body(answer, limit_s), what, ANSWER_BYTES)
+        problem = border.document(body_of_answer(answer, limit_s), what, ANSWER_BYTES)
         if "detail" not in problem:
             raise BadAnswer(what)
         told = problem["detail"]

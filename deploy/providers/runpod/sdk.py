@@ -4,13 +4,15 @@ It offers less than v2. It has no log, so host keys are unknown and the first co
 no stock in the catalogue, no registry credentials and no minimum CUDA version, only a list of the allowed ones. The
 package pastes values into the query unescaped, so values that would change the query are refused. It is imported on
 first use, because the import takes seconds.
+
+The package limits neither how long an answer takes nor its size, so its requests go through `Bounded`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from deploy import border
@@ -32,7 +34,39 @@ from deploy.providers.runpod.api import (
     WrongKey,
 )
 from deploy.providers.runpod.graphql import error_of, versions_from
-from deploy.providers.runpod.ratelimit import Pace
+from deploy.providers.runpod.ratelimit import Limits, Pace
+from deploy.providers.runpod.rest import ANSWER_BYTES, body_of_answer, post
+
+UNAUTHORIZED = 401
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the package reads of an answer."""
+
+    status_code: int
+    value: dict[str, Any]
+
+    def json(self) -> dict[str, Any]:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Takes the place of `requests` in the package's `api.graphql`. Each answer has limits of time, size and depth."""
+
+    limit_s: float  # for the headers, and for the body
+
+    def post(self, url: str, **about: Any) -> Answer:
+        """Post a request. Raises OSError if the answer does not end in time, BadAnswer for one that is not usable."""
+        answer = post(url, self.limit_s, **about)
+        if answer.status_code == UNAUTHORIZED:
+            answer.close()
+            return Answer(UNAUTHORIZED, {})
+        said = f"RunPod's answer {answer.status_code}"
+        return Answer(
+            answer.status_code, border.document(body_of_answer(answer, self.limit_s), said, ANSWER_BYTES, odd=float)
+        )
 
 
 class SdkApi:
@@ -41,9 +75,10 @@ class SdkApi:
     has_log = False
     names_gpus_by_id = False
 
-    def __init__(self, key: Key, pace: Pace) -> None:
+    def __init__(self, key: Key, pace: Pace, limits: Limits) -> None:
         self.key = key
         self.pace = pace
+        self.limits = limits
 
     def create(self, wanted: Wanted) -> Pod:
         """Create a pod. Raises WrongUse for options that only v2 has, Unclear for an answer without a pod."""
@@ -171,9 +206,11 @@ class SdkApi:
 
     def _call(self, ask: Callable[[Any], Any], *, calls: int = 1, urgent: bool = False) -> Any:
         import runpod
+        from runpod.api import graphql
         from runpod.error import AuthenticationError, QueryError
 
         self.pace.take(calls, urgent=urgent)
+        graphql.requests = Bounded(self.limits.request_s)
         runpod.api_key = self.key.reveal()  # not every function takes the key as an argument
         problem: ApiError
         try:
@@ -182,8 +219,9 @@ class SdkApi:
             problem = WrongKey("RunPod does not know the API key")
         except QueryError as error:
             problem = error_of(self.key.mask(str(error.message)))
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            # No network, an HTML page, or JSON without the field: the package checks no status but 401.
+        except BadAnswer as error:  # an HTML page, or too much: the package checks no status but 401
+            problem = Unclear(self.key.mask(error.message))
+        except (OSError, LookupError, TypeError, AttributeError) as error:  # no network, or JSON without the field
             kind = Unreachable if network.was_never_sent(error) else Unclear
             problem = kind(f"RunPod's API gave no valid answer: {self.key.mask(_lost(error))}")
         except ValueError as error:  # no such GPU
@@ -218,6 +256,7 @@ def refuse_unsafe(values: dict[str, Any]) -> None:
 
 
 def _lost(error: Exception) -> str:
-    """Describe why there is no usable answer. Some errors of `requests` are JSON errors, not network errors."""
-    is_text = isinstance(error, ValueError | KeyError | TypeError)
-    return f"the answer has an unexpected format ({type(error).__name__})" if is_text else network.in_words(error)
+    """Describe why there is no usable answer."""
+    if isinstance(error, OSError):
+        return network.in_words(error)
+    return f"the answer has an unexpected format ({type(error).__name__})"

@@ -31,6 +31,7 @@ from deploy.pod.agent import agent
 from deploy.pod.agent.frames import LINE_BYTES
 from deploy.pod.base import retry
 from deploy.pod.base.folder import read_json, write_json
+from deploy.runs.job import PIECE_BYTES
 from deploy.shell import base, link
 from deploy.specs.request import parse_request
 from deploy.ui.screen import Screen
@@ -383,6 +384,14 @@ def test_what_is_said_is_shown_and_not_obeyed(
     assert "\\x1b" in outcome("fetch-checkpoint", laptop, capsys)
 
 
+def test_a_log_of_several_pieces_is_printed_to_its_end(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"line {number}" for number in range(2 * PIECE_BYTES // 10)]
+    Path(machine.run.log).write_text("\n".join(lines) + "\n")
+    assert outcome("logs", laptop, capsys).splitlines() == lines
+
+
 @pytest.mark.slow
 def test_links_on_the_machine_bring_nothing_else(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
@@ -573,8 +582,8 @@ ENDLESS = {
     "an endless line": ("mine", "lines", b"x" * LINE_BYTES),
     "an endless line of no text": ("mine", "lines", b"\xff" * LINE_BYTES),
     "endless lines": ("mine", "lines", b"x" * (LINE_BYTES - 1) + b"\n"),
-    "an endless log of escapes": ("follow", "read", b"\x1b" * (1 << 20)),
-    "an endless log": ("follow", "read", b"x" * (1 << 20)),
+    "an endless log of escapes": ("follow", "read", b"\x1b" * PIECE_BYTES),
+    "an endless log": ("follow", "read", b"x" * PIECE_BYTES),
 }
 
 

@@ -16,9 +16,11 @@ from deploy.errors import BadAnswer
 from deploy.providers.lambda_cloud import api as lambda_api
 from deploy.providers.lambda_cloud.api import LambdaApi
 from deploy.providers.rented import Clock, Key
-from deploy.providers.runpod.api import Unclear
+from deploy.providers.runpod.api import Unclear, Wanted
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.rest import RestApi
+from deploy.providers.runpod.sdk import SdkApi
+from tests.deploy.conftest import wait_until
 
 LATE_S = 0.25
 Answer = Callable[[BaseHTTPRequestHandler, threading.Event], None]
@@ -30,11 +32,15 @@ class Server:
     def __init__(self) -> None:
         self.over = threading.Event()
         self.answer: Answer = drip
+        self.asked = 0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                server.asked += 1
                 server.answer(self, server.over)
+
+            do_POST = do_GET  # noqa: N815 - the name that the base class looks up
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -81,6 +87,16 @@ def bomb(to: BaseHTTPRequestHandler, _: threading.Event) -> None:
     to.wfile.write(data)
 
 
+def sends(body: bytes) -> Answer:
+    def answer(to: BaseHTTPRequestHandler, _: threading.Event) -> None:
+        to.send_response(200)
+        to.send_header("Content-Length", str(len(body)))
+        to.end_headers()
+        to.wfile.write(body)
+
+    return answer
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     made = Server()
@@ -95,6 +111,17 @@ def ask_runpod(url: str, late_s: float = LATE_S) -> object:
     return RestApi(Key("rpa_x"), Pace(Clock(), 60, print), limits, {"RUNPOD_API_BASE_URL": url}).pods()
 
 
+def by_package(late_s: float) -> SdkApi:
+    return SdkApi(Key("rpa_x"), Pace(Clock(), 60, print), Limits(request_s=late_s))
+
+
+def ask_package(url: str, late_s: float = LATE_S) -> object:
+    """RunPod's own package, which has neither of these limits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNPOD_API_BASE_URL", url)
+        return by_package(late_s).pods()
+
+
 def ask_lambda(url: str, late_s: float = LATE_S) -> object:
     api = LambdaApi(Key("x"), Clock(), {"LAMBDA_API_BASE_URL": url})
     api.answer_s = late_s
@@ -102,7 +129,7 @@ def ask_lambda(url: str, late_s: float = LATE_S) -> object:
 
 
 @pytest.mark.parametrize("answer", [drip, drip_headers, drip_refusal])
-@pytest.mark.parametrize("ask", [ask_runpod, ask_lambda])
+@pytest.mark.parametrize("ask", [ask_runpod, ask_package, ask_lambda])
 def test_a_byte_now_and_then_is_no_answer(server: Server, ask: Callable[[str], object], answer: Answer) -> None:
     """The timeout of a read never strikes. Before, `down` waited for ever."""
     server.answer = answer
@@ -111,7 +138,26 @@ def test_a_byte_now_and_then_is_no_answer(server: Server, ask: Callable[[str], o
     assert "timed out" in str(caught.value) or "without an error message" in str(caught.value)
 
 
-@pytest.mark.parametrize("ask", [ask_runpod, ask_lambda])
+def test_a_pod_is_not_requested_late(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package asks for the GPU first. Without an answer in time it must not go on, or it rents a pod unseen."""
+    monkeypatch.setenv("RUNPOD_API_BASE_URL", server.url)
+    wanted = Wanted("sniperface-x", "an/image", "NVIDIA A40", 1, "ssh-ed25519 AAAA")
+    with pytest.raises(Unclear, match="timed out"):
+        by_package(LATE_S).create(wanted)
+    server.over.set()  # the first answer ends
+    server.answer = lambda to, _: to.send_response(200)
+    wait_until(lambda: not any(each.name == "work in the background" for each in threading.enumerate()))
+    assert server.asked == 1
+
+
+@pytest.mark.parametrize("answer", [sends(b"[" * 100_000), sends(b'{"errors": []}'), sends(b'{"data": "x"}')])
+def test_an_answer_of_another_kind_is_one_sentence(server: Server, answer: Answer) -> None:
+    server.answer = answer
+    with pytest.raises(Unclear, match="RunPod"):
+        ask_package(server.url, 30.0)
+
+
+@pytest.mark.parametrize("ask", [ask_runpod, ask_package, ask_lambda])
 def test_a_small_answer_that_unpacks_to_much_takes_little_memory(server: Server, ask: Callable[..., object]) -> None:
     server.answer = bomb
     assert len(packed()) < 4096

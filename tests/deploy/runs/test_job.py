@@ -105,21 +105,46 @@ class Asked(LocalShell):
         return super().read(path, offset, limit)
 
 
-@pytest.mark.parametrize("size", [0, 3, 4, 8, 11])
-def test_the_piece_after_a_full_one_is_read_meanwhile(tmp_path: Path, size: int) -> None:
-    """Nothing is read twice or left out, and after a piece that was not full nothing is asked for."""
+@pytest.mark.parametrize("size", [0, 3, 4, 8, 11, 24])
+def test_the_pieces_after_a_full_one_are_read_meanwhile(tmp_path: Path, size: int) -> None:
+    """Nothing is read twice or left out, and after a first piece that was not full nothing is asked for."""
     log = tmp_path / "train.log"
     log.write_bytes(bytes(range(97, 97 + size)))
     shell = Asked()
-    tail = Tail(shell, log, most=4, reads_ahead=True)
+    tail = Tail(shell, log, most=4, reads_ahead=2)
     text = tail.read()
     if tail.is_behind:
         with shell.changed:
-            assert shell.changed.wait_for(lambda: shell.offsets == [0, 4], timeout=30)
+            assert shell.changed.wait_for(lambda: sorted(shell.offsets) == [0, 4, 8], timeout=30)
     while tail.is_behind:
         text += tail.read()
     assert text.encode() == log.read_bytes()
-    assert shell.offsets == [*range(0, size + 1, 4)]
+    asked = size // 4 + 2 if size >= 4 else 1  # two behind the last full piece
+    wait_until(lambda: len(shell.offsets) >= asked)
+    assert sorted(shell.offsets) == [*range(0, asked * 4, 4)]
+
+
+def test_a_log_that_grows_behind_a_piece_that_was_not_full_loses_nothing(tmp_path: Path) -> None:
+    """The piece after it was asked for already, and its text comes again later."""
+    log = tmp_path / "train.log"
+    log.write_bytes(b"abcdef")
+    grown = threading.Event()
+
+    class Growing(LocalShell):
+        def read(self, path: PurePath, offset: int = 0, limit: int | None = None) -> bytes:
+            if offset == 8:
+                assert grown.wait(30)
+            data = super().read(path, offset, limit)
+            if offset == 4 and not grown.is_set():
+                log.write_bytes(b"abcdefghijklm")
+                grown.set()
+            return data
+
+    tail = Tail(Growing(), log, most=4, reads_ahead=2)
+    pieces = [tail.read() for _ in range(2)]
+    assert pieces == ["abcd", "ef"]
+    assert not tail.is_behind
+    assert "".join(tail.read() for _ in range(2)) == "ghijklm"
 
 
 def test_a_failure_of_the_piece_on_its_way_is_raised_by_the_next_read(tmp_path: Path) -> None:
@@ -132,7 +157,7 @@ def test_a_failure_of_the_piece_on_its_way_is_raised_by_the_next_read(tmp_path: 
                 raise StepFailed("the machine cannot be reached")
             return super().read(path, offset, limit)
 
-    tail = Tail(Lost(), log, most=4, reads_ahead=True)
+    tail = Tail(Lost(), log, most=4, reads_ahead=1)
     assert tail.read() == "abcd"
     with pytest.raises(StepFailed, match="cannot be reached"):
         tail.read()

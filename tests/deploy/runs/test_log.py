@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from deploy.errors import StepFailed, command
 from deploy.pod.base.folder import RunFolder, write_json
 from deploy.runs import job
 from deploy.runs.documents import how_it_is, newest, next_commands, of_status
-from deploy.runs.job import NodeLines, Status, last_lines
+from deploy.runs.job import NodeLines, Status, last_lines, log_now
 from deploy.shell import EVIDENCE_LINES, LocalShell
 from tests.deploy.support.rented import Rented
 
@@ -42,6 +43,42 @@ def test_a_line_of_a_machine_is_held_back_until_it_is_whole(tmp_path: Path, monk
     with log.open("a", encoding="utf-8") as more:
         more.write("12345")
     assert lines.read() == "3| 12345\n"  # a line without end does not grow for ever
+
+
+@pytest.mark.parametrize("text", ["", "a\nb\n", "a\nbc", "1234567\n", "12345678", "\n" * 9, "one\n\ntwo\nthree"])
+def test_a_log_of_many_pieces_is_printed_to_its_end(tmp_path: Path, text: str) -> None:
+    """`logs` without `--follow` printed the first piece only, and so did `--follow` for a run on several machines."""
+    folder = RunFolder(tmp_path)
+    Path(folder.log).write_text(text, encoding="utf-8")
+    lines = NodeLines(LocalShell(), folder, 0)
+    lines.tail.most = 4
+    assert "".join(lines.pieces(to_the_end=True)).splitlines() == [f"0| {line}" for line in text.splitlines()]
+    assert "".join(log_now(LocalShell(), folder, most=4)) == text
+
+
+def test_a_log_that_grows_while_it_is_printed_is_left(tmp_path: Path) -> None:
+    """Its end is where it was: a machine cannot keep `logs` busy for ever."""
+    folder = RunFolder(tmp_path)
+    Path(folder.log).write_text("12345678")
+    seen = ""
+    for piece in log_now(LocalShell(), folder, most=4):
+        seen += piece
+        with Path(folder.log).open("a") as more:
+            more.write("more")
+    assert seen == "12345678"
+
+
+def test_short_lines_of_several_machines_take_little_memory(tmp_path: Path) -> None:
+    """Line by line, a log of nothing but newlines took sixty times its size."""
+    folder = RunFolder(tmp_path)
+    Path(folder.log).write_text("\n" * job.PIECE_BYTES)
+    lines = NodeLines(LocalShell(), folder, 0)
+    tracemalloc.start()
+    try:
+        assert len(lines.read()) == 4 * job.PIECE_BYTES
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_terminal_of_a_run_that_has_none(tmp_path: Path) -> None:

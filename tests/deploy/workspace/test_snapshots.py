@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import StepFailed, WrongUse
+from deploy.pod.agent import verbs
 from deploy.pod.agent.snapshots import place_snapshot
 from deploy.shell import LocalShell
 from deploy.workspace import code, snapshots
@@ -275,3 +276,37 @@ def test_a_shelf_that_cannot_be_made_is_named(tree: Path, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(StepFailed, match=r"the code cannot be placed on this computer: .*file.*: Not a directory"):
         code.place(tree, LocalShell(), tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("among", "advice"),
+    [("photos", r"in \.gitignore \(photos/\), or keep it in another folder"), ("", r"in \.gitignore, or keep it")],
+    ids=["a folder of their own", "tracked"],
+)
+def test_more_names_than_an_answer_may_hold(
+    tree: Path, machine: Path, monkeypatch: pytest.MonkeyPatch, among: str, advice: str
+) -> None:
+    """`invoke train` refuses them before a run is recorded, and says what to do."""
+    monkeypatch.setattr(verbs, "BODY_BYTES", 4000)
+    (tree / among).mkdir(exist_ok=True)
+    for number in range(100):
+        (tree / among / f"{number:040}").touch()
+    if not among:
+        git(tree, "add", ".")
+    for attempt in (lambda: code.look(tree), lambda: code.check(tree, (), {}), lambda: arrived(tree, machine)):
+        with pytest.raises(WrongUse, match=f"too many files.*{advice}") as caught:
+            attempt()
+        assert "\n" not in caught.value.message
+    assert not machine.exists()
+
+
+def test_a_filtered_file_that_is_larger_than_an_answer_is_refused_by_name(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """git's copy cannot be compared with the disk then."""
+    (tree / ".gitattributes").write_text("*.txt ident\n")
+    (tree / "long.txt").write_text("$Id: 1234567890123456789012345678901234567890 $\n" + "long\n" * 1000)
+    assert code.prove(tree)[1]
+    monkeypatch.setattr(verbs, "BODY_BYTES", 4000)
+    with pytest.raises(WrongUse, match=r"long\.txt is too large to compare it with git's copy: mark it -text"):
+        code.prove(tree)
