@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.mining.cluster import by_smallest_member
-from app.mining.halves import HALF, STEPS, WAYS, Halves, Mask, Null, Rows, beside, by_chance, products_beside
+from app.mining.halves import HALF, SIZES, STEPS, WAYS, Halves, Mask, Null, Rows, beside, by_chance, products_beside
 from app.mining.lists import usable
 from app.mining.sample import owned
 from app.mining.shared_axes import shared_axes
@@ -36,7 +36,7 @@ from app.mining.whole_clusters import by_size, whole_clusters
 from app.runtime.dist import World, from_main, gather_rows, total
 from app.runtime.stop import Poll, undisturbed
 
-LARGEST = 1024  # images of a cluster; the time grows with their cube
+LARGEST = SIZES[-1]  # images of a cluster; the time grows with their cube
 POOL = 2048  # images from which groups are mixed
 ABOVE = 3.0  # standard deviations; of normal measures one in 740 is above
 TOGETHER = 32  # clusters that are compared with each other, at least
@@ -74,6 +74,9 @@ def _moved(labels: Ids, part: Mask, shard: Tensor, here: World, poll: Poll) -> I
     null = from_main(by_chance(axes.shrunk(pool), int(size[tested].max(initial=0))), here)
     none = np.zeros((0, 2), np.int64)
     if null is None:
+        return none
+    tested &= size <= null.sizes[-1]  # of larger groups it is not known what chance gives
+    if not tested.any():
         return none
     measured = np.zeros(len(names), np.int64)
     for ids, rows in whole_clusters(cluster, size, tested, shard, here):

@@ -71,6 +71,14 @@ def test_people_stay_whole_where_each_has_two_halves() -> None:
     assert np.array_equal(separated(bank, first), first)
 
 
+@pytest.mark.parametrize("images", [300, 500])
+def test_people_of_more_images_than_chance_is_known_for_stay_whole(images: int) -> None:
+    _, owner, noise = people(3, images, np.random.default_rng(2))
+    centre = unit(np.random.default_rng(3).normal(size=(3, DIM)))[owner]
+    first = owner * images
+    assert np.array_equal(separated(unit(centre + noise), first), first)
+
+
 @pytest.mark.parametrize("count", [0, 1, 3, 8])
 def test_a_few_images_stay_as_they_are(count: int) -> None:
     bank = unit(np.random.default_rng(0).normal(size=(count, 16)))
