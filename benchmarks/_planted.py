@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +67,26 @@ SIZES: dict[str, Callable[[np.random.Generator, int], Ints]] = {
 KINDS = tuple(SIZES)
 
 
+class Planted(NamedTuple):
+    """Embeddings, the person of each, and what the generator knows of them; S directions have people or noise."""
+
+    images: Floats  # [n, dim], unit
+    labels: Ints  # [n]
+    visible: Floats  # [n, S]: the embeddings in the space of the people
+    centres: Floats  # [people, S], unit
+    scale: Floats  # [n, 1]: length of the noise on a unit centre
+    axes: Floats | None  # [S, 12]: a third of the noise lies in these directions
+    blur: Floats | None  # [S]: blurry images drift to this direction
+    source: Ints  # [n]: the image that an image is a frame of, else itself
+
+
 def make(kind: str, n: int, level: str, dim: int, seed: int) -> tuple[Floats, Ints]:
     """Return unit embeddings [n, dim], in random order, and the person of each, of one of KINDS at a level of NOISE."""
+    return plant(kind, n, level, dim, seed)[:2]
+
+
+def plant(kind: str, n: int, level: str, dim: int, seed: int) -> Planted:
+    """Return what `make` returns, with the truth behind it."""
     rng = np.random.default_rng([seed, KINDS.index(kind), list(NOISE).index(level), n, dim])
     labels = SIZES[kind](rng, n)
     space = 14 if kind == "low_dim" else dim
@@ -78,6 +97,7 @@ def make(kind: str, n: int, level: str, dim: int, seed: int) -> tuple[Floats, In
         twin = 1 + 2 * np.flatnonzero(rng.random((len(centres) - 1) // 2) < 0.4)
         centres[twin] = unit(centres[twin - 1] + 0.55 * normal(rng, len(twin), space))
     noise = normal(rng, n, space)
+    axes = blur = None
     if kind in ("anisotropic", "everything"):  # pose and light: a third of the noise in twelve shared axes
         axes = np.linalg.qr(rng.normal(size=(space, 12)))[0].astype(np.float32)
         noise = np.sqrt(2 / 3) * noise + np.sqrt(1 / 3 / 12) * rng.normal(size=(n, 12)).astype(np.float32) @ axes.T
@@ -85,20 +105,28 @@ def make(kind: str, n: int, level: str, dim: int, seed: int) -> tuple[Floats, In
     if kind in ("cone", "everything"):
         scale *= np.minimum(rng.lognormal(0, 0.3, (n, 1)), 2.5)
     x = unit(centres[labels] + scale * noise)
+    source = np.arange(n, dtype=np.int32)
     if kind in ("bursts", "everything"):  # half of the images are frames of another image of the same person
         order = np.argsort(labels, kind="stable")
         before = np.maximum(np.arange(n) - rng.integers(1, 12, n), 0)
         frame = (rng.random(n) < 0.5) & (labels[order] == labels[order[before]])
+        source[order[frame]] = order[before[frame]]
         x[order[frame]] = unit(x[order[before[frame]]] + 0.1 * normal(rng, int(frame.sum()), space))
     if kind in ("cone", "everything"):  # blurry images drift to one direction and show nobody in particular
         blurry = np.flatnonzero(rng.random(n) < 0.15)
         direction = unit(normal(rng, 1, space))
         x[blurry] = unit(direction + rng.uniform(0.4, 1.1, (len(blurry), 1)) * x[blurry])
+        blur = direction[0]
+    seen = x
     if space < dim:
         turn = np.linalg.qr(rng.normal(size=(dim, space)))[0].astype(np.float32)
         x = unit(x @ turn.T)
     shuffled = rng.permutation(n)
-    return np.ascontiguousarray(x[shuffled], np.float32), labels[shuffled]
+    images = np.ascontiguousarray(x[shuffled], np.float32)
+    place = np.argsort(shuffled).astype(np.int32)
+    return Planted(
+        images, labels[shuffled], seen[shuffled], centres, scale[shuffled], axes, blur, place[source[shuffled]]
+    )
 
 
 def of_sizes(sizes: list[int], noise: float, dim: int, seed: int) -> tuple[Floats, Ints]:

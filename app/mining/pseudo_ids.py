@@ -30,6 +30,7 @@ from app.mining.look_alikes import apart
 from app.mining.sample import recall, sample_rows
 from app.mining.search import searched
 from app.mining.shared_direction import shared_direction, without
+from app.mining.strangers import without_strangers
 from app.runtime.dist import World, any_rank, from_main
 from app.runtime.stop import Poll, undisturbed
 
@@ -93,7 +94,9 @@ def find_pseudo_ids(
     if config.method == "overlap":
         loose = _clusters(kept, second, original, config, here, poll)
         clusters = with_looser(strict, loose, config.max_cluster)
-        clusters = clusters._replace(labels=apart(clusters.labels, shard, original, here, poll))
+        people = apart(clusters.labels, shard, original, here, poll)
+        people = without_strangers(people, shard, original, sample, config.max_cluster, here, poll)
+        clusters = clusters._replace(labels=people)
     floor = config.similarity if config.method == "parity" else float(first[0])
     copies = np.count_nonzero(originals(listed, here, floor=1 - RESOLVED) != np.arange(len(previous)))
     distinct = 1 - copies / max(len(previous), 1)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from app.config import NO_ID, MiningConfig
 from app.mining.gate import pair_f, pair_precision
-from app.mining.look_alikes import ABOVE, Limit, Null, apart, halves, limit_of, split
+from app.mining.halves import Null
+from app.mining.look_alikes import ABOVE, Limit, apart, limit_of, split
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.runtime.dist import World
 from tests.app.support.planted import unit
@@ -21,7 +22,7 @@ from tests.support.ports import free_port
 ALONE = World(0, 1, torch.device("cpu"))
 DIM = 128
 Floats = NDArray[np.float32]
-NO_CHANCE = Null(sizes=[4], mean=[-9.0], spread=[1.0], scatter=0.5, scatter_spread=0.1)
+NO_CHANCE = Null([4], mean=[[-9.0], [99.0]], spread=[[1.0], [1.0]], scatter=0.5, scatter_spread=0.1)
 
 
 def people(count: int, images: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int64], Floats]:
@@ -71,6 +72,14 @@ def test_people_stay_whole_where_each_has_two_halves() -> None:
     assert np.array_equal(separated(bank, first), first)
 
 
+@pytest.mark.parametrize("images", [300, 500])
+def test_people_of_more_images_than_chance_is_known_for_stay_whole(images: int) -> None:
+    _, owner, noise = people(3, images, np.random.default_rng(2))
+    centre = unit(np.random.default_rng(3).normal(size=(3, DIM)))[owner]
+    first = owner * images
+    assert np.array_equal(separated(unit(centre + noise), first), first)
+
+
 @pytest.mark.parametrize("count", [0, 1, 3, 8])
 def test_a_few_images_stay_as_they_are(count: int) -> None:
     bank = unit(np.random.default_rng(0).normal(size=(count, 16)))
@@ -95,17 +104,6 @@ def test_a_near_copy_follows_its_image() -> None:
     assert found[59] == found[41]
 
 
-def test_the_halves_of_a_group_are_found_whatever_the_order() -> None:
-    rng = np.random.default_rng(0)
-    group = rng.normal(size=(10, 32)) * 0.1 + 1
-    group[:4, 0] += 3
-    order = rng.permutation(10)
-    found = halves(np.stack([group, group[order]]))
-    assert {tuple(found.one[0]), tuple(~found.one[0])} >= {tuple(np.arange(10) < 4)}
-    assert np.array_equal(found.one[0][order], found.one[1]) or np.array_equal(found.one[0][order], ~found.one[1])
-    assert found.measure[0] == pytest.approx(found.measure[1])
-
-
 @pytest.mark.parametrize(("noise", "pieces"), [(0.7, 2), (0.05, 1)])
 def test_a_half_that_is_tighter_than_a_person_does_not_count(noise: float, pieces: int) -> None:
     rng = np.random.default_rng(0)
@@ -128,10 +126,10 @@ def test_the_limit_is_that_of_clusters_of_the_same_size() -> None:
 RANKS = """
 import os, pathlib, sys
 import numpy as np, torch
-from app.mining import look_alikes
+from app.mining import look_alikes, whole_clusters
 from app.runtime import dist
 folder = pathlib.Path(sys.argv[1])
-look_alikes.ROWS_AT_ONCE = 128
+whole_clusters.ROWS_AT_ONCE = 128
 with dist.world() as here:
     bank, labels, original = (np.load(folder / f"{name}.npy") for name in ("bank", "labels", "original"))
     found = look_alikes.apart(labels, torch.from_numpy(dist.share(bank, here)), original, here)

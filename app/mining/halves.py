@@ -1,0 +1,193 @@
+"""Divide the images of one cluster into two parts, and measure how far apart these are.
+
+Two ways, as each misses what the other finds. `halves` divides along the widest direction: two people of many images.
+`few` looks for the group of images that are most alike, in a tree of average linkage: a person of few images beside one
+of many. Both compare directions only: each difference from the mean of all counts with length 1, as a blurry image
+differs more. `by_chance` measures groups that show no two people.
+
+Letters: m groups of s images, D embedding size, p differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import linkage
+
+HALF = 2  # least images of a half
+REASSIGNED = 3  # times that the images move to the nearer mean
+GROUPS = 200  # mixed groups of each size
+ENTRIES = GROUPS * 50**2  # of the matrices of a size; fewer groups of more images
+LEAST_GROUPS = 60  # fewer make the spread unsure
+SIZES = (4, 5, 6, 8, 10, 13, 17, 22, 29, 38, 50, 66, 87, 115, 152, 200, 264, 348)  # images of a mixed group
+TIGHT = 3.0  # standard deviations below the scatter of a person
+STEPS = 2**20  # of a measure: it does not depend on the last bits
+Rows = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+class Halves(NamedTuple):
+    """The two parts of m groups of s images."""
+
+    measure: Rows  # [m]: how far apart they are
+    one: Mask  # [m, s]: the images of one part
+    scatter: Rows  # [m, 2]: mean squared difference of an image from its part's mean
+
+
+class Null(NamedTuple):
+    """What chance gives: of mixed groups of each size, and the scatter of an image."""
+
+    sizes: list[int]
+    mean: list[list[float]]  # of the measure of a group, for each of WAYS
+    spread: list[list[float]]
+    scatter: float  # mean squared difference of an image from its person
+    scatter_spread: float
+
+    def deviations(self, measure: Rows, size: int, way: int) -> Rows:
+        """Return how many standard deviations the measures of groups of `size` images are above chance."""
+        at, known = np.log(size), np.log(self.sizes)
+        return (measure - np.interp(at, known, self.mean[way])) / np.interp(at, known, self.spread[way])
+
+    def is_tight(self, scatter: float, images: int) -> bool:
+        """Return whether `images` scatter less than images of a person do by chance."""
+        return scatter < self.scatter - TIGHT * self.scatter_spread / images**0.5
+
+
+def products_beside(groups: Rows) -> Rows:
+    """Return the scalar products [m, s, s] of images [m, s, D] without their part along the mean of their group."""
+    rest = beside(groups, groups.mean(axis=1, keepdims=True))
+    return np.matmul(rest, rest.transpose(0, 2, 1))
+
+
+def beside(groups: Rows, mean: Rows) -> Rows:
+    """Return the images [m, s, D] without their part along the mean [m, 1, D]."""
+    unit = mean / np.maximum(np.linalg.norm(mean, axis=2, keepdims=True), 1e-12)
+    return groups - (groups * unit).sum(2, keepdims=True) * unit
+
+
+def halves(products: Rows) -> Halves:
+    """Divide groups, given by the scalar products [m, s, s] of their images, along their widest direction.
+
+    The measure is the logarithm of the scatter's share along that direction, and of that between the halves.
+    """
+    size = products.shape[1]
+    alike = _directions(products)
+    widths, directions = np.linalg.eigh(alike)
+    order = np.argsort(directions[:, :, -1], axis=1, kind="stable")
+    along = np.take_along_axis(directions[:, :, -1], order, 1)
+    first = np.arange(1, size)
+    between = np.cumsum(along, axis=1)[:, :-1] ** 2 / (first * (size - first))
+    cut = between[:, HALF - 1 : size - HALF].argmax(1) + HALF  # images of the first half
+    one = np.zeros(order.shape)
+    np.put_along_axis(one, order, (np.arange(size) < cut[:, None]).astype(np.float64), 1)
+    one = _settled(alike, one)
+    count = one.sum(1)
+    whole = np.maximum(np.trace(alike, axis1=1, axis2=2), 1e-300)
+    share = _across(alike, one) * size / (count * (size - count)) / whole
+    measure = np.log(np.maximum(share, 1e-12)) + np.log(np.maximum(widths[:, -1] / whole, 1e-12))
+    return Halves(measure, one > 0, _scatter(products, one))
+
+
+def few(products: Rows) -> Halves:
+    """Divide groups, given by the scalar products [m, s, s] of their images, into those most alike and the rest.
+
+    The measure is the mean cosine of their differences times the root of the number of pairs, in standard deviations.
+    """
+    count, size, _ = products.shape
+    alike = _directions(products)
+    upper = np.triu_indices(size, 1)
+    pairs = alike[:, upper[0], upper[1]]
+    top = pairs.max(axis=1)
+    tree = np.stack([linkage(each, "average") for each in top[:, None] - pairs])  # [m, s - 1, 4]
+    children, images = tree[:, :, :2].astype(np.int64), np.ones((count, 2 * size - 1))
+    inside = np.zeros((count, 2 * size - 1))  # sums over the pairs of a node
+    groups = np.arange(count)
+    for node in range(size - 1):
+        left, right = children[:, node].T
+        images[:, size + node] = images[groups, left] + images[groups, right]
+        joined = images[groups, left] * images[groups, right] * (top - tree[:, node, 2])
+        inside[:, size + node] = inside[groups, left] + inside[groups, right] + joined
+    pairs_of = np.maximum(images * (images - 1) / 2, 1)
+    measure = inside / np.sqrt(pairs_of) / np.maximum(pairs.std(axis=1), 1e-12)[:, None]
+    measure[(images < HALF) | (images > size - HALF)] = -np.inf
+    chosen = np.zeros(measure.shape, np.bool_)
+    chosen[groups, measure.argmax(axis=1)] = True
+    for node in reversed(range(size - 1)):
+        for child in children[:, node].T:
+            chosen[groups, child] |= chosen[:, size + node]
+    one = _settled(alike, chosen[:, :size].astype(np.float64))
+    return Halves(measure.max(axis=1), one > 0, _scatter(products, one))
+
+
+WAYS: tuple[Callable[[Rows], Halves], ...] = (halves, few)
+
+
+def by_chance(pool: Rows, largest: int) -> Null | None:
+    """Return what groups of up to `largest` images, mixed from differences `pool` [p, D], measure; None if too few."""
+    sizes = [size for before, size in zip((0, *SIZES), SIZES, strict=False) if before < largest]
+    sizes = [size for size in sizes if 2 * size <= len(pool)]
+    if not sizes:
+        return None
+    products, random = pool @ pool.T, np.random.default_rng(0)
+    scatter = np.diag(products)
+    null = Null(sizes, [[] for _ in WAYS], [[] for _ in WAYS], float(scatter.mean()), float(scatter.std()))
+    for size in sizes:
+        groups = max(LEAST_GROUPS, min(GROUPS, ENTRIES // size**2))
+        drawn = np.stack([random.choice(len(pool), size, replace=False) for _ in range(groups)])
+        for way, mean, spread in zip(WAYS, null.mean, null.spread, strict=True):
+            measure = way(products[drawn[:, :, None], drawn[:, None, :]]).measure
+            mean.append(float(measure.mean()))
+            spread.append(max(float(measure.std()), 1 / STEPS))
+    return null
+
+
+def _directions(products: Rows) -> Rows:
+    """Return the products [m, s, s] of the differences from the mean of all, each of length 1, and again centred."""
+    centred = _centred(products)
+    length = np.sqrt(np.maximum(np.einsum("mii->mi", centred), 1e-12))
+    return _centred(centred / (length[:, :, None] * length[:, None, :]))
+
+
+def _centred(products: Rows) -> Rows:
+    row = products.mean(axis=2, keepdims=True)
+    return products - row - row.transpose(0, 2, 1) + row.mean(axis=1, keepdims=True)
+
+
+def _settled(alike: Rows, one: Rows) -> Rows:
+    """Return the part `one` [m, s] once the images have moved to the nearer mean."""
+    size = one.shape[1]
+    for _ in range(REASSIGNED):
+        nearer = (_distance(alike, one, one) < _distance(alike, 1 - one, one, other=True)).astype(np.float64)
+        enough = np.minimum(nearer.sum(1), size - nearer.sum(1)) >= HALF
+        one = np.where(enough[:, None], nearer, one)
+    return one
+
+
+def _across(products: Rows, part: Rows) -> Rows:
+    """Return the sum [m] of the products of the images of a part [m, s]."""
+    return (np.matmul(products, part[:, :, None])[:, :, 0] * part).sum(axis=1)
+
+
+def _scatter(products: Rows, one: Rows) -> Rows:
+    """Return the mean squared difference [m, 2] of an image from the mean of its part."""
+    centred = _centred(products)
+    diagonal = np.einsum("mii->mi", centred)
+    return np.stack(
+        [
+            ((diagonal * part).sum(1) - _across(centred, part) / part.sum(1)) / (part.sum(1) - 1)
+            for part in (one, 1 - one)
+        ],
+        axis=1,
+    )
+
+
+def _distance(alike: Rows, half: Rows, one: Rows, *, other: bool = False) -> Rows:
+    """Return the squared distance [m, s] of each image to the mean of a half, without the image's own share in it."""
+    count = half.sum(1, keepdims=True)
+    towards = np.matmul(alike, half[:, :, None])[:, :, 0]
+    squared = np.einsum("mii->mi", alike) - 2 * towards / count + ((half * towards).sum(1) / count[:, 0] ** 2)[:, None]
+    inside = one == (0 if other else 1)
+    return squared * np.where(inside, count / np.maximum(count - 1, 1), count / (count + 1))

@@ -1,0 +1,52 @@
+"""Find axes along which the images of most people differ, such as pose and light, and shrink what lies along them.
+
+Two people who look alike differ by one direction. If the images of everybody differ more along pose and light, those
+are the widest directions of each cluster, and hide the two people. So the differences from the means of many clusters
+are pooled. Directions of more variance than noise gives by chance count as axes (Marchenko and Pastur 1967 give the
+limit). An axis keeps the variance of the noise. How much it has is the median over clusters, which a single cluster of
+two people does not change.
+
+Letters: p differences of C clusters, D embedding size, r axes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+
+class Axes(NamedTuple):
+    """Directions that people share, and the part of a difference along each that is kept."""
+
+    directions: Rows  # [r, D], unit and orthogonal
+    kept: Rows  # [r], from 0 to 1
+
+    def shrunk(self, rows: Rows) -> Rows:
+        """Return `rows` [*, D], whose differences along the axes are made as small as along other directions."""
+        return rows - ((rows @ self.directions.T) * (1 - self.kept)) @ self.directions
+
+
+def shared_axes(pool: Rows, owner: Ids) -> Axes:
+    """Return the axes of the differences `pool` [p, D] of images from the mean of their cluster `owner` [p]."""
+    count, dim = pool.shape
+    _, place, images = np.unique(owner, return_inverse=True, return_counts=True)
+    free = count - len(images)  # a mean takes one image of each cluster
+    if free < 1 or not pool.any():
+        return Axes(np.zeros((0, dim)), np.zeros(0))
+    _, length, directions = np.linalg.svd(pool, full_matrices=False)
+    variance = length**2 / count
+    wide, before = 0, -1
+    while wide != before:  # each axis found lowers the noise that is left
+        before = wide
+        noise = float(variance[wide:].sum()) / max(1, dim - wide)
+        wide = int(np.count_nonzero(variance > noise * (1 + (dim / free) ** 0.5) ** 2))
+    along = (pool @ directions[:wide].T) ** 2
+    each = np.zeros((len(images), wide))
+    np.add.at(each, place, along)
+    typical = np.median(each / images[:, None], axis=0)
+    return Axes(directions[:wide], np.sqrt(np.minimum(1.0, noise / np.maximum(typical, 1e-300))))

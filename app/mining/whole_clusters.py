@@ -1,0 +1,51 @@
+"""Deal the images of clusters to processes, each cluster whole on one process, a part of all images at a time.
+
+Letters: n images of this process (its contiguous share), D embedding size, C clusters, m clusters of s images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.mining.cluster import first_row
+from app.mining.partition import dealt
+from app.runtime.dist import World
+
+ROWS_AT_ONCE = 2**15  # of a process
+ENTRIES_AT_ONCE = 2**21  # of matrices
+Rows = NDArray[np.float64]
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+def whole_clusters(cluster: Ids, size: Ids, chosen: Mask, shard: Tensor, here: World) -> Iterator[tuple[Ids, Rows]]:
+    """Yield ids [e], ascending, and embeddings [e, D] of whole `chosen` clusters, each cluster on one process.
+
+    All processes yield equally often. A process holds about ROWS_AT_ONCE rows at a time.
+    """
+    images = np.where(chosen, size, 0)
+    piece = (np.cumsum(images) - images) // ROWS_AT_ONCE
+    first = first_row(len(cluster), here)
+    own = first + np.flatnonzero(chosen[cluster[first : first + len(shard)]])
+    for number in range(-(-(int(piece[chosen].max(initial=-1)) + 1) // here.size)):
+        ids = own[piece[cluster[own]] // here.size == number]
+        rows = shard[torch.from_numpy(ids - first).to(shard.device)].cpu().numpy()
+        owner = piece[cluster[ids]] % here.size
+        yield dealt(ids, owner, here).astype(np.int64), dealt(rows, owner, here).astype(np.float64)
+
+
+def by_size(cluster: Ids, rows: Rows) -> Iterator[tuple[Ids, Rows]]:
+    """Yield for clusters of equal size their rows [m, s], and those of `rows` [m, s, D]."""
+    order = np.argsort(cluster, kind="stable")
+    _, first, count = np.unique(cluster[order], return_index=True, return_counts=True)
+    for size in np.unique(count):
+        begins = first[count == size]
+        at_once = max(1, ENTRIES_AT_ONCE // int(size) ** 2)
+        for some in np.split(begins, range(at_once, len(begins), at_once)):
+            places = order[some[:, None] + np.arange(size)]
+            yield places, rows[places]

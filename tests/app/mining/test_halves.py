@@ -1,0 +1,81 @@
+"""Both ways to divide a group find its two people, and measure no more than chance where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from app.mining.halves import SIZES, WAYS, Halves, Rows, by_chance, few, halves, products_beside
+
+DIM = 64
+
+
+def noise(count: int, seed: int) -> Rows:
+    """Return differences [count, DIM] of length about 1."""
+    return np.random.default_rng(seed).normal(size=(count, DIM)) / DIM**0.5
+
+
+def products(group: Rows) -> Rows:
+    return (group @ group.T)[None]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("second", [4, 3, 2])
+def test_the_two_people_of_a_group_are_found_whatever_the_order(way: Callable[[Rows], Halves], second: int) -> None:
+    group = 0.3 * noise(12, 0)
+    group[:second, 0] += 1.5
+    order = np.random.default_rng(0).permutation(12)
+    truth = np.arange(12) < second
+    for rows, expected in ((group, truth), (group[order], truth[order])):
+        one = way(products(rows)).one[0]
+        assert np.array_equal(one, expected) or np.array_equal(~one, expected)
+    assert way(products(group)).measure[0] == pytest.approx(way(products(group[order])).measure[0])
+
+
+def test_few_images_of_a_second_person_are_found_that_the_widest_direction_misses() -> None:
+    group = 0.8 * noise(60, 1)
+    group[:4, 0] += 0.8
+    one, chance = few(products(group)).one[0], by_chance(0.8 * noise(2000, 2), 60)
+    assert chance is not None
+    assert one[:4].all() or not one[:4].any()
+    assert min(one.sum(), (~one).sum()) <= 6
+    above = [float(chance.deviations(way(products(group)).measure, 60, at)[0]) for at, way in enumerate((halves, few))]
+    assert above[1] > 3 > above[0]
+
+
+@pytest.mark.parametrize("size", [5, 60, 150])
+def test_groups_of_one_person_measure_what_chance_gives_at_every_size(size: int) -> None:
+    chance = by_chance(noise(2000, 3), size)
+    assert chance is not None
+    groups = noise(40 * size, 4).reshape(40, size, DIM)
+    for at, way in enumerate(WAYS):
+        above = chance.deviations(way(np.matmul(groups, groups.transpose(0, 2, 1))).measure, size, at)
+        assert abs(above.mean()) < 0.6
+        assert 0.4 < above.std() < 1.6
+
+
+def test_chance_is_measured_up_to_the_size_that_is_needed() -> None:
+    chance = by_chance(noise(400, 5), 20)
+    assert chance is not None
+    assert chance.sizes == [size for size in SIZES if size <= 22]
+    assert by_chance(noise(7, 5), 20) is None
+
+
+def test_equal_images_have_parts_that_are_numbers() -> None:
+    same = np.ones((1, 6, DIM)) / DIM**0.5
+    for way in WAYS:
+        found = way(products_beside(same))
+        assert np.isfinite(found.measure).all()
+        assert 2 <= found.one.sum() <= 4
+
+
+def test_the_scatter_of_the_parts_is_that_of_their_images() -> None:
+    group = 0.3 * noise(10, 6)
+    group[:4, 0] += 2
+    for way in WAYS:
+        found = way(products(group))
+        parts = [group[found.one[0]], group[~found.one[0]]]
+        expected = [((part - part.mean(0)) ** 2).sum() / (len(part) - 1) for part in parts]
+        assert found.scatter[0] == pytest.approx(expected)

@@ -1,0 +1,100 @@
+"""Images that resemble one image of a cluster only by chance are alone; the images of a person stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from app.mining.strangers import between_strangers, with_others, without_strangers
+from app.runtime.dist import World
+from tests.app.support.planted import unit
+from tests.app.support.ranks import free_port, run_ranks
+
+ALONE = World(0, 1, torch.device("cpu"))
+DIM, PEOPLE, IMAGES = 128, 30, 10
+Floats = NDArray[np.float32]
+
+
+def joined(strangers: int) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
+    """Return embeddings, clusters in which each of the last images, a stranger, has joined a person, and the truth."""
+    rng = np.random.default_rng(0)
+    person = np.repeat(np.arange(PEOPLE), IMAGES)
+    faces = unit(rng.normal(size=(PEOPLE, DIM)))[person] + 0.9 * rng.normal(size=(len(person), DIM)) / DIM**0.5
+    bank = np.concatenate([unit(faces), unit(rng.normal(size=(strangers, DIM)))]).astype(np.float32)
+    clusters = np.concatenate([person, np.arange(strangers)]) * IMAGES
+    truth = np.concatenate([person * IMAGES, len(person) + np.arange(strangers)])
+    return bank, clusters, truth
+
+
+def kept(bank: Floats, clusters: NDArray[np.int64], original: NDArray[np.int32] | None = None) -> NDArray[np.int64]:
+    original = np.arange(len(bank), dtype=np.int32) if original is None else original
+    return without_strangers(clusters, torch.from_numpy(bank), original, bank, 1000, ALONE)
+
+
+def test_strangers_are_alone_and_people_stay() -> None:
+    bank, clusters, truth = joined(6)
+    assert np.array_equal(kept(bank, clusters), truth)
+
+
+def test_a_stranger_that_is_the_first_image_leaves_the_others_together() -> None:
+    bank, clusters, truth = joined(1)
+    found = kept(bank[::-1].copy(), clusters[::-1].copy())
+    assert found[0] == 0
+    assert len(np.unique(found)) == len(np.unique(truth))
+    assert np.unique(found, return_counts=True)[1].max() == IMAGES
+
+
+def test_copies_follow_a_stranger() -> None:
+    bank, clusters, _ = joined(2)
+    bank, clusters = np.concatenate([bank, bank[-1:]]), np.append(clusters, clusters[-1])
+    original = np.arange(len(bank), dtype=np.int32)
+    original[-1] -= 1
+    found = kept(bank, clusters, original)
+    assert found[-1] == found[-2] == len(bank) - 2
+
+
+def test_clusters_over_the_limit_and_images_without_a_direction_stay() -> None:
+    bank, clusters, _ = joined(2)
+    assert np.array_equal(
+        without_strangers(clusters, torch.from_numpy(bank), np.arange(len(bank)), bank, 5, ALONE), clusters
+    )
+    assert np.array_equal(kept(np.zeros_like(bank), clusters), clusters)
+    assert not len(kept(bank[:0], clusters[:0]))
+
+
+def test_cosines_are_those_of_the_other_images() -> None:
+    bank = unit(np.random.default_rng(1).normal(size=(5, DIM)).astype(np.float32)).astype(np.float64)
+    pairs = bank @ bank.T
+    assert with_others(bank[None])[0] == pytest.approx((pairs.sum(axis=1) - 1) / 4, abs=1e-6)
+    assert between_strangers(bank.astype(np.float32)) == pytest.approx((pairs.sum() - 5) / 20, abs=1e-6)
+    assert between_strangers(bank[:1].astype(np.float32)) == pytest.approx(0, abs=1e-6)
+
+
+RANKS = """
+import pathlib, sys
+import numpy as np, torch
+from app.mining import strangers, whole_clusters
+from app.runtime import dist
+folder = pathlib.Path(sys.argv[1])
+whole_clusters.ROWS_AT_ONCE = 64
+with dist.world() as here:
+    bank, clusters = np.load(folder / "bank.npy"), np.load(folder / "clusters.npy")
+    shard, original = torch.from_numpy(dist.share(bank, here)), np.arange(len(bank), dtype=np.int32)
+    found = strangers.without_strangers(clusters, shard, original, bank, 1000, here)
+    np.save(folder / f"found_{here.rank}.npy", found)
+print("fine")
+"""
+
+
+@pytest.mark.slow
+def test_three_processes_find_the_same_strangers(tmp_path: Path) -> None:
+    bank, clusters, truth = joined(6)
+    np.save(tmp_path / "bank.npy", bank)
+    np.save(tmp_path / "clusters.npy", clusters)
+    run_ranks(RANKS, 3, str(tmp_path), free_port())
+    for rank in range(3):
+        assert np.array_equal(np.load(tmp_path / f"found_{rank}.npy"), truth)
