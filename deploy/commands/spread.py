@@ -47,7 +47,7 @@ def spread(
 ) -> dict[str, Any]:
     """Check and plan all combinations on each target, ask once, run them on all targets at once, and compare them.
 
-    Raises DeployError at the end if a run failed.
+    Raises WrongUse if a combination or a target is wrong, and a failure at the end if a run failed.
     """
     if detach or typed.get("queue"):
         flag = "--detach" if detach else "--queue"

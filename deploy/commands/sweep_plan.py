@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.commands.train import start
-from deploy.runs import documents, job, session, sweeps
-from deploy.runs import records as runs
+from deploy.runs import documents, job, records, session, sweeps
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.runs.situation import Situation
@@ -137,7 +136,7 @@ def begin(at: Reach, planned: Sweep, place: int, screen: Screen, *, keep: bool) 
 
 def newest_of(project: Path, plan: Plan) -> Record | None:
     """The run of a combination whose start failed; None if it was not recorded."""
-    every = runs.every(project / "runs", plan.target)
+    every = records.every(project / "runs", plan.target)
     return next((each for each in every if each.name == plan.request.name and each.created > plan.created), None)
 
 

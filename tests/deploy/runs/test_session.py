@@ -17,8 +17,8 @@ from deploy.pod.base.folder import read_json, write_json
 from deploy.runs import session
 from deploy.runs.session import Reach, launching
 from deploy.shell import LinkLost, LocalShell
+from deploy.specs.gpus import Renting
 from deploy.specs.machine import Address, Machine, MachineSpec, Rental
-from deploy.specs.request import Request
 from deploy.specs.settings import RunPod, Settings, Target
 from tests.deploy.support.rented import Account, Near, Noting, Rented
 
@@ -327,7 +327,7 @@ def acquired(tmp_path: Path, answers: dict[str, str], *, python: str, **about: A
     [
         (FOUND % GPU, 1, None, ""),
         (FOUND % GPU, 2, CannotTrain, "2 GPUs are paid for and torch can use 1"),
-        (FOUND % "", 1, CannotTrain, "1 GPUs are paid for and torch can use 0"),
+        (FOUND % "", 1, CannotTrain, "1 GPU is paid for and torch can use 0"),
         ("", 1, StepFailed, "could not detect which GPUs it can use"),
     ],
 )
@@ -407,22 +407,22 @@ def renting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, account: Offering, 
 def test_flags_of_renting_win_over_the_targets_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     account = Offering(rentals=[rental("NVIDIA A40", 1.0), rental("NVIDIA L4", 0.5)])
     at = renting(tmp_path, monkeypatch, account, spot=True)
-    at.rent(Request())
+    at.rent(Renting())
     assert at.settings.target.options.spot  # type: ignore[attr-defined]
-    at.rent(Request(gpus=("L4:2",), no_spot=True))
+    at.rent(Renting(gpus=("L4:2",), no_spot=True))
     options: Any = at.settings.target.options
     assert (options.gpus, options.gpu_count, options.spot) == (("NVIDIA L4",), 2, False)
-    at.rent(Request(spot=True))
+    at.rent(Renting(spot=True))
     options = at.settings.target.options
     assert (options.gpus, options.gpu_count, options.spot) == (("NVIDIA A40",), 1, True)
-    at.rent(Request())
+    at.rent(Renting())
     assert at.settings.target.options.gpu_count == 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("spot", [True, False])
 def test_the_first_request_of_a_command_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spot: bool) -> None:
     at = renting(tmp_path, monkeypatch, Offering(), spot=not spot)
-    at.rent(Request(spot=spot, no_spot=not spot))
+    at.rent(Renting(spot=spot, no_spot=not spot))
     assert at.settings.target.options.spot is spot  # type: ignore[attr-defined]
 
 
@@ -432,11 +432,11 @@ def test_gpus_above_the_targets_price_are_refused_unless_only_looked_at(
     account = Offering(rentals=[rental("NVIDIA L4", 3.0)])
     at = renting(tmp_path, monkeypatch, account, max_usd_per_hour=2.0)
     with pytest.raises(WrongUse, match="max_usd_per_hour"):
-        at.rent(Request(gpus=("L4",)))
-    at.rent(Request(gpus=("L4",)), at_any_price=True)
+        at.rent(Renting(gpus=("L4",)))
+    at.rent(Renting(gpus=("L4",)), at_any_price=True)
     assert at.settings.target.options.gpus == ("NVIDIA L4",)  # type: ignore[attr-defined]
     pair = renting(tmp_path, monkeypatch, account, gpu_count=2)
-    pair.rent(Request(gpus=("L4",)))
+    pair.rent(Renting(gpus=("L4",)))
     assert pair.settings.target.options.gpu_count == 2  # type: ignore[attr-defined]
 
 
@@ -459,9 +459,9 @@ def test_other_gpus_are_not_rented_beside_a_machine(
     Rented(tmp_path, account).machine("of-another-target", gpu="NVIDIA A40", gpus=1)
     Rented(tmp_path, account).machine(session.family_name(at.settings) + "r", **about)
     if not is_refused:
-        at.rent(Request(gpus=("L4",)))
+        at.rent(Renting(gpus=("L4",)))
         return
     with pytest.raises(WrongUse, match=r"--gpus L4: the machine of target 'far' has . x NVIDIA") as error:
-        at.rent(Request(gpus=("L4",)))
+        at.rent(Renting(gpus=("L4",)))
     assert error.value.next_command == command("down --on far")
-    at.rent(Request(gpus=("L4",)), at_any_price=True)
+    at.rent(Renting(gpus=("L4",)), at_any_price=True)

@@ -13,6 +13,7 @@ import pytest
 
 from deploy import border
 from deploy.errors import StepFailed, WrongUse
+from deploy.pod.base.evidence import EVIDENCE_BYTES
 from deploy.pod.base.folder import RunFolder, write_json
 from deploy.pod.base.limits import LOST_AFTER_S
 from deploy.runs import job
@@ -196,11 +197,11 @@ def test_a_start_is_over_when_this_attempts_supervisor_answers(tmp_path: Path, m
         wait()
 
 
-def test_evidence_is_of_the_last_8_kib(tmp_path: Path) -> None:
+def test_evidence_is_of_the_last_32_kib(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    for size in (8191, 8192, 9000):
+    for size in (EVIDENCE_BYTES - 1, EVIDENCE_BYTES, EVIDENCE_BYTES + 800):
         Path(folder.log).write_text("x" * size, encoding="utf-8", newline="\n")
-        assert [len(line) for line in job.last_lines(LocalShell(), folder)] == [min(size, 8192)]
+        assert [len(line) for line in job.last_lines(LocalShell(), folder)] == [min(size, EVIDENCE_BYTES)]
 
 
 class Tmux(Noting):

@@ -16,6 +16,7 @@ from deploy.specs.request import Request
 from deploy.specs.settings import Settings, Ssh, Target
 from deploy.steps import resolve
 from deploy.steps.resolve import Checked
+from deploy.workspace import compression, sources
 from deploy.workspace.sources import HERE, MACHINE, NO_S3, URL, Origin, UrlFiles, parse
 from tests.deploy.specs.test_plan import CONFIG, FACTS
 from tests.deploy.support.rented import Rented
@@ -121,7 +122,7 @@ def test_where_the_images_are(
 ) -> None:
     """What was given, else what is configured, else the photographs of the try-out."""
     config = {"data": {"binary_cache_path": configured and configured.format(tmp_path.as_posix())}}
-    found, told = resolve._images(settings(tmp_path, away=away), origin, config)
+    found, told = sources.configured(settings(tmp_path, away=away), origin, config)
     assert (found.where, str(found.path).replace("\\", "/"), told) == (
         where,
         path.format(tmp_path.as_posix()),
@@ -158,12 +159,12 @@ def test_how_images_are_packed(
     """The flag decides, or else the target's file. A flag in vain is refused; a key in vain is told."""
     monkeypatch.setattr("deploy.workspace.compression.NEEDED", {})
     where = settings(tmp_path, away=away, pack=by_file)
-    request = Request() if given is None else Request(pack=given, given=frozenset({"pack"}))
+    typed = given or ("none" if again else None)  # a continued run keeps its earlier way
     if kind is WrongUse:
         with pytest.raises(WrongUse, match=note):
-            resolve._pack(where, request, origin, again=again, encoded=encoded)
+            compression.chosen_kind(where, typed, origin, encoded=encoded)
         return
-    told, words = resolve._pack(where, request, origin, again=again, encoded=encoded)
+    told, words = compression.chosen_kind(where, typed, origin, encoded=encoded)
     assert told == kind
     assert (words is None) if note is None else (note in str(words) and "signature" not in str(words))
 
@@ -171,7 +172,7 @@ def test_how_images_are_packed(
 def test_pixels_are_meant_unless_image_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.workspace.compression.NEEDED", {"no_such_module": "pillow"})
     with pytest.raises(WrongUse, match="--pack jpeg95 needs pillow, not installed here"):
-        resolve._pack(settings(tmp_path, pack="jpeg95"), Request(), LAPTOP, again=False)
+        compression.chosen_kind(settings(tmp_path, pack="jpeg95"), None, LAPTOP)
 
 
 def test_which_secrets_the_plan_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
