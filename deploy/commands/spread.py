@@ -155,11 +155,12 @@ class _Lane:
     name: str
     planned: Sweep
     place: int = 0  # of the combination, while `record` is set
-    record: Record | None = None  # of the run, as it started
+    record: Record | None = None  # of the run, as it was last seen
     connection: ExitStack = field(default_factory=ExitStack)
     at: Reach | None = None
     reached: Reached | None = None  # None: not yet, or the connection is lost
-    answered: float = 0.0  # when the machine answered last, by the monotonic clock
+    answered: float = 0.0  # when its run was last seen alive, by the monotonic clock
+    tries_again: bool = False  # since an error of the connection or the machine
     failure: DeployError | None = None  # of the newest run here
     why_over: str | None = None
 
@@ -182,8 +183,12 @@ class _Lane:
         reached = self.reached or self.at.run(self.record)
         reached.shell.patience_s = ANSWER_S
         reached, _ = reached.look()
-        self.answered = time.monotonic()
+        self.record = reached.record  # with what it has cost by now
         return reached
+
+    def heard(self) -> None:
+        """Note that the machine answered, and that its run is alive."""
+        self.answered, self.tries_again = time.monotonic(), False
 
     def is_given_up(self) -> bool:
         """Whether the machine has been silent for longer than `train` would wait for it."""
@@ -256,7 +261,7 @@ class _Spread:
         try:
             record, _ = begin(lane.take(place, self.project), lane.planned, place, self.screen, keep=self.keep)
             lane.record = self.records[place] = record
-            lane.answered = time.monotonic()
+            lane.heard()
             self.failures.pop(place, None)
             self.screen.say(f"{lane.name}: run {record.run_id} is {record.state}")
         except DeployError as error:
@@ -271,20 +276,20 @@ class _Spread:
             reached = lane.reached = lane.looked()
             self.records[lane.place] = reached.record
             if reached.record.state in LIVE_STATES:
+                lane.heard()
                 return
             self.screen.say(f"\n{lane.name}: run {reached.record.run_id} is over")
             reached.shell.patience_s = CONNECT_PATIENCE_S
             outcome = finish(reached, self.screen)
             self._over(lane, outcome.record, outcome.failure)
-        except (LinkLost, NoMachine) as error:
-            if lane.is_given_up():
-                self._over(lane, self.records[lane.place], error)
-            else:
-                if lane.reached:
-                    self.screen.say(f"{lane.name}: {error.message}; trying again")
-                lane.connect(self.project)  # also asks the provider again: the machine may be gone
         except DeployError as error:
-            self._over(lane, self.records[lane.place], error)
+            is_first, lane.tries_again = not lane.tries_again, True
+            if not is_first and (lane.is_given_up() or not isinstance(error, (LinkLost, NoMachine))):
+                self._over(lane, self.records[lane.place], error)
+                return
+            if is_first:
+                self.screen.say(f"{lane.name}: {error.message}; trying again")
+            lane.connect(self.project)  # and ask the provider again: the machine may be gone, or have another address
 
     def _over(self, lane: _Lane, record: Record | None, failure: DeployError | None) -> None:
         """Note how a run ended, and decide whether its target takes another combination."""

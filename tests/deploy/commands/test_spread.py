@@ -6,12 +6,16 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.pod.base import processes
+from tests.deploy.commands.test_sweep import OurPod
 from tests.deploy.conftest import Project, wait_until
+from tests.support.emulators.runpod import KEY, Emulator
 
 FOUR = ("--sweep", "train.optimizer.lr=0.03,0.05,0.1,0.2", "--set", "train.epochs=2")
 SLOW = ("--sweep", "train.optimizer.lr=0.03,0.1,0.2", "--set", "train.step_s=0.2", "--set", "train.epochs=50")
@@ -152,3 +156,52 @@ def test_ctrl_c_leaves_both_runs_working(both: Project) -> None:
     for run in runs:
         assert both.json("status", "--run", run["run_id"])["state"] == "running"
         both.invoke("stop", "--run", run["run_id"])
+
+
+@pytest.fixture
+def account(project: Project, tmp_path: Path) -> Iterator[Emulator]:
+    """The account behind two rented targets, far1 and far2."""
+    emulator = Emulator(pods=lambda pod: OurPod(pod, tmp_path / "pods", emulator.url))
+    emulator.holds_streams = False
+    for name in ("far1", "far2"):
+        target = {
+            "provider": "runpod", "image": "me/x:1", "gpus": ["NVIDIA A40"], "root": str(tmp_path / name),
+            "device": "cpu", "max_usd": 50, "max_hours": 72,
+        }  # fmt: skip
+        (project.path / "conf" / "deploy" / f"{name}.yaml").write_text(json.dumps(target), encoding="utf-8")
+    project.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY, "no_proxy": "*"}
+    yield emulator
+    for name in ("far1", "far2"):
+        project.invoke("down", "--on", name, "--anyway")
+    emulator.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX: the pod's programs start with /bin/sh")
+def test_rented_machines_are_agreed_to_once_and_one_that_vanishes_leaves_the_rest(
+    project: Project, account: Emulator, tmp_path: Path
+) -> None:
+    """Nothing is rented without the answer. The run of a lost machine is lost, and its bill is known."""
+    words = ("train", "--on", "far1,far2", "--sweep", "train.optimizer.lr=0.03,0.1,0.2")
+    refused = project.invoke(*words, code=2).stderr
+    assert "these 3 runs cost $0.40 an hour on far1 and $0.40 an hour on far2" in refused
+    assert (account.names, (project.path / "runs").exists()) == ([], False)
+    process = project.start(*words, "--set", "train.step_s=0.2", "--set", "train.epochs=8", "--yes", "--json")
+
+    def both_train() -> bool:
+        logs = [tmp_path / run["target"] / "runs" / run["run_id"] / "train.log" for run in on_disk(project)]
+        return len(logs) == 2 and all(log.exists() and b"step 1" in log.read_bytes() for log in logs)
+
+    wait_until(both_train, 90)
+    wait_until(lambda: all(run.get("spend") for run in on_disk(project)))  # both were looked at
+    gone = next(pod for pod in account.account.all() if "-far2-" in pod.name)
+    account.account.terminate(gone.id)
+    out, err = process.communicate(timeout=120)
+    told = json.loads(out)
+    assert process.returncode == 1, err
+    assert [(run["target"], run["state"]) for run in told["runs"]] == [
+        ("far1", "succeeded"), ("far2", "lost"), ("far1", "succeeded"),
+    ]  # fmt: skip
+    assert "far2 takes no more runs: the run was lost" in err
+    assert "max_hours 72 and max_usd 50: for the machine since its creation" in err
+    assert all(run["cost_usd"] > 0 for run in told["runs"])
+    assert [pod.name.partition("sniperface-")[2].split("-")[1] for pod in account.account.all()] == ["far1"]

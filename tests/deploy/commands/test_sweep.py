@@ -116,33 +116,6 @@ def test_a_dry_run_recognises_what_is_done(project: Project, state: str) -> None
     assert [run["done_by"] for run in project.json("train", *LR, "--dry-run")["runs"]] == [None, None]
 
 
-@pytest.mark.slow
-def test_sweeps_on_two_targets_run_at_the_same_time(project: Project) -> None:
-    """Each has a table of its own, and no run of one is a run of the other. `compare` shows all of them."""
-    other = {"provider": "local", "root": str(project.path.parent / "other"), "device": "cpu"}
-    (project.path / "conf" / "deploy" / "other.yaml").write_text(json.dumps(other), encoding="utf-8")
-    prepare(project.path / "data" / "orl" / "images.npy")
-    step = ("--set", "train.step_s=0.2", "--set", "train.epochs=10", "--json")
-    first = project.start("train", *LR, *step)
-    second = project.start("train", "--on", "other", "--sweep", "train.optimizer.lr=0.2,0.4", *step)
-
-    def targets_at_work() -> set[str]:
-        return {run["target"] for run in project.json("runs") if run["state"] == "running"}
-
-    wait_until(lambda: targets_at_work() == {"local", "other"})
-    told = []
-    for process in (first, second):
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        told.append(json.loads(out))
-    assert [each["target"] for each in told] == ["local", "other"]
-    assert [[run["state"] for run in each["runs"]] for each in told] == [["succeeded", "succeeded"]] * 2
-    ids = [run["run_id"] for each in told for run in each["runs"]]
-    assert len(set(ids)) == 4
-    compared = project.invoke("compare", *ids).stdout
-    assert [run_id for run_id in ids if run_id not in compared] == []
-
-
 def test_a_failed_combination_is_told_and_the_next_one_runs(project: Project) -> None:
     """The exit code is 1 at the end. Typed again, only the failed combination runs."""
     words = ("train", "--sweep", "train.manner=fails,wrong_use,good")
