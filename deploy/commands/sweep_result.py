@@ -71,19 +71,20 @@ def tell(
 
 def _next(told: Mapping[str, Any], plans: Sequence[Plan]) -> Iterator[tuple[str, str]]:
     """Commands that make sense after a sweep, each with its purpose."""
-    on = {plan.target: documents.on(plan) for plan in plans}
+    plan_of = {plan.target: plan for plan in plans}
     over = [run["run_id"] for run in told["runs"] if run["state"] in FINAL_STATES]
-    for run in told["runs"]:
-        if run["state"] in LIVE_STATES:
-            yield "see a run", command(f"status{on[run['target']]} --run {'RUN' if len(plans) == 1 else run['run_id']}")
-            break
-    for run in told["runs"]:
-        if run["best"]:
-            words = f"fetch-checkpoint{on[run['target']]} --run {run['run_id']} --which best"
-            yield "fetch its best checkpoint", command(words)
+    alive = next((run for run in told["runs"] if run["state"] in LIVE_STATES), None)
+    best = next((run for run in told["runs"] if run["best"]), None)
+    if alive:
+        yield "see a run", command(f"status{documents.on(plan_of[alive['target']])} --run {alive['run_id']}")
+    if best:
+        yield (
+            "fetch its best checkpoint",
+            command(f"fetch-checkpoint{documents.on(plan_of[best['target']])} --run {best['run_id']} --which best"),
+        )
     if 2 <= len(over) <= COMPARED_MOST:
         yield "compare curves", command(f"compare {' '.join(over)}")
     used = {run["target"] for run in told["runs"] if run["state"] in FINAL_STATES}
     for plan in plans:
         if plan.usd_per_hour != 0 and plan.target in used:
-            yield "release the machine", command(f"down{on[plan.target]}")
+            yield "release the machine", command(f"down{documents.on(plan)}")
