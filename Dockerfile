@@ -10,8 +10,9 @@
 
 # torch 2.13 is built for CUDA 13.0 and brings those libraries itself, so neither NVIDIA's runtime nor its devel image is
 # needed. What the base image adds is the compatibility package for older drivers, and the variables that make the
-# container toolkit hand over the GPUs. Ubuntu 24.04 has Python 3.12.
-ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
+# container toolkit hand over the GPUs. Ubuntu 24.04 has Python 3.12. The digest is that of the index of all platforms:
+# a tag can be moved to other bytes. `docker buildx imagetools inspect NAME:TAG` prints it for a new tag.
+ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04@sha256:2ab6381d970b211fb93853796dc6707eb8a72575a375c422b17cf4d8b2641701
 
 FROM ${BASE_IMAGE}
 

@@ -105,6 +105,12 @@ def test_a_base_is_a_tag_or_a_digest(typed: str, starts_from: str, name: str) ->
     assert base_image.of_labels(base.labels) == base
 
 
+def test_the_dockerfile_names_its_base_by_digest() -> None:
+    base = base_image.wanted(Path(image.__file__).parents[2], {})
+    assert base.name.startswith("nvidia/cuda:")
+    assert base.reference == f"nvidia/cuda@{base.digest}"
+
+
 @pytest.mark.parametrize("typed", ["", " ", f"@{DIGEST}", "ubuntu@", "ubuntu@sha256:12", f"ubuntu@{DIGEST.upper()}"])
 def test_a_base_that_is_neither_names_a_value_that_works(typed: str) -> None:
     with pytest.raises(WrongUse, match=r"--base .*such as \S+"):
