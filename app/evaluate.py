@@ -273,8 +273,10 @@ def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, 
             settings = {"flip": request.flip, "fit": request.fit, "world_size": here.size}
             results.write(out / "eval.json", list(rows.values()), done, settings)
     table = results.table(list(rows.values()), done)
-    told = [
-        of_weights.sentence(results.best_first(list(rows.values()), [each]), each, known[each.name]) for each in done
+    told = [  # on the main process, which prints
+        of_weights.sentence(results.best_first(list(rows.values()), [each]), each, known[each.name])
+        for each in done
+        if each.name in known
     ]
     beside = f"; curves beside it: {', '.join(pictures)}" if pictures else ""
     where = f"report: {shown(out / 'eval.json')}{beside}"

@@ -9,7 +9,7 @@ FAILED = "the run failed: "  # begins the supervisor's last line, after the time
 TRACE = "Traceback (most recent call last):"
 REPORT = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError"
 RULE = re.compile(r"={20,}\s*")  # above and below the report's table
-LOGGED = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ \d+ torch/distributed/")
+LOGGED = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ \d+ \S*torch/distributed/")
 RANK = re.compile(r"\s*rank\s+: (\d+)")
 SIGNAL = re.compile(r"\s*exitcode\s+: -(\d+)")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.conftest import Project, paced, wait_until
+from tests.deploy.conftest import Project, wait_until
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
 from tests.support.emulators.runpod_pods import Container
@@ -156,7 +156,7 @@ def test_what_is_another_laptops_is_left_alone(rented: Rented, tmp_path: Path) -
     The laptop that started the run downloads the checkpoint and releases the machine.
     """
     rented.target(max_hours=10)
-    run_id = rented.train(*paced(1.5, 12))
+    run_id = rented.train("--set", "train.step_s=1.5", "--set", "train.epochs=12")
     other = Project(tmp_path / "other" / rented.project.path.name, rented.project.socket, env=rented.project.env)
     shutil.copytree(rented.project.path, other.path)
     shutil.rmtree(other.path / "runs")

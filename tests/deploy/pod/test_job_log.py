@@ -68,6 +68,12 @@ def test_evidence_does_not_repeat_the_reason(lines: list[str], reason: str | Non
     assert beyond(lines, reason) == evidence
 
 
+@pytest.mark.parametrize("where", ["", ".venv/lib/python3.11/site-packages/", "/opt/sniperface/lib/"])
+def test_a_line_of_torchruns_own_log_is_no_line_of_the_job(where: str) -> None:
+    line = f"E1129 16:58:57.651000 15088 {where}torch/distributed/elastic/multiprocessing/api.py:1002] failed"
+    assert telling(["the job's own words", line]) == ["the job's own words"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals: run this on Linux or macOS")
 @pytest.mark.parametrize(
