@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from deploy.pod.base import job_log
 
 EVIDENCE_LINES = 10
 # torchrun's report alone may have 8 KiB. A trace of torch's C++ parts may follow it, with thousands of characters.
 EVIDENCE_BYTES = 32 << 10
-_TRACE = re.compile(r"(\[rank\d+\]:)?(Exception raised from |frame #\d+: )")
 
 
 def last_words(end: bytes, reason: str | None = None) -> list[str]:
@@ -17,5 +14,5 @@ def last_words(end: bytes, reason: str | None = None) -> list[str]:
 
     `end`: the last EVIDENCE_BYTES bytes of a log. `reason`: of a failure, if the message that gets the lines has it.
     """
-    lines = [line for line in end.decode("utf-8", errors="replace").splitlines() if not _TRACE.match(line)]
+    lines = end.decode("utf-8", errors="replace").splitlines()
     return job_log.beyond(job_log.telling(lines), reason)[-EVIDENCE_LINES:]

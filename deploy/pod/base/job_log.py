@@ -10,16 +10,17 @@ TRACE = "Traceback (most recent call last):"
 REPORT = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError"
 RULE = re.compile(r"={20,}\s*")  # above and below the report's table
 LOGGED = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ \d+ \S*torch/distributed/")
+FRAME = re.compile(r"(\[rank\d+\]:)?(Exception raised from |frame #\d+: )")  # of a trace of torch's C++ parts
 RANK = re.compile(r"\s*rank\s+: (\d+)")
 SIGNAL = re.compile(r"\s*exitcode\s+: -(\d+)")
 
 
 def telling(lines: Sequence[str]) -> list[str]:
-    """The lines without blank ones and without torchrun's trace and report. Of the report, ranks that a signal killed.
+    """The lines without blank ones, frames of C++, and torchrun's trace and report.
 
-    If torchrun alone has said something, its lines stay.
+    Of the report, ranks that a signal killed stay. If torchrun alone has said something, its lines stay.
     """
-    said = [line for line in lines if line.strip()]
+    said = [line for line in lines if line.strip() and not FRAME.match(line)]
     kept: list[str] = []
     index = 0
     while index < len(said):
