@@ -125,7 +125,7 @@ def _agree(
     if not paid:
         return
     usd = dearest(left)
-    cost = f"at most about ${usd:.2f} in all" if usd is not None else "their duration is not known yet"
+    cost = f"at most about ${usd:.2f} for all runs" if usd is not None else "their duration is not known yet"
     rates = " and ".join(f"${rate:.2f} an hour on {name}" for name, rate in paid.items())
     words = f"these {plural(sum(record is None for record in was), 'run')} cost {rates}, {cost}"
     strictest = min((targets[name].settings for name in paid), key=lambda settings: settings.target.confirm_usd)
