@@ -33,9 +33,9 @@ from app.runtime.checkpoint import TrainState
 from app.runtime.devices import refuse_missing_gpus
 from app.runtime.dist import World
 from app.runtime.finite import NotFinite, noticed_together
-from app.runtime.fit import OutOfMemory, step_fits
 from app.runtime.folder import RunFolder
-from app.runtime.pace import Pace
+from app.runtime.out_of_memory import OutOfMemory, step_fits
+from app.runtime.pace import Pace, seconds_left
 from app.runtime.schedule import learning_rate
 from app.runtime.start import refuse_unfit_files
 from app.runtime.stop import Interrupted, Stop
@@ -151,7 +151,7 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
         if epoch_complete:
             measured = end_epoch(t, pace, time.monotonic() - epoch_started)
         stopped = stopped or t.stopping()  # checked in each round, so that no loop runs for ever
-        due = state.epoch % settings.checkpoint.every_epochs == 0 or state.epoch == settings.epochs
+        due = checkpoint.is_due(settings.checkpoint.every_epochs, state.epoch, settings.epochs)
         # For a stop between two epochs the checkpoint may be written already.
         if (stopped or (epoch_complete and due)) and state.step != t.saved_step:
             save(t, measured)
@@ -191,8 +191,7 @@ def step(t: Training, micro_batches: Iterator[Batch], pace: Pace) -> None:
     taken = settle(t, pace)  # reporting its metrics makes the host wait anyway
     if taken or state.seen == t.rows:
         done = state.epoch * t.rows + state.seen
-        seconds_an_image = (time.monotonic() - t.started) / (done - t.first_image)  # mining included
-        left = (settings.epochs * t.rows - done) * seconds_an_image
+        left = seconds_left(time.monotonic() - t.started, done - t.first_image, settings.epochs * t.rows - done)
         t.track.event("step", state, lr=lr, **pace.report(t.here), seconds_left=left)
 
 

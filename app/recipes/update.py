@@ -20,6 +20,7 @@ from app.recipes.recipe import Batch, Recipe, arrived, wanted
 from app.runtime import dist
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
+from app.runtime.optimizer import clip_gradients
 
 
 def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, here: World) -> Iterator[Batch]:
@@ -134,8 +135,7 @@ def update(
     one = torch.ones((), device=here.device)
     grad_scale = scaler.scale(one)
     scaler.unscale_(optimizer)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(trained, settings.optimizer.clip_grad_norm)
+    sums["grad_norm"] = clip_gradients(optimizer, settings.optimizer.clip_grad_norm)
     finite = torch.isfinite(sums["loss"] + sums["grad_norm"])
     told = dist.greatest(torch.stack([1 - finite.float(), torch.full_like(one, stop)]), here)
     optimizer.found_inf = told[0]  # torch's fused optimizers skip the step themselves

@@ -74,7 +74,7 @@ def save(
         raise NotFinite(f"{fault} holds values that are not finite, so no checkpoint was written")
     epoch_complete = state.seen == 0 and state.epoch > 0
     epoch = state.epoch - 1 if epoch_complete else state.epoch
-    path = folder.checkpoint(epoch, state.step, epoch_complete=epoch_complete)
+    path = folder.checkpoints / file_name(epoch, state.step, epoch_complete=epoch_complete)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path, estimated_bytes(modules, optimizer, tables), "a checkpoint") as file:
         torch.save(content, file)
@@ -92,6 +92,16 @@ def save(
     write_text(folder.latest, path.name)
     prune(folder, keep, spare=path)
     return description
+
+
+def file_name(epoch: int, step: int, *, epoch_complete: bool) -> str:
+    """`epoch_014.pt` at the end of an epoch; in the middle, after a stop, the name also has the step."""
+    return f"epoch_{epoch:03d}.pt" if epoch_complete else f"epoch_{epoch:03d}_step_{step:08d}.pt"
+
+
+def is_due(every_epochs: int, epoch: int, epochs: int) -> bool:
+    """Whether a checkpoint is written between two epochs: after `epoch` of `epochs`, and always after the last."""
+    return epoch % every_epochs == 0 or epoch == epochs
 
 
 def refuse_without_room(folder: RunFolder, modules: nn.Module, optimizer: torch.optim.Optimizer) -> None:

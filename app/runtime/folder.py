@@ -67,8 +67,3 @@ class RunFolder:
     def latest(self) -> Path:
         """A text file with the name of the newest complete checkpoint."""
         return self.checkpoints / "latest"
-
-    def checkpoint(self, epoch: int, step: int, *, epoch_complete: bool) -> Path:
-        """`epoch_014.pt` at the end of an epoch; in the middle, after a stop, the name also has the step."""
-        stem = f"epoch_{epoch:03d}" if epoch_complete else f"epoch_{epoch:03d}_step_{step:08d}"
-        return self.checkpoints / f"{stem}.pt"

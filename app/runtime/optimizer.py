@@ -1,4 +1,4 @@
-"""Build the optimizer of a run, with the state that its first step would create.
+"""Build the optimizer of a run, with the state that its first step would create, and clip its gradients.
 
 torch creates SGD's momentum buffers in the first step. The fused kernel leaves them uninitialised if the fp16 scaler
 skips that step, and the next step writes them into the weights. A buffer of zeros gives the same first step:
@@ -14,6 +14,7 @@ import inspect
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from app.config.schema import OptimizerConfig
 
@@ -43,6 +44,12 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
         for p in group["params"]:
             if optimizer.state[p].get("momentum_buffer") is None:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
+    """Scale the gradients of all parameters to a common L2 norm of at most `limit`. Returns the norm before that."""
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    return torch.nn.utils.clip_grad_norm_(trained, limit)
 
 
 def take_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

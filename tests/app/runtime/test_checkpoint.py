@@ -14,7 +14,7 @@ from app.config import load
 from app.data.dataset import read_manifest
 from app.errors import WrongUse
 from app.files import atomic, claim, make_folder, write_json
-from app.runtime.checkpoint import most_accurate, newest, prune, read_tensors
+from app.runtime.checkpoint import file_name, is_due, most_accurate, newest, prune, read_tensors
 from app.runtime.folder import RunFolder
 
 PROJECT = Path(__file__).parents[3]
@@ -80,9 +80,12 @@ def test_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) -> None:
 
 
 def test_names_in_the_run_folder() -> None:
-    folder = RunFolder(Path("r"))
-    assert folder.checkpoint(14, 7, epoch_complete=True).name == "epoch_014.pt"
-    assert folder.checkpoint(14, 123, epoch_complete=False).name == "epoch_014_step_00000123.pt"
+    assert file_name(14, 7, epoch_complete=True) == "epoch_014.pt"
+    assert file_name(14, 123, epoch_complete=False) == "epoch_014_step_00000123.pt"
+
+
+def test_checkpoints_are_due_every_few_epochs_and_at_the_end() -> None:
+    assert [epoch for epoch in range(1, 9) if is_due(3, epoch, 8)] == [3, 6, 8]
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
