@@ -18,7 +18,7 @@ from deploy import border
 from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, quoted
 from deploy.pod.base.evidence import EVIDENCE_BYTES, last_words
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder
-from deploy.pod.base.limits import LOST_AFTER_S
+from deploy.pod.base.heartbeat import is_lost
 from deploy.shell import Shell
 from deploy.shell.background import Work
 from deploy.specs.machine import Machine
@@ -139,7 +139,7 @@ def look(shell: Shell, folder: RunFolder) -> Status | None:
     said = border.status(told, f"{shell.name}: status.json of run {folder.run_id}")
     age = max(0.0, border.number(clock, f"{shell.name}: its clock", 0, 1e11) - said.heartbeat)
     state, reason = said.state, said.reason
-    if state in LIVE_STATES and age > LOST_AFTER_S:
+    if state in LIVE_STATES and is_lost(age):
         state, reason = "lost", f"no heartbeat for {age:.0f} s: the supervisor or its machine has died"
     return Status(
         state=state,

@@ -12,7 +12,8 @@ from deploy import border
 from deploy.errors import BadAnswer
 from deploy.pod.base.checkpoints import FETCHED
 from deploy.pod.base.folder import Root, RunFolder
-from deploy.pod.base.limits import CEILINGS, LOST_AFTER_S
+from deploy.pod.base.heartbeat import is_lost
+from deploy.pod.base.limits import CEILINGS
 from deploy.pod.base.notify import WEBHOOK
 from deploy.pod.watchdog.daemon import FOR_BOOT
 from deploy.shell import Shell
@@ -93,7 +94,7 @@ def revive(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -
     """
     said, now = heard(shell, Root(root).guard_status)
     what = f"{shell.name}: {Root(root).guard_status.name}"
-    lives = now - border.number(said.get("heartbeat", 0.0), f"{what}, heartbeat", 0, 1e11) <= LOST_AFTER_S
+    lives = not is_lost(now - border.number(said.get("heartbeat", 0.0), f"{what}, heartbeat", 0, 1e11))
     state = None if said.get("state") is None else border.text(said["state"], f"{what}, state", 20)
     has = border.names(said.get("secrets", []), f"{what}, secrets")
     if lives and set(_of_guard(settings, copies=bool(settings.target.sync_to))) <= set(has):

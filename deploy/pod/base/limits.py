@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-HEARTBEAT_S = 2.0  # between two signs of life of a supervisor or a guard
-LOST_AFTER_S = 8.0  # without one, it counts as dead
 ON_END = ("keep", "stop", "terminate")  # the first is the default
 # Who releases a machine. `none`: nobody, it is not billed. `laptop`: the next command there, as the machine has no key
 # for it. Otherwise the way in which the machine releases itself: deploy/pod/watchdog/release.py.

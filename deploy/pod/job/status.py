@@ -13,7 +13,8 @@ from deploy.pod.base import job_log
 from deploy.pod.base.clock import Clock, Jumps
 from deploy.pod.base.evidence import EVIDENCE_BYTES, EVIDENCE_LINES, last_words
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
-from deploy.pod.base.limits import HEARTBEAT_S, Limits
+from deploy.pod.base.heartbeat import HEARTBEAT_S
+from deploy.pod.base.limits import Limits
 from deploy.pod.base.metrics import MetricsTail
 from deploy.pod.base.paid_time import Meter
 from deploy.pod.base.redact import Redactor

@@ -27,7 +27,8 @@ from typing import Any
 from deploy.pod.base import redact
 from deploy.pod.base.clock import Clock, Jumps
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json, write_bytes
-from deploy.pod.base.limits import CEILINGS, HEARTBEAT_S, NONE, Limits, parse
+from deploy.pod.base.heartbeat import HEARTBEAT_S
+from deploy.pod.base.limits import CEILINGS, NONE, Limits, parse
 from deploy.pod.base.lock import Busy, Lock
 from deploy.pod.base.notify import WEBHOOK, Notifier
 from deploy.pod.base.paid_time import Meter

@@ -15,7 +15,8 @@ from typing import Any
 
 from deploy.pod.base import queue
 from deploy.pod.base.folder import Root, read_json
-from deploy.pod.base.limits import LOST_AFTER_S, parse_for_job
+from deploy.pod.base.heartbeat import is_lost
+from deploy.pod.base.limits import parse_for_job
 from deploy.pod.base.lock import is_held, read_holder
 from deploy.pod.watchdog.shutdown import only_copies
 
@@ -37,7 +38,7 @@ def standing(root: Root) -> dict[str, Any]:
     heart_age_s = time.time() - float(said.get("heartbeat") or 0)
     return {
         "at_work": [str(each.get("run_id", "of another command")) for each in [*busy, *queue.waiting(root)]],
-        "guarded": is_held(Path(root.guard_lock)) and heart_age_s <= LOST_AFTER_S,
+        "guarded": is_held(Path(root.guard_lock)) and not is_lost(heart_age_s),
         "state": said.get("state"),
         "decision": said.get("decision"),
         "only_copies": only_copies(root, parse_for_job(read_json(Path(root.guard)))),

@@ -14,7 +14,8 @@ import yaml
 
 from app.config import load
 from app.errors import WrongUse
-from app.runtime import compiler, devices, out_of_memory
+from app.runtime import compiler, devices
+from app.runtime.out_of_memory import OutOfMemory, step_fits
 from app.runtime.precision import resolve
 from tests.app.support.ranks import run_ranks
 from tests.app.support.training import PROJECT, TINY
@@ -187,11 +188,9 @@ def test_a_step_that_finds_no_memory_is_one_sentence_with_a_batch_to_try(small_d
 def test_what_gpus_say_without_memory_is_known(error: RuntimeError) -> None:
     config = load(["train.batch.size=7"])
     with (
-        pytest.raises(
-            out_of_memory.OutOfMemory, match=r"train\.batch\.size=7 .*; give backbone\.gradient_checkpointing=true"
-        ),
-        out_of_memory.step_fits(config, torch.device("cpu")),
+        pytest.raises(OutOfMemory, match=r"train\.batch\.size=7 .*; give backbone\.gradient_checkpointing=true"),
+        step_fits(config, torch.device("cpu")),
     ):
         raise error
-    with pytest.raises(RuntimeError, match="another"), out_of_memory.step_fits(config, torch.device("cpu")):
+    with pytest.raises(RuntimeError, match="another"), step_fits(config, torch.device("cpu")):
         raise RuntimeError("another")

@@ -12,7 +12,7 @@ from deploy.billing import teardown
 from deploy.billing.teardown import bring_all_home, is_home, release_idle, run_of_another_laptop, stop_run
 from deploy.errors import StepFailed, command
 from deploy.pod.base.folder import write_json
-from deploy.pod.base.limits import LOST_AFTER_S
+from deploy.pod.base.heartbeat import LOST_AFTER_S
 from deploy.ui.screen import Screen
 from tests.deploy.support.rented import Near, Rented
 

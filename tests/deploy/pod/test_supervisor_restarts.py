@@ -17,7 +17,8 @@ import pytest
 from deploy.pod.base import processes
 from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import RunFolder, read_json, write_json
-from deploy.pod.base.limits import HEARTBEAT_S, Limits
+from deploy.pod.base.heartbeat import HEARTBEAT_S
+from deploy.pod.base.limits import Limits
 from deploy.pod.base.redact import MASK, Redactor
 from deploy.pod.job import gpu_metrics, restarts
 from deploy.pod.job.status import StatusFile

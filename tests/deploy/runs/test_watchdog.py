@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deploy.pod.base.folder import write_json
-from deploy.pod.base.limits import LOST_AFTER_S
+from deploy.pod.base.heartbeat import LOST_AFTER_S
 from deploy.runs import watchdog
 from deploy.specs.machine import Machine
 from deploy.specs.settings import Settings, Ssh, Target
