@@ -18,7 +18,8 @@ from _claims import Claim, quick, report
 
 from deploy.providers.rented import answers_ssh
 from deploy.providers.runpod import key
-from deploy.providers.runpod.api import TooMany, Wanted
+from deploy.providers.runpod.api import TooMany
+from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.rest import RestApi
 from tests.support.emulators.clock import MovedClock

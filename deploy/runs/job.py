@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command,
 from deploy.pod.base.evidence import EVIDENCE_BYTES, last_words
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder
 from deploy.pod.base.heartbeat import is_lost
+from deploy.runs import tmux
 from deploy.shell import Shell
 from deploy.shell.background import Work
 from deploy.specs.machine import Machine
@@ -62,12 +62,6 @@ class Position:
 
 
 BEGINNING = Position(0, 0)
-TO_START_PYTHON = "PATH LD_LIBRARY_PATH"
-
-
-def session_name(run_id: str) -> str:
-    """The tmux name of a run, without dots and colons: tmux takes them for separators."""
-    return re.sub(r"[.:]", "_", run_id)
 
 
 def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
@@ -89,25 +83,13 @@ def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
         _wait_until_started(shell, folder, plan, machine)
         return "detached"
     try:
-        shell.run(_tmux_start(socket, session_name(plan.run_id), argv, code))
+        shell.run(tmux.start_argv(socket, plan.run_id, argv, code))
         _wait_until_started(shell, folder, plan, machine)
     except BaseException:
         with contextlib.suppress(OSError, DeployError):
             shell.remove(folder.environment)
         raise
     return "tmux"
-
-
-def _tmux_start(socket: str, session: str, argv: list[str], cwd: PurePath) -> list[str]:
-    """The command that starts a session on a private tmux server, without the user's tmux settings.
-
-    The session gets the server's environment, and from this command only what starts Python. The supervisor takes the
-    rest from a private file: tmux drops large values, and a command line would show them.
-    """
-    settings = ["set-option", "-g", "update-environment", TO_START_PYTHON]
-    settings += [";", "set-option", "-g", "history-limit", "50000"]
-    session_of = ["new-session", "-d", "-s", session, "-x", "160", "-y", "50", "-c", str(cwd), "--", *argv]
-    return ["tmux", "-L", socket, "-f", "/dev/null", "start-server", ";", *settings, ";", *session_of]
 
 
 def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan, machine: Machine) -> None:
@@ -171,15 +153,14 @@ def attach_argv(shell: Shell, socket: str, folder: RunFolder, *, write: bool) ->
             "(Debian, Ubuntu: apt-get install tmux; macOS: brew install tmux; Windows: inside WSL only)",
             next_command=command(f"logs --follow --run {run_id}"),
         )
-    target = f"={session_name(run_id)}"
-    if not shell.run(["tmux", "-L", socket, "has-session", "-t", target], check=False):
+    if not shell.run(tmux.exists_argv(socket, run_id), check=False):
         status = look(shell, folder)
         if status and not status.final:  # the job needs no terminal, so it runs on
             words = f"run {run_id} runs without a terminal: its tmux session has ended"
             raise StepFailed(words, next_command=command(f"logs --follow --run {run_id}"))
         ended = f"run {run_id} has no live session: it has ended"
         raise StepFailed(ended, next_command=command(f"logs --run {run_id}"))
-    return ["tmux", "-L", socket, "attach-session", *([] if write else ["-r"]), "-t", target]
+    return tmux.attach_argv(socket, run_id, write=write)
 
 
 def request_stop(shell: Shell, folder: RunFolder) -> None:

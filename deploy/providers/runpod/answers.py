@@ -8,7 +8,8 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer
-from deploy.providers.runpod.api import UNREADABLE, Cluster, NetworkVolume, Offer, Pod, Unclear, Wanted
+from deploy.providers.runpod.api import UNREADABLE, Cluster, NetworkVolume, Offer, Pod, Unclear
+from deploy.providers.runpod.pod_request import Wanted
 from deploy.specs.trial import Funds
 
 MOST_USD_PER_HOUR = 100_000.0  # a higher price is a wrong answer

@@ -6,42 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from deploy.pod.image.unattended import MINUTES
+from deploy.providers.runpod.pod_request import Wanted
 
 BASE_URL_VARIABLE = "RUNPOD_API_BASE_URL"  # RunPod's own package reads it too; tests point it at their server
 BASE_URL = "https://api.runpod.io"
 # Statuses of pods that will not start by waiting. Any other status, even an unknown one, counts as alive.
 UNREADABLE = "UNREADABLE"  # ours: an entry that does not fit, and that may bill
 ENDED = frozenset({"EXITED", "ERROR", "TERMINATED", "DEAD"})
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A request for one pod, or a cluster of equal ones, of one GPU type. The API tries no other type."""
-
-    name: str
-    image: str
-    gpu: str
-    gpu_count: int
-    public_key: str
-    cloud: str = "SECURE"
-    data_center: str | None = None
-    min_cuda: str | None = None
-    min_memory_gib: float | None = None  # of the machine; requested if the live API can, and checked after the start
-    disk_gib: int = 40
-    volume: str | None = None
-    volume_path: str = "/workspace"
-    registry: str | None = None
-    nodes: int = 1  # number of pods; more than one is a cluster
-    args: str = ""  # start command; empty: the image's own
-    bid_usd_per_gpu_hour: float | None = None  # for a spot pod; None: a pod that RunPod does not interrupt
-    unattended_min: float | None = None  # minutes without login and guard after which the pod releases itself
-
-    @property
-    def env(self) -> dict[str, str]:
-        """Return the variables of the container."""
-        switch = {} if self.unattended_min is None else {MINUTES: f"{self.unattended_min:g}"}
-        return {"PUBLIC_KEY": self.public_key, **switch}
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,8 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import WrongUse
-from deploy.providers.runpod.api import (
-    ApiError,
-    BadRequest,
-    Forbidden,
-    Gone,
-    NoBalance,
-    Refused,
-    TooMany,
-    Unclear,
-    Wanted,
-)
+from deploy.providers.runpod.api import ApiError, BadRequest, Forbidden, Gone, NoBalance, Refused, TooMany, Unclear
+from deploy.providers.runpod.pod_request import Wanted
 
 # GraphQL always answers 200: only the text of an error shows what failed.
 SENTENCES: Sequence[tuple[str, type[ApiError]]] = (

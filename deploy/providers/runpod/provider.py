@@ -13,13 +13,14 @@ from deploy.errors import CannotTrain, NoMachine
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers.rented import Clock
 from deploy.providers.runpod import clusters, events, key, prices
-from deploy.providers.runpod.api import Api, Gone, LogLine, Offer, Pod, Wanted
+from deploy.providers.runpod.api import Api, Gone, LogLine, Offer, Pod
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.candidates import Candidate, choose, rentals
 from deploy.providers.runpod.clusters import Clusters
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.messages import in_words
+from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.readiness import Boot, Unfit
 from deploy.providers.runpod.retry import Asking, of_family, refuse_unreadable

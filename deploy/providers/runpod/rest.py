@@ -38,9 +38,8 @@ from deploy.providers.runpod.api import (
     TooMany,
     Unclear,
     Unreachable,
-    Wanted,
 )
-from deploy.providers.runpod.bodies import body_of, body_of_cluster
+from deploy.providers.runpod.pod_request import Wanted, body_of, body_of_cluster
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.specification import GPU_SCHEMA, MEMORY_FIELD, fields_of
 from deploy.shell.background import Work

@@ -30,10 +30,10 @@ from deploy.providers.runpod.api import (
     Pod,
     Unclear,
     Unreachable,
-    Wanted,
     WrongKey,
 )
 from deploy.providers.runpod.graphql import error_of, versions_from
+from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.rest import ANSWER_BYTES, body_of_answer, post
 

@@ -20,8 +20,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.providers.runpod.api import Wanted
-from deploy.providers.runpod.bodies import body_of, body_of_cluster
+from deploy.providers.runpod.pod_request import Wanted, body_of, body_of_cluster
 from tests.support.emulators import contract
 from tests.support.emulators.rig import Rig, breaches
 from tests.support.emulators.runpod import KEY

@@ -16,7 +16,8 @@ from deploy.errors import BadAnswer
 from deploy.providers.lambda_cloud import api as lambda_api
 from deploy.providers.lambda_cloud.api import LambdaApi
 from deploy.providers.rented import Clock, Key
-from deploy.providers.runpod.api import Unclear, Wanted
+from deploy.providers.runpod.api import Unclear
+from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.rest import RestApi
 from deploy.providers.runpod.sdk import SdkApi

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from deploy.errors import StepFailed
 from deploy.pod.agent import verbs
 from deploy.pod.base.folder import RunFolder
-from deploy.runs.job import Events, Tail, _tmux_start, follow, position, session_name
+from deploy.runs import tmux
+from deploy.runs.job import Events, Tail, follow, position
 from deploy.shell import LocalShell
 from tests.deploy.conftest import end_tmux, wait_until
 
@@ -52,7 +53,7 @@ def test_each_session_of_a_living_server_has_its_own_variables(tmp_path: Path) -
             )
             subprocess.run([sys.executable, "-c", save], env=env, check=True)
             assert Path(f"{out}.env").stat().st_mode & 0o777 == 0o600
-            argv = _tmux_start(socket, f"s{number}", [sys.executable, str(script), str(out)], tmp_path)
+            argv = tmux.start_argv(socket, f"s{number}", [sys.executable, str(script), str(out)], tmp_path)
             assert "x" * 100 not in " ".join(argv)
             subprocess.run(argv, env=env, check=True)
             wait_until(out.exists)
@@ -196,4 +197,4 @@ def test_a_second_attempt_is_followed_from_its_beginning(tmp_path: Path) -> None
 
 def test_session_names_hold_no_separators() -> None:
     """tmux reads dots and colons as parts of an address."""
-    assert session_name("orl-f0.01-x:1") == "orl-f0_01-x_1"
+    assert tmux.session_name("orl-f0.01-x:1") == "orl-f0_01-x_1"
