@@ -76,9 +76,9 @@ def train(
 @task(*flags.ATTACH, group=RUNS, examples=("attach --on ssh",))
 def attach(_: Screen, target: str, run_id: str | None, write: bool) -> int:
     """Show the live tmux session of a run; leave it with Ctrl-b d."""
-    from deploy.commands import status as looking
+    from deploy.commands import attach as attaching
 
-    return looking.attach(PROJECT, target, run_id, write=write)
+    return attaching.attach(PROJECT, target, run_id, write=write)
 
 
 @task(flags.ON, flags.RUN, group=MACHINES, examples=("ssh --on runpod",))
@@ -108,9 +108,9 @@ def ssh_config(screen: Screen, target: str, run_id: str | None) -> Document:
 @task(*flags.LOGS, group=RUNS, examples=("logs --follow",))
 def logs(screen: Screen, target: str, run_id: str | None, follow: bool) -> None:
     """Print the log of a run."""
-    from deploy.commands import status as looking
+    from deploy.commands import logs as log
 
-    looking.logs(PROJECT, target, run_id, screen, follow=follow)
+    log.logs(PROJECT, target, run_id, screen, follow=follow)
 
 
 @task(
@@ -123,9 +123,9 @@ def logs(screen: Screen, target: str, run_id: str | None, follow: bool) -> None:
 )
 def status(screen: Screen, target: str, run_id: str | None, watch: bool) -> Document:
     """Show how a run is doing: one answer from machine, supervisor and app."""
-    from deploy.commands import status as looking
+    from deploy.commands import status as state
 
-    return looking.status(PROJECT, target, run_id, screen, watch=watch)
+    return state.status(PROJECT, target, run_id, screen, watch=watch)
 
 
 @task(*flags.WATCH, group=RUNS, examples=("watch --on runpod --max-usd 20",))
@@ -140,9 +140,9 @@ def watch(screen: Screen, target: str, run_id: str | None, max_usd: str | None) 
 @task(*flags.RUNS, group=RUNS, examples=("runs --sort accuracy",))
 def runs(screen: Screen, sort: str | None) -> None:
     """List all runs that this laptop knows, newest first."""
-    from deploy.commands import status as looking
+    from deploy.commands import runs as listing
 
-    screen.rows("Runs", looking.list_runs(PROJECT, sort), looking.COLUMNS)
+    screen.rows("Runs", listing.list_runs(PROJECT, sort), listing.COLUMNS)
 
 
 @task(*flags.COMPARE, group=RUNS, examples=("compare lr_03 lr_1",))
@@ -269,9 +269,9 @@ def ps(screen: Screen) -> int:
 
     The exit code is 1 if an account does not answer, because the list may then lack some of it.
     """
-    from deploy.commands import status as looking
+    from deploy.commands import ps as bills
 
-    return looking.ps(PROJECT, screen)
+    return bills.ps(PROJECT, screen)
 
 
 @task(*flags.COST, group=MACHINES, examples=("cost", "cost --days 7 --json"))

@@ -59,7 +59,7 @@ MACHINE = [
 DOORS = {
     "cryptography": {"deploy/providers/ssh_key.py"},
     "docker": {"deploy/providers/image.py", "deploy/providers/base_image.py", "deploy/providers/docker.py"},
-    "fabric": {"deploy/shell/connect.py", "deploy/shell/ssh.py"},
+    "fabric": {"deploy/shell/connect.py", "deploy/shell/jump_hosts.py", "deploy/shell/ssh.py"},
     "faiss": {"app/mining/knn.py"},
     # if an address needs it and it is installed
     "fsspec": {"deploy/workspace/sources.py", "deploy/pod/backup/storage.py"},
@@ -74,7 +74,7 @@ DOORS = {
     "onnx": {"app/onnx/make.py", "app/onnx/rules.py", "app/onnx/smaller.py", "app/data/faces/networks.py"},
     "onnxruntime": {"app/onnx/session.py", "app/onnx/smaller.py", "app/data/faces/networks.py"},
     "omegaconf": {"app/config/compose.py", "deploy/specs/settings_file.py"},
-    "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py"},
+    "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py", "deploy/shell/jump_hosts.py"},
     "PIL": {
         "app/packing/packed.py",
         "app/data/sources/parquet.py",

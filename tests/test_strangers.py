@@ -45,7 +45,7 @@ WRITES = {
     "deploy/shell/transfer.py": "a border.Place, and no path",
     "deploy/steps/download.py": "the name of a target",
     "deploy/workspace/compression.py": "a temporary folder",
-    "deploy/workspace/exclude.py": "a temporary folder",
+    "deploy/workspace/upload_list.py": "a temporary folder",
     "deploy/workspace/snapshots.py": "fixed names",
 }
 WRITING = re.compile(

@@ -22,9 +22,6 @@ from deploy.specs.machine import Machine, Volume
 from deploy.specs.names import target_word
 from deploy.specs.settings import Settings
 
-COLUMNS = (
-    "machine", "volume", "target", "gpu", "gb", "usd_per_hour", "usd_per_month", "hours", "usd", "run", "state", "note",
-)  # fmt: skip
 HOURS_A_MONTH = 730
 
 

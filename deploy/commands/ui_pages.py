@@ -18,7 +18,7 @@ from deploy import border
 from deploy.billing import costs
 from deploy.border import Name
 from deploy.commands import compare as comparing
-from deploy.commands import status, target
+from deploy.commands import ps, runs, target
 from deploy.commands import stop as ending
 from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse
 from deploy.pod.base.folder import FINAL_STATES, RunFolder
@@ -101,9 +101,9 @@ class Pages:
         usd = costs.by_run(shown)
         rows = [{**row, "run_usd": usd[row["run_id"]]} for row in rows]
         rows.sort(key=lambda row: (row["created"], row["run_id"]), reverse=True)
-        if sort in status.SORTED:
-            rows.sort(key=status.SORTED[sort], reverse=True)
-        sorts = list(status.SORTED)
+        if sort in runs.SORTED:
+            rows.sort(key=runs.SORTED[sort], reverse=True)
+        sorts = list(runs.SORTED)
         return {
             "rows": rows,
             "broken": broken[:BROKEN_MOST],
@@ -195,7 +195,7 @@ class Pages:
         told = Told()
         rows: Sequence[Mapping[str, Any]] = ()
         try:
-            rows = status.bills(self.project, told)
+            rows = ps.bills(self.project, told)
         except Exception as error:  # of any kind: the page shows it, and can ask again
             told.complain(_words(error))
         self.bills = Asked(rows, tuple(told.messages), time.time())

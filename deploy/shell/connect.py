@@ -1,12 +1,10 @@
-"""One Fabric connection to a machine: credentials, gateways, host keys, and a socket that is fast on Windows too."""
+"""One Fabric connection to a machine: credentials, host keys, and a socket that is fast on Windows too."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import re
-import select
 import socket
 import sys
 import threading
@@ -16,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.errors import WrongUse, quoted
 from deploy.shell.host_keys import HostKeys, name_of
+from deploy.shell.jump_hosts import chain, end_proxy, gateway_of, last_words, start_proxy
 from deploy.shell.link import BOOTSTRAP, LinkLost, last_lines
-from deploy.shell.ssh_config import MOST_JUMPS, Way, parts, way_to
+from deploy.shell.ssh_config import Way, way_to
 from deploy.specs.machine import Address
 
 if TYPE_CHECKING:
@@ -57,7 +56,8 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
         _check_key(Path(address.key))
     way = way_to(address.host, address.user, address.port)
     gateways: list[tuple[str, Connection]] = []
-    connection = _connection(way, address.key, timeout_s, gateway=_gateway(way, timeout_s, gateways))
+    gateway = gateway_of(way, lambda hop, behind: _connection(hop, None, timeout_s, behind), gateways)
+    connection = _connection(way, address.key, timeout_s, gateway=gateway)
     try:
         for called, gateway in gateways:
             host_keys.prepare_gateway(gateway.client, gateway.host, gateway.port, called)
@@ -67,7 +67,7 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
     except BaseException:
         disconnect(connection)
         raise
-    for each in _chain(connection):
+    for each in chain(connection):
         each.transport.set_keepalive(KEEPALIVE_S)
     host_keys.note(connection.transport.get_remote_server_key())
     return connection
@@ -75,10 +75,10 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
 
 def disconnect(connection: Connection) -> None:
     """Close a connection and its gateways."""
-    for each in list(_chain(connection)):
+    for each in list(chain(connection)):
         with contextlib.suppress(*broken()):
             each.client.close()
-        _end_proxy(each.connect_kwargs.get("sock"))
+        end_proxy(each.connect_kwargs.get("sock"))
 
 
 def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Connection:
@@ -104,29 +104,6 @@ def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Co
     )
 
 
-def _gateway(way: Way, timeout_s: float, made: list[tuple[str, Connection]], depth: int = 0) -> Any:
-    """Make the gateway of a host: a connection, perhaps behind further gateways, or a ProxyCommand.
-
-    Every connection is added to `made`, with its name in the user's configuration. Returns False without a gateway:
-    with None, Fabric would look for one itself. Raises WrongUse above MOST_JUMPS gateways, such as in a cycle.
-    """
-    if way.proxy_command and not way.jumps:
-        tokens = {"%": "%", "h": way.host, "n": way.host, "p": str(way.port), "r": way.user}
-        return re.sub(r"%([%hnpr])", lambda token: tokens[token[1]], way.proxy_command)
-    gateway: Any = False
-    for jump in way.jumps:
-        if depth + len(made) >= MOST_JUMPS:
-            raise WrongUse(f"{way.host} needs more than {MOST_JUMPS} gateways: check ProxyJump in ~/.ssh/config")
-        user, host, port = parts(jump)
-        hop = way_to(host, user, port)
-        # The first gateway may be behind others. A `ProxyJump` under `Host *` names a gateway for the gateway itself.
-        if gateway is False and jump not in hop.jumps:
-            gateway = _gateway(hop, timeout_s, made, depth + 1)
-        gateway = _connection(hop, None, timeout_s, gateway)
-        made.append((host, gateway))
-    return gateway
-
-
 @contextlib.contextmanager
 def _agent(way: Way) -> Iterator[None]:
     """Set SSH_AUTH_SOCK to an IdentityAgent while a connection is opened: Paramiko finds an agent only there."""
@@ -143,42 +120,6 @@ def _agent(way: Way) -> Iterator[None]:
                 del os.environ["SSH_AUTH_SOCK"]
             else:
                 os.environ["SSH_AUTH_SOCK"] = before
-
-
-def _proxy(command: str) -> Any:
-    """Start a ProxyCommand.
-
-    Paramiko's `close` kills it by pid, which fails if it has ended. Its `recv` keeps a core busy until its timeout
-    when the command has ended.
-    """
-    import paramiko
-
-    proxy = paramiko.ProxyCommand(command)
-    output = proxy.process.stdout.fileno()
-
-    def recv(size: int) -> bytes:
-        if not select.select([output], [], [], proxy.timeout)[0]:
-            raise TimeoutError
-        return os.read(output, size)
-
-    proxy.close = proxy.process.kill
-    proxy.recv = recv
-    return proxy
-
-
-def _end_proxy(sock: Any) -> None:
-    """Kill a ProxyCommand, which Paramiko does not, and close its pipes after the reading thread has seen the end."""
-    process = getattr(sock, "process", None)
-    if process is None:
-        return
-    process.kill()
-    process.wait()
-    reader = getattr(sock, "reader", None)
-    if reader is not None and reader.is_alive():
-        reader.join(SAYS_LAST_S)
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        with contextlib.suppress(OSError):
-            pipe.close()
 
 
 class ChannelStream:
@@ -235,7 +176,7 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
 
     def stuck() -> Connection:
         """Return the first connection on the way that is not open."""
-        return next((each for each in reversed(list(_chain(connection))) if not each.is_connected), connection)
+        return next((each for each in reversed(list(chain(connection))) if not each.is_connected), connection)
 
     def where() -> str:
         return f"{stuck().user}@{name_of(stuck().host, stuck().port)}"
@@ -245,7 +186,7 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
         if not connection.gateway:
             connection.connect_kwargs["sock"] = _socket(connection.host, connection.port, timeout_s)
         elif isinstance(connection.gateway, str):
-            connection.connect_kwargs["sock"] = proxy = _proxy(connection.gateway)
+            connection.connect_kwargs["sock"] = proxy = start_proxy(connection.gateway)
             connection.gateway = False  # else Fabric starts the command a second time
         connection.open()
     except paramiko.BadHostKeyException as error:
@@ -270,34 +211,9 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
                 "target's file",
                 next_command="ssh-keygen -t ed25519",
             ) from error
-        said = _last_words(proxy)
+        said = last_words(proxy)
         through = f" through its ProxyCommand ({said})" if said else ""
         raise LinkLost(f"{where()} cannot be reached{through}: {_words(error)}") from error
-
-
-def _last_words(proxy: Any) -> str:
-    """Return the last lines of a ProxyCommand's stderr."""
-    said: list[bytes] = []
-
-    def listen() -> None:  # in a thread: a child of the command may hold its stderr open
-        with contextlib.suppress(OSError, ValueError):
-            while data := proxy.process.stderr.read(1 << 12):
-                said.append(data)
-
-    if proxy is not None:
-        hearing = threading.Thread(target=listen, daemon=True, name="proxy stderr")
-        hearing.start()
-        hearing.join(SAYS_LAST_S)
-    return " ".join(last_lines(b"".join(said))[-3:])[:200]
-
-
-def _chain(connection: Any) -> Iterator[Any]:
-    """Yield the connection, then its gateways."""
-    from fabric import Connection
-
-    while isinstance(connection, Connection):
-        yield connection
-        connection = connection.gateway
 
 
 def _check_key(path: Path) -> None:

@@ -16,7 +16,8 @@ from deploy import border
 from deploy.errors import StepFailed, WrongUse
 from deploy.shell import Shell
 from deploy.specs.facts import CodeFacts
-from deploy.workspace import exclude, leaks, worktree
+from deploy.workspace import leaks, upload_list, worktree
+from deploy.workspace.exclude import NEVER_CODE
 from deploy.workspace.snapshots import Snapshots
 from deploy.workspace.worktree import FOR_SNAPSHOTS, Listing, excluded, git, is_repository, on_disk
 
@@ -36,7 +37,7 @@ def look(project: Path, excluded_by: tuple[str, ...] = ()) -> CodeFacts:
         return CodeFacts(kind="copy", commit=None, changed_files=0, tree=None, left_out=_left_out(project))
     head = git(project, "rev-parse", "--verify", "--quiet", "HEAD", check=False)
     commit = head.text.strip() if head else None
-    listed = exclude.listing(project, excluded_by)
+    listed = upload_list.listing(project, excluded_by)
     out = frozenset(listed.excluded)
     absent = {name for name in listed.hidden if not on_disk(project, name)}  # of a sparse checkout
     lines = filter(None, _status(project, listed).split(b"\0"))
@@ -49,7 +50,7 @@ def look(project: Path, excluded_by: tuple[str, ...] = ()) -> CodeFacts:
     facts = CodeFacts("git", commit, changed_files=changed, tree=tree, untracked=untracked, left_out=left_out)
     if not excluded_by:
         return facts
-    files, total = exclude.size(project, listed)
+    files, total = upload_list.size(project, listed)
     return replace(facts, excluded_files=files, excluded_bytes=total)
 
 
@@ -100,7 +101,7 @@ def _checked(
         _refuse_without_git(excluded_by)
         names = [file.relative_to(project).as_posix() for file in _code_files(project)]
         return leaks.refuse(leaks.find(project, names, secrets), set(), allowed), None
-    listed = exclude.listing(project, excluded_by)
+    listed = upload_list.listing(project, excluded_by)
     worktree.refuse(project, listed, large_files)
     found = leaks.find(project, map(os.fsdecode, listed.names), secrets)
     return leaks.refuse(found, set(map(os.fsdecode, listed.tracked)), allowed), listed
@@ -205,5 +206,5 @@ def _code_files(project: Path) -> list[Path]:
 
 def _left_out(project: Path) -> tuple[str, ...]:
     """Return names beside the code folders that are not uploaded, except hidden files and output of runs."""
-    known = {*CODE_WITHOUT_GIT, *worktree.NEVER_CODE, "__pycache__"}
+    known = {*CODE_WITHOUT_GIT, *NEVER_CODE, "__pycache__"}
     return tuple(sorted(each.name for each in project.iterdir() if each.name not in known and each.name[0] != "."))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deploy.errors import WrongUse
 from deploy.shell import Result
-from deploy.workspace import exclude, worktree
+from deploy.workspace import upload_list, worktree
 from deploy.workspace.worktree import FOR_SNAPSHOTS, Listing, git, joined, on_disk, path_of
 
 # A fixed author: a commit needs one, and the user may have configured none.
@@ -59,7 +59,7 @@ class Snapshots:
         """
         different: dict[str, str] = {}
         for attempt in range(TRIES):
-            listed = listed if listed and not attempt else exclude.listing(self.project, self.excluded)
+            listed = listed if listed and not attempt else upload_list.listing(self.project, self.excluded)
             without = worktree.without_filters(self.project, listed.names)
             options = [*FOR_SNAPSHOTS, *without]
             # The user's index saves reading what has not changed. If it is wrong, the comparison shows it.

@@ -12,9 +12,8 @@ from pathlib import Path
 from deploy.errors import StepFailed, WrongUse, quoted
 from deploy.pod.agent.frames import BODY_BYTES
 from deploy.shell import LocalShell, Result
+from deploy.workspace.exclude import NEVER_CODE, is_never_code
 
-# Output of runs is never code, whatever the ignore file of a fresh repository lists.
-NEVER_CODE = ("runs", "data", ".sniperface", ".venv")
 LARGE_FILE_BYTES = 50 << 20
 LARGE_UNTRACKED_BYTES = 64 << 20
 GIT_LIMIT_S = 300
@@ -59,7 +58,7 @@ def listing(project: Path) -> Listing:
         tracked=tuple(dict.fromkeys(tracked)),
         names=tuple(dict.fromkeys([*tracked, *files])),
         hidden=tuple(hidden),
-        submodules=tuple(name for name in submodules if not _is_made_by_runs(name)),
+        submodules=tuple(name for name in submodules if not is_never_code(os.fsdecode(name))),
         nested=tuple(name for name in untracked if name.endswith(b"/")),
         prefix=prefix,
         entries=tuple(entries),
@@ -225,7 +224,3 @@ def _listed(project: Path, *which: str) -> list[bytes]:
             "git cannot read a folder of the project, so its files would be missing", evidence=told.complaint
         )
     return [name for name in dict.fromkeys(told.stdout.split(b"\0")) if name]
-
-
-def _is_made_by_runs(name: bytes) -> bool:
-    return os.fsdecode(name).split("/")[0] in NEVER_CODE

@@ -25,7 +25,23 @@ from hypothesis import strategies as st
 
 from deploy import border, providers
 from deploy.billing import teardown
-from deploy.commands import app, compare, cost, enter, note, remove, rental, status, stop, train, ui_pages, watch
+from deploy.commands import (
+    app,
+    compare,
+    cost,
+    enter,
+    logs,
+    note,
+    ps,
+    remove,
+    rental,
+    runs,
+    status,
+    stop,
+    train,
+    ui_pages,
+    watch,
+)
 from deploy.errors import DeployError
 from deploy.pod.agent import agent
 from deploy.pod.agent.frames import LINE_BYTES
@@ -45,13 +61,13 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: asyncssh s
 NAME = "sniperface-laptop-bad-r"
 COMMANDS: dict[str, Callable[[Path, Screen], object]] = {
     "status": lambda at, screen: status.status(at, "bad", RUN, screen, watch=False),
-    "runs": lambda at, screen: screen.rows("Runs", status.list_runs(at), ("run_id", "state", "reason")),
-    "logs": lambda at, screen: status.logs(at, "bad", RUN, screen, follow=False),
+    "runs": lambda at, screen: screen.rows("Runs", runs.list_runs(at), ("run_id", "state", "reason")),
+    "logs": lambda at, screen: logs.logs(at, "bad", RUN, screen, follow=False),
     "fetch-checkpoint": lambda at, screen: watch.fetch_checkpoint(at, "bad", RUN, "latest", None, screen),
     "mine": lambda at, screen: app.mine(at, "bad", RUN, "latest", None, [], screen),
     "watch": lambda at, screen: watch.watch(at, "bad", RUN, screen, max_usd=0.5),
     "stop": lambda at, screen: stop.stop(at, "bad", RUN, screen),
-    "ps": lambda at, screen: screen.rows("Bills", status.bills(at, screen), ("machine", "usd", "note")),
+    "ps": lambda at, screen: screen.rows("Bills", ps.bills(at, screen), ("machine", "usd", "note")),
     "doctor": lambda at, screen: rental.doctor(at, "bad", screen, rent=False, yes=False),
     "evaluate": lambda at, screen: evaluate(at, screen),
     "train --dry-run": lambda at, screen: train.train(at, parse_request(target="bad"), screen, dry_run=True),
@@ -114,7 +130,7 @@ def laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (link, "LONG_ANSWER_S", 1.5), (link, "LINES_SILENCE_S", 3.0),
         (link, "GREETING_LIMIT_S", 5.0),
         (retry, "CONNECT_PATIENCE_S", 1.0), (retry, "FIRST_PATIENCE_S", 1.0), (teardown, "ANYWAY_S", 4.0),
-        (teardown, "STOP_SLACK_S", 0.5), (status, "LIST_LIMIT_S", 5.0), (watch, "CEILING_S", 5.0),
+        (teardown, "STOP_SLACK_S", 0.5), (runs, "LIST_LIMIT_S", 5.0), (watch, "CEILING_S", 5.0),
         (watch, "EVERY_S", 0.05),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
@@ -517,15 +533,15 @@ def test_anything_is_right_or_one_sentence_for_long(
 SCRIPT = f"""
 import re, sys
 from pathlib import Path
-from deploy.commands import app as apps, status as looking
+from deploy.commands import app as apps, logs, status
 from deploy.errors import DeployError
 from deploy.ui.screen import Screen
 at, screen = Path(sys.argv[1]), Screen()
 COMMANDS = {{
-    "follow": lambda: looking.logs(at, "bad", "{RUN}", screen, follow=True),
-    "logs": lambda: looking.logs(at, "bad", "{RUN}", screen, follow=False),
+    "follow": lambda: logs.logs(at, "bad", "{RUN}", screen, follow=True),
+    "logs": lambda: logs.logs(at, "bad", "{RUN}", screen, follow=False),
     "mine": lambda: apps.mine(at, "bad", "{RUN}", "latest", None, [], screen),
-    "status": lambda: looking.status(at, "bad", "{RUN}", screen, watch=False),
+    "status": lambda: status.status(at, "bad", "{RUN}", screen, watch=False),
 }}
 for name in sys.argv[2:]:
     try:

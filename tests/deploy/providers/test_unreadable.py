@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from deploy.billing import bills
-from deploy.commands import status, stop
+from deploy.commands import ps, stop
 from deploy.errors import NoMachine, StepFailed
 from deploy.providers.docker import DockerProvider
 from deploy.providers.runpod import RunPodProvider
@@ -114,7 +114,7 @@ def test_an_entry_without_a_name_is_told_and_hides_nothing(
 ) -> None:
     """It cannot be known whose it is: `ps` says that it may bill, and `down` does not touch it."""
     account.told["/v2/pods"]["pods"] = [entry, GOOD]
-    (row,) = status.bills(laptop, Screen())
+    (row,) = ps.bills(laptop, Screen())
     assert row["machine"] == f"{FAMILY}a"
     assert capsys.readouterr().err.count("it may bill") == 1
     stop.down(laptop, "runpod", None, Screen(), every=False, orphans=False, anyway=True)
@@ -125,7 +125,7 @@ def test_an_unreadable_pod_is_in_ps_and_down_releases_it(
     account: Account, laptop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     account.told["/v2/pods"]["pods"] = [pod("bad1", f"{FAMILY}b", cost="lots")]
-    (row,) = status.bills(laptop, Screen())
+    (row,) = ps.bills(laptop, Screen())
     assert (row["machine"], row["usd"]) == (f"{FAMILY}b", None)
     assert "its price is not known: RunPod: pod bad1, cost is 'lots' instead of a number" in row["note"]
     stop.down(laptop, "runpod", None, Screen(), every=False, orphans=False, anyway=False)
