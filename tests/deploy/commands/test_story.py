@@ -58,8 +58,8 @@ def test_train_brings_a_verified_checkpoint_home(any_project: Project) -> None:
     assert done["run_id"].startswith("orl-f0.5-")
     assert done["seconds"] > 0
     home = {path.name for path in (project.path / "runs" / done["run_id"]).iterdir()}
-    files = {"plan.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl", "report.html"}
-    assert home == {*files, "checkpoints"}
+    files = {"plan.json", "placement.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl"}
+    assert home == {*files, "report.html", "checkpoints"}
     assert done["report"] == str(project.path / "runs" / done["run_id"] / "report.html")
     status = project.json("status")
     assert {"epoch": 2, "step": 9, "state": "succeeded", "attempt": 1, "spend_usd": 0}.items() <= status.items()
