@@ -195,8 +195,7 @@ def finish(reached: Reached, screen: Screen) -> Outcome:
     screen.result(document)
     screen.compared(records.compared(reached.settings.runs, record))
     run_notify_command(reached.settings, record, screen)
-    if document["verdict"]:
-        screen.paragraph(document["verdict"])
+    screen.verdict(document)
     if record.state == "succeeded":
         return Outcome(record, document)
     seen = record.state == "stopped" or screen.shows_the_log

@@ -298,9 +298,12 @@ def test_a_failed_job_is_a_failed_command(project: Project) -> None:
 
 
 def test_a_job_may_say_that_its_input_was_wrong(project: Project) -> None:
-    """The error contains the job's own sentence."""
+    """The error has the sentence of the job, and says it once. So does `stop` of the failed run."""
     done = project.invoke("train", "--set", "train.manner=wrong_use", code=1)
-    assert "the value does not work; give another" in done.stderr
+    assert done.stderr.count("the value does not work; give another") == 1
+    assert done.stdout.count("the value does not work") == 1  # in the log, which a terminal does not show
+    assert project.invoke("stop").stdout.count("the value does not work; give another") == 1
+    assert project.json("stop")["verdict"] == "The run failed: the value does not work; give another."
 
 
 def test_a_failure_on_the_way_leaves_a_truthful_record(project: Project, tmp_path: Path) -> None:
