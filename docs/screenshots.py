@@ -24,6 +24,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
 from tests.support.browser import Tab, browser, chromium
+from tests.support.ports import free_port
 
 OUT = PROJECT / "docs" / "pictures"
 WIDTH = 1000
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def page(place: Path) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-u", "-m", "deploy", "ui", "--port", "18642"]
+    argv = [sys.executable, "-u", "-m", "deploy", "ui", "--port", str(free_port())]
     return subprocess.Popen(argv, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -64,8 +64,14 @@ def read(folder: RunFolder) -> Facts:
     trained = [each for each in events["eval"] if each.get("what") == "trained"]
     if not trained or trained[-1].get("step") != verification.get("step"):
         verification = {}
-    documents = (read_json(path) for path in (folder.status, folder.plan, folder.run))
+    documents = (read_json(folder.status), read_plan(folder), read_json(folder.run))
     return Facts(folder.path.resolve().name, events, read_settings(folder.config), verification, *documents)
+
+
+def read_plan(folder: RunFolder) -> dict[str, Any]:
+    """Read the plan as it was carried out: with the placement, if that is of the same attempt."""
+    plan, placement = read_json(folder.plan), read_json(folder.placement)
+    return {**plan, **placement} if placement.get("attempt") == plan.get("attempt") else plan
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def placement(self) -> Path:
+        """Written by the launcher, on the laptop only: values of the plan that only the machine made known."""
+        return self.path / "placement.json"
+
+    @property
     def run(self) -> Path:
         """Written by the launcher, on the laptop only: the cost, and the time of each phase."""
         return self.path / "run.json"

@@ -8,10 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from deploy.pod.base.folder import FINAL_STATES, read_json
+from deploy.pod.base.folder import FINAL_STATES
 from deploy.pod.base.limits import Limits
 from deploy.pod.watchdog.ceilings import Seen, reached
 from deploy.runs import records
@@ -92,7 +91,7 @@ def limits_of(situation: Situation, bill: Bill, on_it: Iterable[Record]) -> Limi
     The laxest value counts: a file that was edited later must not end what runs. Nothing is reserved for a checkpoint
     and a copy: the machine's guard ends it before these limits.
     """
-    plans = [read_json(Path(records.home(situation.project / "runs", record.run_id).plan)) for record in on_it]
+    plans = [records.read_plan(situation.project / "runs", record.run_id) for record in on_it]
     told: list[Mapping[str, Any]] = [plan["limits"] for plan in plans if plan.get("limits")]
     in_file = [vars(settings.target) for settings in situation.targets if settings.target.name == bill.target]
     nodes = min((int(each.get("nodes", 1)) for each in plans or in_file), default=1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from deploy.border import place
 from deploy.errors import BadAnswer, DeployError, WrongUse, command
-from deploy.pod.base.folder import FINAL_STATES, Root, RunFolder, read_json, replace
+from deploy.pod.base.folder import FINAL_STATES, Root, RunFolder, replace
 from deploy.runs import checkpoints, session
 from deploy.runs import records as runs
 from deploy.runs.records import Record
@@ -107,7 +107,7 @@ def _doomed(record: Record, folders: tuple[Path, ...], only: tuple[str, ...], st
 
 def _costs(project: Path, record: Record) -> bool:
     """Whether a machine of the run has cost money or was planned to."""
-    plan = read_json(Path(runs.home(project / "runs", record.run_id).plan))
+    plan = runs.read_plan(project / "runs", record.run_id)
     return bool(plan.get("usd_per_hour") or record.spend_usd)
 
 

@@ -47,10 +47,10 @@ def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict
         report, verdict = download.report(reached), download.verdict(reached)
         if report:
             screen.say(f"report: {near(report)}")
-        if verdict:
-            screen.paragraph(verdict)
+        document = documents.of_run(record, reached.events(), checkpoint, report, verdict)
+        screen.verdict(document)
         screen.commands(documents.next_commands(record))
-        return documents.of_run(record, reached.events(), checkpoint, report, verdict)
+        return document
 
 
 def down(

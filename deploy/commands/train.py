@@ -133,18 +133,18 @@ def start(
             others_at = dict.fromkeys(others, plan.run_dir)
             record = records.update(book, record, state="preparing", machine=first, others=others_at)
             made = ready_all(at, machines, checked, looked_up, screen, watch)
-            (machine, plan), shell = (made[0].machine, made[0].plan), at.shell(made[0].machine)
+            (machine, placed), shell = (made[0].machine, made[0].plan), at.shell(made[0].machine)
             for each in made:
                 bring_own_files(at.settings, at.shell(each.machine), each.machine, checked, each.plan)
-            records.save_plan(book, plan)
+            records.save_placement(book, plan, placed)
             others_at = {each.machine.name: each.plan.run_dir for each in made[1:]}
-            record = records.update(book, record, machine=machine.name, run_dir=plan.run_dir, others=others_at)
-            folder = RunFolder(machine.path(plan.run_dir))
+            record = records.update(book, record, machine=machine.name, run_dir=placed.run_dir, others=others_at)
+            folder = RunFolder(machine.path(placed.run_dir))
             if plan.attempt > 1:
                 nodes.gather_checkpoints(at, record, screen)
-                restored = restore.restore(at.settings, machine, shell, plan, screen)
+                restored = restore.restore(at.settings, machine, shell, placed, screen)
                 made = [replace(each, plan=going_on(each.plan)) for each in made] if restored.note else made
-                records.save_plan(book, made[0].plan)
+                records.save_placement(book, plan, made[0].plan)
                 record = records.spent(book, record, restored.spend)
                 screen.say("waiting for the earlier attempt to end, in case it is still writing its checkpoint")
             since = job.position(shell, folder)
@@ -195,8 +195,7 @@ def finish(reached: Reached, screen: Screen) -> Outcome:
     screen.result(document)
     screen.compared(records.compared(reached.settings.runs, record))
     run_notify_command(reached.settings, record, screen)
-    if document["verdict"]:
-        screen.paragraph(document["verdict"])
+    screen.verdict(document)
     if record.state == "succeeded":
         return Outcome(record, document)
     seen = record.state == "stopped" or screen.shows_the_log

@@ -116,7 +116,7 @@ class Pages:
         record = self._record(run_id)
         look = self.live.want(record, whole=True)
         story = self.live.story(record)
-        plan = border.read_document(Path(records.home(self.live.book, run_id).plan))
+        plan = records.read_plan(self.live.book, run_id, border.read_document)
         parts = records.compared(self.live.book, record) if _is_whole(plan) else ()
         told = documents.of_status(record, look.status, story.events, parts, None)
         return {

@@ -9,7 +9,6 @@ from typing import Any
 
 from deploy import border
 from deploy.border import History, Setting
-from deploy.pod.base.folder import read_json
 from deploy.runs import notes, records
 from deploy.runs.checkpoints import HELD_OUT, VALIDATION
 from deploy.runs.documents import Document
@@ -38,7 +37,7 @@ def read(book: Path, record: Record) -> Side:
         record,
         border.read_history(Path(folder.metrics)),
         border.read_settings(Path(folder.config)),
-        read_json(Path(folder.plan)),
+        records.read_plan(book, record.run_id),
         notes.read(book, record.run_id),
     )
 

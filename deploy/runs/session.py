@@ -296,7 +296,7 @@ class Reached:
         return records.home(self.settings.runs, self.record.run_id)
 
     def read_plan(self) -> dict[str, Any]:
-        """The run's plan.json. Raises WrongUse without one."""
+        """The run's plan as it was carried out. Raises WrongUse without one."""
         return records.plan_of(self.settings.runs, self.record)
 
     def look(self) -> tuple[Reached, job.Status | None]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, read_json
+from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES
 from deploy.runs import comparison, records
 from deploy.runs.documents import Document
 from deploy.runs.records import Record
@@ -45,7 +45,7 @@ def mark(book: Path, record: Record) -> str | None:
 
 
 def _plan(book: Path, record: Record) -> Mapping[str, Any]:
-    return read_json(Path(records.home(book, record.run_id).plan))
+    return records.read_plan(book, record.run_id)
 
 
 def is_home(book: Path, record: Record) -> bool:

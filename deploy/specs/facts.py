@@ -48,6 +48,8 @@ class DataFacts:
     file_name: str = "images.npy"  # where it is staged
     staged_as: str = ""  # its folder's name on a host that others use too: name and id, or a mark of the source
     shard: Shard = WHOLE  # that the machine gets; `bytes` are those of its file
+    whole_rows: int = 0  # to train on without the fraction; 0 where not known, like the next
+    block_rows: int = 0  # a fraction takes whole blocks
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.pod.base.folder import read_json
 from deploy.runs import records as runs
 from deploy.runs.records import Record
 from deploy.specs.estimate import Measured, kind_of
@@ -24,7 +23,7 @@ def measured_in(book: Path, succeeded: Sequence[Record], config: Mapping[str, An
     wanted = (config["recipe"]["name"], config["backbone"], nodes)
     found: list[Measured] = []
     for record in succeeded:
-        plan = read_json(Path(runs.home(book, record.run_id).plan))
+        plan = runs.read_plan(book, record.run_id)
         same = (plan.get("recipe"), plan.get("backbone"), plan.get("nodes", 1)) == wanted
         if same and len(found) < MEASURED_MOST:
             kind = kind_of(plan.get("gpu"), plan.get("gpus"), plan.get("cores"))

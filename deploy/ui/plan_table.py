@@ -14,6 +14,7 @@ from deploy.specs.plan import Plan
 from deploy.specs.settings import OPTIONS
 
 NAMES_SHOWN = 5
+TOLD_FROM = 0.1  # from this difference on, as a share of the fraction, the plan tells what whole blocks come to
 # What pip downloads for the environment: the sum of the locked files for Linux on x86-64 and Python 3.12, as
 # `uv pip compile --format pylock.toml` lists their sizes.
 DOWNLOAD_GB = 3.0
@@ -38,7 +39,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         *([("shards", _shards(plan))] if plan.data.shard.of > 1 else []),
         *([("sent", _packed(plan))] if data.packed else []),
         *([] if data.ready or not data.rows else [("", "will be prepared from the ORL photographs")]),
-        ("fraction", f"{plan.fraction:g}"),
+        ("fraction", _fraction(plan)),
         ("job", f"recipe {plan.recipe}, backbone {plan.backbone['name']}, {plural(plan.epochs, 'epoch')}"),
         ("processes", f"{_processes(plan)}, {plan.batch_size} images each"),
         ("precision", plan.precision),
@@ -155,6 +156,14 @@ def _images(plan: Plan) -> str:
     if not plan.data.rows:
         return f"checked in place ({shown(plan.data.path)})"
     return f"{plan.data.rows} images, {plan.data.train_rows} to train on"
+
+
+def _fraction(plan: Plan) -> str:
+    """The fraction and, if whole blocks come to another share of the images, what is trained on."""
+    rows, whole, asked = plan.data.train_rows, plan.data.whole_rows, plan.fraction
+    if not whole or abs(rows / whole - asked) <= TOLD_FROM * asked:
+        return f"{asked:g}"
+    return f"{asked:g}, but {rows} of {whole} images: a fraction takes whole blocks of {plan.data.block_rows}"
 
 
 def _shards(plan: Plan) -> str:

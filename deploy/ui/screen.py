@@ -95,9 +95,13 @@ class Screen:
             width = self.console.width
         return -(-cell_len(text) // max(1, width))
 
-    def paragraph(self, text: str) -> None:
-        """Print a long sentence: on a terminal, lines end between words."""
-        self.console.print(visible(text), markup=False, soft_wrap=not self.console.is_terminal)
+    def verdict(self, document: Mapping[str, Any]) -> None:
+        """Print the verdict of a run from its document: on a terminal, lines end between words.
+
+        That of a failed run begins with the reason, which the command says in its last line.
+        """
+        if document["verdict"] and document["state"] != "failed":
+            self.console.print(visible(document["verdict"]), markup=False, soft_wrap=not self.console.is_terminal)
 
     def raw(self, text: str) -> None:
         """Print another program's output as plain text: control characters are shown, colours are removed."""

@@ -143,6 +143,8 @@ def facts(
         file_name=NAME if dataset.offsets is None else encoded.NAME,
         staged_as=f"{dataset.name}-{marked(dataset.manifest.get('dataset_id') or source_mark(dataset), packing)}",
         shard=shard,
+        whole_rows=0 if dataset.manifest.get("selection") else dataset.train_rows,
+        block_rows=dataset.block_rows,
     )
 
 

@@ -19,6 +19,7 @@ import pytest
 from app.data.sources.source import Source
 from app.prepare import prepare
 from deploy.pod.base import processes
+from deploy.runs import records
 from tests.app.conftest import faces
 from tests.deploy.support.servers import SSHD, openssh
 from tests.e2e.clones import SMALL, Clone, make_clone, wait_for
@@ -192,7 +193,7 @@ def test_two_hosts_get_each_their_shard_of_the_images(two_hosts: Clone, tmp_path
     home = two_hosts.path / "runs" / done["run_id"]
     assert [event["shards"] for event in events(home) if event["event"] == "start"] == [2]
     row = 112 * 112 * 3
-    assert json.loads((home / "plan.json").read_text(encoding="utf-8"))["data"]["bytes"] == 128 + 32 * row
+    assert records.read_plan(home.parent, home.name)["data"]["bytes"] == 128 + 32 * row
 
     def staged() -> dict[str, tuple[int, int, int]]:
         found = {}
@@ -250,7 +251,7 @@ def test_two_pods_of_a_cluster_train_one_run(tmp_path: Path) -> None:
         assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 2)
         home = clone.path / "runs" / done["run_id"]
         assert [event["world_size"] for event in events(home) if event["event"] == "start"] == [4]
-        plan = json.loads((home / "plan.json").read_text(encoding="utf-8"))
+        plan = records.read_plan(home.parent, home.name)
         assert plan["place"]["address"].startswith("10.65.")
         first, second = clone.json("ps")
         assert first["usd_per_hour"] > 0

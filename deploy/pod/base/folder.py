@@ -25,6 +25,7 @@ class RunFolder:
     def __init__(self, path: PurePath) -> None:
         self.path = path
         self.plan = path / "plan.json"
+        self.placement = path / "placement.json"  # on the laptop only
         self.run = path / "run.json"
         self.note = path / "note.txt"
         self.config = path / "config.yaml"

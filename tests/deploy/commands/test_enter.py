@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pytest
 
 from deploy.errors import WrongUse
+from deploy.runs import records
 from deploy.shell.entry import FIRST, entry_of, install
 from deploy.shell.ssh_config import Way
 from deploy.specs.machine import Address
@@ -52,7 +52,7 @@ def test_plain_ssh_reaches_a_machine_by_the_name_that_was_written(box: Box, tmp_
     included = config.parent / "sniperface.conf"
     assert config.read_text() == f'Include "{included}"\n\nHost mine\n  HostName 192.0.2.1\n'
     assert included.read_text().count("Host sniperface-") == 2
-    plan = json.loads((box.project.path / "runs" / run / "plan.json").read_text(encoding="utf-8"))
+    plan = records.read_plan(box.project.path / "runs", run)
     assert (plan["env"]["SEEN"], plan["env"]["NCCL_DEBUG"]) == ("a b=c", "INFO")
 
 

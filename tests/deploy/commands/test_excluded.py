@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from deploy.runs import records
 from tests.deploy.commands.test_remote import Box, make_box
 from tests.deploy.conftest import Project, git
 from tests.deploy.support.servers import SSHD, asyncssh_server, openssh
@@ -40,7 +40,7 @@ def test_a_host_gets_the_project_without_what_is_excluded(box: Box) -> None:
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert {"tasks.py", "app/train.py"} < names
     assert not [name for name in names if name.startswith("papers")]
-    plan = json.loads((box.project.path / "runs" / done["run_id"] / "plan.json").read_text(encoding="utf-8"))
+    plan = records.read_plan(box.project.path / "runs", done["run_id"])
     assert plan["snapshot"] == folder.name
     box.target(exclude=["papers/draft.tex"])
     box.invoke("deploy")

@@ -120,11 +120,17 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
 
 
 @pytest.fixture
-def laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The laptop of an honest machine, with short time limits, so that no test waits long."""
+def patient_laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The laptop of an honest machine, with the time limits of the product."""
     machine.honest()
     Priced.released.clear()
     monkeypatch.setitem(providers.PROVIDERS, "ssh", Priced)
+    return make_laptop(tmp_path / "laptop", machine)
+
+
+@pytest.fixture
+def laptop(patient_laptop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The laptop of an honest machine, with short time limits, so that no test waits long for a machine that is not."""
     for module, name, value in (
         (base, "RUN_S", 3.0), (devices, "PROBE_S", 3.0), (link, "ANSWER_S", 1.5),
         (link, "LONG_ANSWER_S", 1.5), (link, "LINES_SILENCE_S", 3.0),
@@ -134,7 +140,7 @@ def laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (watch, "EVERY_S", 0.05),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
-    return make_laptop(tmp_path / "laptop", machine)
+    return patient_laptop
 
 
 def files(laptop: Path) -> dict[str, bytes]:
@@ -165,8 +171,11 @@ def outcome(command: str, laptop: Path, capsys: pytest.CaptureFixture[str]) -> s
 # Single attacks
 
 
-def test_an_honest_machine_is_served(machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Control: the commands work with an honest machine."""
+def test_an_honest_machine_is_served(
+    machine: Hostile, patient_laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Control: the commands work with an honest machine. Short limits would say more of this computer than of them."""
+    laptop = patient_laptop
     # `rm` is refused and `deploy` needs images; the others end the run.
     refused = {"rm", "deploy", "doctor", "down", "down --anyway", "stop", "watch"}
     for command in COMMANDS.keys() - refused:

@@ -28,6 +28,7 @@ from app.data.sources.source import Source
 from app.prepare import prepare as app_prepare
 from deploy.pod.base import processes
 from deploy.pod.base.folder import read_json
+from deploy.runs import records
 from deploy.shell.host_keys import fingerprint
 from deploy.specs.names import project_word
 from tests.deploy.conftest import Project, paced, wait_until
@@ -116,8 +117,8 @@ def test_the_everyday_five(any_box: Box) -> None:
     assert (done["state"], done["fraction"]) == ("succeeded", 0.5)
     home = box.project.path / "runs" / done["run_id"]
     assert {path.name for path in home.iterdir()} == {
-        "plan.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl", "checkpoints",
-        "report.html",
+        "plan.json", "placement.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl",
+        "checkpoints", "report.html",
     }  # fmt: skip
     assert "grüße" in box.invoke("logs").stdout
     assert box.json("status")["state"] == "succeeded"
@@ -125,7 +126,7 @@ def test_the_everyday_five(any_box: Box) -> None:
     fetched = box.json("fetch-checkpoint", "--which", "best")
     assert fetched["epoch"] == 0
     assert Path(fetched["path"]).is_file()
-    plan = json.loads((home / "plan.json").read_text(encoding="utf-8"))
+    plan = records.read_plan(home.parent, home.name)
     assert plan["run_dir"] == str(box.root / "runs" / done["run_id"])
     assert not (box.project.path / ".sniperface" / "local").exists()
 

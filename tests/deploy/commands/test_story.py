@@ -58,8 +58,8 @@ def test_train_brings_a_verified_checkpoint_home(any_project: Project) -> None:
     assert done["run_id"].startswith("orl-f0.5-")
     assert done["seconds"] > 0
     home = {path.name for path in (project.path / "runs" / done["run_id"]).iterdir()}
-    files = {"plan.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl", "report.html"}
-    assert home == {*files, "checkpoints"}
+    files = {"plan.json", "placement.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl"}
+    assert home == {*files, "report.html", "checkpoints"}
     assert done["report"] == str(project.path / "runs" / done["run_id"] / "report.html")
     status = project.json("status")
     assert {"epoch": 2, "step": 9, "state": "succeeded", "attempt": 1, "spend_usd": 0}.items() <= status.items()
@@ -298,9 +298,12 @@ def test_a_failed_job_is_a_failed_command(project: Project) -> None:
 
 
 def test_a_job_may_say_that_its_input_was_wrong(project: Project) -> None:
-    """The error contains the job's own sentence."""
+    """The error has the sentence of the job, and says it once. So does `stop` of the failed run."""
     done = project.invoke("train", "--set", "train.manner=wrong_use", code=1)
-    assert "the value does not work; give another" in done.stderr
+    assert done.stderr.count("the value does not work; give another") == 1
+    assert done.stdout.count("the value does not work") == 1  # in the log, which a terminal does not show
+    assert project.invoke("stop").stdout.count("the value does not work; give another") == 1
+    assert project.json("stop")["verdict"] == "The run failed: the value does not work; give another."
 
 
 def test_a_failure_on_the_way_leaves_a_truthful_record(project: Project, tmp_path: Path) -> None:

@@ -63,3 +63,22 @@ def test_the_plan_tells_what_each_machine_gets_of_divided_images() -> None:
     divided = dataclasses.replace(FACTS, data=dataclasses.replace(FACTS.data, shard=Shard(0, 4), bytes=3 << 20))
     rows = dict(plan_rows(make(SETTINGS, Request(), divided, tryout=False)))
     assert rows["shards"] == "each of 4 machines reads its own part of the images: 3.0 MiB at most"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "rows", "whole", "block", "told"),
+    [
+        (0.1, 300, 300, 8192, "0.1, but 300 of 300 images: a fraction takes whole blocks of 8192"),
+        (0.01, 8192, 20_000, 8192, "0.01, but 8192 of 20000 images: a fraction takes whole blocks of 8192"),
+        (0.1, 30, 300, 30, "0.1"),
+        (0.01, 8192 * 5, 3_800_000, 8192, "0.01"),
+        (1.0, 300, 300, 8192, "1"),
+        (0.5, 0, 0, 0, "0.5"),
+    ],
+)
+def test_the_plan_tells_what_whole_blocks_come_to(
+    fraction: float, rows: int, whole: int, block: int, told: str
+) -> None:
+    data = dataclasses.replace(FACTS.data, train_rows=rows, whole_rows=whole, block_rows=block)
+    plan = make(SETTINGS, Request(fraction=fraction), dataclasses.replace(FACTS, data=data), tryout=True)
+    assert dict(plan_rows(plan))["fraction"] == told

@@ -18,9 +18,6 @@ RANK = int(os.environ["RANK"])
 STOP = threading.Event()
 
 
-DESCRIPTION = b'<meta name="description" content="88.5% of &#34;people&#34; &amp; no more.">\n'
-
-
 def main() -> int:
     values = load(sys.argv[1:])
     folder = Path(values["run.dir"])
@@ -38,6 +35,7 @@ def main() -> int:
         if RANK:
             STOP.wait(30)  # the first exit ends all ranks: let rank 0 record the end first
         tell(folder, "end", 0, 0, reason="wrong_use", message="the value does not work; give another")
+        report(folder, b"The run failed: the value does not work; give another.")
         return 1
     if manner.startswith("leaks"):
         leak()
@@ -74,13 +72,18 @@ def main() -> int:
     accuracy = 0.9 - abs(0.1 - values["train.optimizer.lr"])
     tell(folder, "eval", epoch - 1, step, what="trained", accuracy=accuracy, accuracy_std=0.01, rank1=0.99)
     tell(folder, "end", epoch - 1, step, reason="done", message="", seconds=1.0)
+    report(folder, b"88.5% of &#34;people&#34; &amp; no more.")
+    return 0
+
+
+def report(folder: Path, verdict: bytes) -> None:
     if RANK == 0:
         if find_spec("deploy") is None:  # started in this folder, and not in a project's
             sys.path.append(str(Path(__file__).resolve().parents[5]))
         from deploy.border import REPORT_BEGINS
 
-        (folder / "report.html").write_bytes(REPORT_BEGINS + DESCRIPTION + b"<title>report</title>")
-    return 0
+        about = b'<meta name="description" content="' + verdict + b'">\n<title>report</title>'
+        (folder / "report.html").write_bytes(REPORT_BEGINS + about)
 
 
 def leak() -> None:
