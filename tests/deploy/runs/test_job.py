@@ -171,6 +171,16 @@ def test_a_log_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
     assert tail.read() == "ab\ufffd"
 
 
+def test_a_log_that_vanishes_after_a_full_piece_is_not_waited_for(tmp_path: Path) -> None:
+    """`follow` reads on while there may be more: there is none in a file that is gone."""
+    log = tmp_path / "train.log"
+    log.write_bytes(b"abcdef")
+    tail = Tail(LocalShell(), log, most=4)
+    assert (tail.read(), tail.is_behind) == ("abcd", True)
+    log.unlink()
+    assert (tail.read(), tail.is_behind) == ("", False)
+
+
 def test_an_event_is_given_out_when_its_line_is_whole(tmp_path: Path) -> None:
     """An incomplete line waits; a line that is not an event is skipped."""
     file = tmp_path / "metrics.jsonl"

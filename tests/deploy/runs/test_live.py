@@ -137,7 +137,7 @@ def test_a_run_is_asked_about_while_somebody_looks_and_it_lives(
     status(record, step=8)
     wait_until(lambda: (seen := live.want(record).status) and seen.step == 8)
     asker = live.asker("rented")
-    assert (asker._failures, asker._not_before) == (0, 0.0)
+    assert (asker._failures, asker._not_before) == (0, lives.NEVER)
     status(record, state="succeeded")
     wait_until(lambda: asker._thread is not None and not asker._thread.is_alive())
     assert read_json(tmp_path / "runs" / "a" / "run.json")["state"] == "succeeded"

@@ -155,7 +155,7 @@ def test_images_in_ram_that_arrive_show_that_a_machine_works(tmp_path: Path, tru
     """On a host that others use too only the user's own."""
     machine, shell = Rented(tmp_path).machine(), Noting()
     target = Target("far", "ssh", "/w", options=Ssh(host="box"), stage_to="/ram", max_hours=1.0, trust=trust)
-    watchdog.arm(Settings(tmp_path, target), machine, shell, Path("/code"))
+    watchdog.arm(Settings(tmp_path, target), machine, shell, Path("/code"), 1)
     told = json.loads((Path(machine.root) / "guard.json").read_text(encoding="utf-8"))["watch"]
     folder = own_folder(PurePosixPath("/ram"), shell.user()) if is_own else "/ram"
     assert told[2:] == [str(folder)]

@@ -26,6 +26,7 @@ from deploy.steps.resolve import Checked
 from deploy.ui.screen import Screen
 from deploy.workspace import dataset as data
 from deploy.workspace.devices import Devices, Gpu
+from deploy.workspace.shards import Dealing
 from deploy.workspace.sources import HERE, MACHINE, Origin
 from tests.deploy.conftest import git
 from tests.deploy.specs.test_plan import CONFIG, FACTS
@@ -254,8 +255,11 @@ def checked(tmp_path: Path) -> Checked:
 
 def made_ready(settings: Settings, machine: Machine, checked: Checked, **about: Any) -> provision.Ready:
     code = Path(machine.root) / "code" / "c0ffee"
-    about = {"known": ONE_GPU, "prepared": (machine, code), **about}
-    return provision.ready(settings, machine, Noting(), checked, replace(FACTS, hardware=None), Screen(), **about)
+    about = {
+        "facts": replace(FACTS, hardware=None), "screen": Screen(), "watch": Stopwatch(), "known": ONE_GPU,
+        "prepared": (machine, code), "snapshot": None, "trains": True, "node": 0, "dealing": Dealing(1), **about,
+    }  # fmt: skip
+    return provision.ready(settings, machine, Noting(), checked, **about)
 
 
 def test_images_are_staged_and_what_the_machine_has_is_said(
@@ -286,9 +290,8 @@ def test_this_computers_hardware_is_known_already(
 ) -> None:
     rented = Rented(tmp_path)
     machine = rented.machine(address=None)
-    prepared = (machine, Path(machine.root) / "code" / "x")
     facts = replace(FACTS, hardware=Hardware(gpus=0, cores=8))
-    told = provision.ready(rented.settings, machine, Noting(), checked, facts, Screen(), prepared=prepared)
+    told = made_ready(rented.settings, machine, checked, facts=facts, known=None)
     assert (told.plan.cores, told.plan.gpus) == (8, 0)
     assert said(capsys).startswith("data: read in place from ")
 
