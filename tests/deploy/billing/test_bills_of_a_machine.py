@@ -12,6 +12,7 @@ from deploy.billing import bills
 from deploy.billing.bills import an_hour, limits_of, lives, past_ceiling, priced, stored
 from deploy.pod.base.limits import Limits
 from deploy.runs.session import launching
+from deploy.runs.situation import Situation
 from deploy.specs.machine import Volume
 from deploy.specs.names import target_word
 from tests.deploy.support.rented import Near, Rented
@@ -114,6 +115,32 @@ def test_of_several_plans_the_laxest_limit_and_the_fewest_machines_count(rented:
         assert (found.limits.max_hours, found.limits.usd_per_hour) == (5, 4.0)
         assert limits_of(at.situation, found.bill, []).usd_per_hour == 2.0
         assert limits_of(at.situation, found.bill, []).max_hours is None
+
+
+def test_a_run_without_a_plan_counts_for_one_machine(rented: Rented) -> None:
+    """A machine whose cost is not known has no price for its limits; time and copies at its end are not reserved."""
+    rented.machine(created=NOW - 3600)
+    rented.record()
+    with Near(rented.settings, rented.account) as at:
+        assert priced(at)[0].limits == Limits(usd_per_hour=2.0, grace_s=0, sync_limit_s=0)
+    rented.machine(created=NOW - 3600, is_stopped=True)
+    with Near(rented.settings, rented.account) as at:
+        assert priced(at)[0].limits == Limits(usd_per_hour=0.0, grace_s=0, sync_limit_s=0)
+
+
+def test_one_target_of_each_account_is_asked(rented: Rented) -> None:
+    """The first by name, unless another one reports more."""
+    folder = rented.project / "conf" / "deploy"
+    folder.mkdir(parents=True)
+    docker, runpod = "provider: docker\nroot: /w\n", "provider: runpod\nroot: /w\nimage: x\ngpus: [NVIDIA A40]\n"
+    told = {
+        "a": docker, "b": docker, "c": docker + "docker_host: tcp://elsewhere:2375\n", "d": "provider: unknown\n",
+        "e": runpod + "api: sdk\n", "f": runpod,
+    }  # fmt: skip
+    for name, text in told.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    found = [at.settings.target.name for at in bills.targets(Situation(rented.project))]
+    assert sorted(found) == ["a", "c", "f"]
 
 
 def test_a_volume_that_no_target_names(rented: Rented) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -93,9 +94,11 @@ def test_a_download_that_hangs_delays_a_release_only_for_so_long(
     monkeypatch.setattr(teardown, "STOP_SLACK_S", 20)
     rented.record(state="running")
     alive(rented, "a")
-    began = time.monotonic()
+    before, began = set(threading.enumerate()), time.monotonic()
     with Near(rented.settings, rented.account) as at:
         bring_all_home(at, rented.account.machines["m"], Screen(), anyway=True)
+        hanging = set(threading.enumerate()) - before
+        assert [each.daemon for each in hanging] == [True] * len(hanging)  # it delays no end of the command either
         assert 0.5 <= time.monotonic() - began < 15
         rented.ran(state="stopped")  # lets the thread end
     assert "the results on m were not downloaded within 0 s: they are lost" in " ".join(capsys.readouterr().out.split())

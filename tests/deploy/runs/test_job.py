@@ -124,6 +124,14 @@ def test_the_pieces_after_a_full_one_are_read_meanwhile(tmp_path: Path, size: in
     assert sorted(shell.offsets) == [*range(0, asked * 4, 4)]
 
 
+def test_nothing_is_read_ahead_unless_it_is_asked_for(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_bytes(b"abcdefgh")
+    shell = Asked()
+    tail = Tail(shell, log, most=4)
+    assert (tail.read(), len(tail.on_the_way), shell.offsets) == ("abcd", 0, [0])
+
+
 def test_a_log_that_grows_behind_a_piece_that_was_not_full_loses_nothing(tmp_path: Path) -> None:
     """The piece after it was asked for already, and its text comes again later."""
     log = tmp_path / "train.log"

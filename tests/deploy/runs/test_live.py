@@ -76,6 +76,8 @@ def test_a_target_that_cannot_be_asked_is_a_problem_that_is_shown(tmp_path: Path
     assert "has no target files" in problem
     asker = live.asker("rented")
     assert asker is live.asker("rented")
+    assert asker._thread is not None
+    assert asker._thread.daemon  # it delays no end of the command
     wait_until(lambda: asker._thread is not None and not asker._thread.is_alive())
     before = asker._thread
     live.want(record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,12 @@ import pytest
 from deploy.errors import NoMachine, WrongUse
 from deploy.runs.session import Reach
 from deploy.specs.estimate import NEWEST
+from deploy.specs.names import family_name
 from deploy.specs.plan import make
 from deploy.specs.request import Request
 from deploy.specs.settings import Settings, Ssh, Target
 from deploy.steps import resolve
+from deploy.steps.continuing import start_of
 from deploy.steps.resolve import check, gather, prepare_orl
 from deploy.workspace.sources import HERE, MACHINE
 from tests.deploy.conftest import PRETEND
@@ -105,8 +108,17 @@ def test_without_data_the_tryout_is_meant_unless_data_is_configured(rented: Rent
 
 
 def test_pixels_may_be_packed(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the target's file says, unless the request or the run that goes on decides it."""
     monkeypatch.setattr("deploy.workspace.compression.NEEDED", {})
-    assert check(away(rented, pack="lossless"), Request(data=str(rented.project / FACES))).request.pack == "lossless"
+    by_file, request = away(rented, pack="lossless"), Request(data=str(rented.project / FACES))
+    assert check(by_file, request).request.pack == "lossless"
+    assert check(by_file, replace(request, pack="none", given=frozenset({"pack"}))).request.pack == "none"
+    rented.record(state="stopped", target="far")
+    plan = make(by_file.settings, request, FACTS, tryout=False).to_json()
+    rented.plan(request=plan["request"], resume="none")
+    rented.account.machines.clear()
+    told = check(away(rented, pack="lossless"), Request(resume="auto"))
+    assert (told.request.pack, told.continues is not None) == ("none", True)
 
 
 def test_labels_are_a_file(rented: Rented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +189,7 @@ def test_a_run_begins_from_the_users_checkpoint(
         archive.writestr("data", b"weights")
     told = check(near(rented), Request(resume="mine.pt", data=FACES))
     assert (told.request.resume, told.note) == (str(tmp_path / "mine.pt"), None)
+    assert not start_of(near(rented), Request(resume="mine.pt")).is_own
     with pytest.raises(WrongUse, match="no such file"):
         check(near(rented), Request(resume="other.pt", data=FACES))
 
@@ -210,6 +223,30 @@ def test_what_is_known_before_a_machine_is_there(rented: Rented) -> None:
         assert gather(at, checked).usd_per_hour is None
         assert account.asked == 2
     assert resolve.gather_again(rented.settings, checked, facts).usd_per_hour == 2.0
+    account.usd = 2.0
+    here = near(rented)
+    facts = gather(here, check(here, Request()))
+    assert (facts.hardware is not None, facts.python, facts.windows) == (True, sys.executable, False)
+
+
+@pytest.mark.parametrize(
+    ("usd", "about", "nodes", "told"),
+    [
+        (3.0, {}, None, (3.0, True)),  # the machine's own price
+        (0.0, {}, None, (2.0, True)),  # it is not known
+        (3.0, {}, 2, (2.0, False)),  # several machines are rented together
+        (3.0, {"trust": "own"}, None, (2.0, False)),  # nobody rented it
+    ],
+)
+def test_a_rented_machine_that_is_there_is_used_again(
+    rented: Rented, usd: float, about: dict[str, Any], nodes: int | None, told: tuple[float, bool]
+) -> None:
+    at = away(rented, **{"trust": "rented", **about})
+    name = family_name(at.settings) + "r"
+    rented.machine(name, usd_per_hour=usd)
+    at.machines()
+    facts = gather(at, check(at, Request(nodes=nodes)))
+    assert (facts.usd_per_hour, facts.warm) == (told[0], name if told[1] else None)
 
 
 def test_rows_of_a_block_are_the_configurations(rented: Rented, tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ def note(epoch: int, step: int, *, whole: bool = True) -> dict[str, object]:
 
 def test_the_newest_comes_first_and_of_equals_the_nearest() -> None:
     found = {
-        HOME: [note(1, 20), note(2, 30)],
         MACHINE: [note(0, 10), note(2, 30)],
         KEPT: [note(2, 25, whole=False), note(2, 30)],
+        HOME: [note(1, 20), note(2, 30)],
     }
     told = [(where, each["epoch"], each["step"]) for where, each in _newest_first(found)]
     assert told == [
@@ -269,8 +269,8 @@ def test_copies_get_the_machines_own_secrets_unless_it_is_this_computer(
 )
 def test_the_last_line_is_the_answer_or_the_reason(tmp_path: Path, answer: Any, told: str | Unusable) -> None:
     class Answering(Noting):
-        def call(self, verb: str, **_: Any) -> Any:
-            assert verb == "run"
+        def call(self, verb: str, *, again: bool = True, **_: Any) -> Any:
+            assert (verb, again) == ("run", True)  # a lost connection is no reason to give up
             return answer
 
     rented = Rented(tmp_path, options={"sync_to": "/copies"})
