@@ -14,6 +14,7 @@ from deploy.errors import NoMachine, command
 from deploy.pod.base.folder import Root
 from deploy.runs import records
 from deploy.runs.session import launching
+from deploy.specs.machine import Address
 from deploy.specs.settings import load
 from deploy.ui.screen import Screen
 from tests.deploy.support.rented import Near, Noting, Rented
@@ -133,7 +134,11 @@ def test_a_report_is_asked_for_again_after_a_lost_connection(rented: Rented) -> 
 
 @pytest.mark.parametrize(
     ("about", "why"),
-    [({"address": None}, "it has no address"), ({"is_stopped": True}, None)],
+    [
+        ({"address": None}, "it has no address"),
+        ({"address": Address("")}, "it has no address"),
+        ({"is_stopped": True}, None),
+    ],
 )
 def test_one_that_cannot_be_asked_is_reported(
     rented: Rented, capsys: pytest.CaptureFixture[str], about: dict[str, Any], why: str | None

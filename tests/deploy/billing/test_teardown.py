@@ -14,6 +14,7 @@ from deploy.billing.teardown import bring_all_home, is_home, release_idle, run_o
 from deploy.errors import StepFailed, command
 from deploy.pod.base.folder import write_json
 from deploy.pod.base.limits import LOST_AFTER_S
+from deploy.specs.machine import Address
 from deploy.ui.screen import Screen
 from tests.deploy.support.rented import Near, Rented
 
@@ -229,7 +230,7 @@ def test_a_run_of_another_laptop_is_one_that_lives_and_is_not_known(
 
 def test_a_machine_that_cannot_be_asked_has_no_known_run_of_another_laptop(rented: Rented) -> None:
     alive(rented, "theirs")
-    for about in ({"address": None}, {"is_stopped": True}):
+    for about in ({"address": None}, {"address": Address("")}, {"is_stopped": True}):
         machine = rented.machine(**about)  # type: ignore[arg-type]
         with Near(rented.settings, rented.account) as at:
             assert run_of_another_laptop(at, machine) is None

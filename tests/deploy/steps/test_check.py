@@ -59,7 +59,10 @@ class Priced(Account):
 def rented(tmp_path: Path) -> Rented:
     shutil.copytree(PRETEND / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
     config = tmp_path / "app" / "config.py"
-    config.write_text(config.read_text("utf-8").replace("DEFAULTS = {", 'DEFAULTS = {"data.shards": "whole",'), "utf-8")
+    told = config.read_text("utf-8").replace("DEFAULTS = {", 'DEFAULTS = {"data.shards": "whole",')
+    of_tryout = 'values["train.steps"] = 7 if key == "experiment" else values["train.steps"]'  # the try-out's own value
+    told = told.replace("            continue\n", f"            {of_tryout}\n            continue\n")
+    config.write_text(told, "utf-8")
     prepare(tmp_path / "faces" / "images.npy")
     return Rented(tmp_path, Priced())
 
@@ -105,6 +108,7 @@ def test_without_data_the_tryout_is_meant_unless_data_is_configured(rented: Rent
     assert check(away(rented), Request()).images.where == MACHINE
     configured = check(near(rented), Request(overrides=(f"data.binary_cache_path='{tmp_path / FACES}'",)))
     assert (configured.tryout, configured.images.path) == (False, tmp_path / FACES)
+    assert (told.config["train"]["steps"], configured.config["train"]["steps"]) == (7, 3)
 
 
 def test_pixels_may_be_packed(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,12 +217,17 @@ def test_what_is_known_before_a_machine_is_there(rented: Rented) -> None:
     for number in range(NEWEST + 2):
         rented.record(f"r{number}", phases={"code": float(number)}, target="far")
     rented.record("x", state="failed", target="far", phases={"code": 9.0})
+    lines = [{"event": "start", "step": 10, "steps_per_epoch": 5, "train_rows": 100}]
+    lines.append({"event": "end", "step": 20, "seconds": 50.0})
+    (rented.settings.runs / "r0" / "metrics.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines))
+    rented.plan("r0", recipe="self_supervised", backbone={"name": "tiny", "width": 1})
     account: Any = rented.account
     with away(rented) as at:
         checked = check(at, Request())
         facts = gather(at, checked)
         assert (facts.hardware, facts.python, facts.usd_per_hour, facts.windows) == (None, "python", 2.0, False)
         assert (len(facts.phases), account.asked, len(facts.token)) == (NEWEST, 3, 4)
+        assert [each.images_per_s for each in facts.measured] == [4.0]
         account.usd, account.asked = NoMachine("no key"), 0
         assert gather(at, checked).usd_per_hour is None
         assert account.asked == 2
