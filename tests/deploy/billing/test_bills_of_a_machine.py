@@ -152,6 +152,23 @@ def test_a_volume_that_no_target_names(rented: Rented) -> None:
     assert (second["usd_per_hour"], second["note"], second["target"]) == (0.0001, "no target names it", None)
 
 
+def test_a_volume_has_all_targets_that_mount_it(rented: Rented) -> None:
+    folder = rented.project / "conf" / "deploy"
+    folder.mkdir(parents=True)
+    runpod = "provider: runpod\nroot: /workspace/x\nimage: x\ngpus: [NVIDIA A40]\n"
+    for name, text in (("a", "volume: v1\n"), ("b", ""), ("c", "volume: v1\n"), ("d", "volume: v2\n")):
+        (folder / f"{name}.yaml").write_text(runpod + text, encoding="utf-8")
+    rented.account.stored = (
+        Volume("v1", "faces", 100, 7.3, "EU"),
+        Volume("v3", "other", 1, 0.07, "", fault="no price"),
+    )
+    with Near(rented.settings, rented.account) as at:
+        first, second = (each.to_json() for each in stored(at))
+    assert (first["target"], first["orphan"], first["note"]) == ("a, c", False, None)
+    told = (second["volume"], second["target"], second["orphan"], second["gb"], second["usd_per_month"], second["note"])
+    assert told == ("other (v3)", None, True, None, None, "no target names it; its price is not known: no price")
+
+
 @pytest.mark.parametrize(
     ("usd", "words"),
     [(0.01, "$0.01 an hour"), (0.0099, "$0.0099 an hour"), (2, "$2.00 an hour"), (0, "$0.0000 an hour")],

@@ -14,6 +14,7 @@ from deploy.errors import NoMachine, command
 from deploy.pod.base.folder import Root
 from deploy.runs import records
 from deploy.runs.session import launching
+from deploy.shell import LinkLost
 from deploy.specs.machine import Address
 from deploy.specs.settings import load
 from deploy.ui.screen import Screen
@@ -148,6 +149,27 @@ def test_one_that_cannot_be_asked_is_reported(
     assert (f"past max_hours: 10; it has no run, and it does not answer ({why})" in told) is False
     assert (f"past max_hours: 10, and it does not answer ({why})" in told) is bool(why)
     assert rented.account.released == []
+
+
+@pytest.mark.parametrize("answer", [LinkLost("it is silent"), (0, b"nonsense", b"")])
+def test_one_whose_answer_is_lost_or_damaged_is_reported(
+    rented: Rented, answer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Silent(Noting):
+        def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
+            if verb != "run":
+                return super().call(verb, again=again, **arguments)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    rented.guarded()
+    with Near(rented.settings, rented.account) as at:
+        at.near = Silent()
+        reap(at, screen=Screen())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "past max_hours: 10, and it does not answer (" in told
+    assert ("(it is silent)" in told) is isinstance(answer, Exception)
 
 
 @pytest.mark.parametrize(("run_state", "epochs", "goes"), [("succeeded", 2, True), ("succeeded", 1, False)])

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,10 @@ from deploy.billing.teardown import bring_all_home, is_home, release_idle, run_o
 from deploy.errors import StepFailed, command
 from deploy.pod.base.folder import write_json
 from deploy.pod.base.limits import LOST_AFTER_S
+from deploy.shell import LinkLost
 from deploy.specs.machine import Address
 from deploy.ui.screen import Screen
-from tests.deploy.support.rented import Near, Rented
+from tests.deploy.support.rented import Near, Noting, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer, with its python3.
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
@@ -226,6 +228,20 @@ def test_a_run_of_another_laptop_is_one_that_lives_and_is_not_known(
         rented.record("theirs")
     with Near(rented.settings, rented.account) as at:
         assert run_of_another_laptop(at, rented.account.machines["m"]) == expected
+
+
+@pytest.mark.parametrize("error", [LinkLost("it is silent"), OSError("no such folder")])
+def test_a_machine_that_fails_when_it_is_asked_has_no_known_run_of_another_laptop(
+    rented: Rented, error: Exception
+) -> None:
+    class Failing(Noting):
+        def call(self, verb: str, *, again: bool = True, **_: Any) -> Any:  # noqa: ARG002
+            raise error
+
+    alive(rented, "theirs")
+    with Near(rented.settings, rented.account) as at:
+        at.near = Failing()
+        assert run_of_another_laptop(at, rented.account.machines["m"]) is None
 
 
 def test_a_machine_that_cannot_be_asked_has_no_known_run_of_another_laptop(rented: Rented) -> None:

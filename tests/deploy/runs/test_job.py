@@ -175,6 +175,8 @@ def test_a_log_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
     """Once the log exists, it is read from its beginning."""
     tail = Tail(LocalShell(), tmp_path / "train.log")
     assert tail.read() == ""
+    (tmp_path / "file").write_bytes(b"")
+    assert Tail(LocalShell(), tmp_path / "file" / "train.log").read() == ""
     (tmp_path / "train.log").write_bytes(b"ab\xff")
     assert tail.read() == "ab\ufffd"
 

@@ -182,6 +182,11 @@ def test_a_stopped_run_continues_from_its_newest_checkpoint(rented: Rented) -> N
     assert told.note == "continuing run a (stopped), attempt 2; train.epochs 3, was 2"
     assert told.continues is not None
     assert (told.continues.resume, told.request.resume) == ("auto", "auto")
+    rented.plan(request=plan["request"], resume="mine.pt")
+    for is_own, resume in ((True, "auto"), (False, "mine.pt")):  # until it has one of its own
+        start = start_of(near(rented), Request(resume="auto"))
+        assert (start.is_own, start.continues and start.continues.resume) == (is_own, resume)
+        shutil.rmtree(home / "checkpoints", ignore_errors=True)
 
 
 def test_a_run_begins_from_the_users_checkpoint(

@@ -206,6 +206,16 @@ class Failing(Noting):
         return super().call(verb, again=again, **arguments)
 
 
+def test_a_nonsensical_list_of_copies_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rented = Rented(tmp_path)
+    rented.machine()
+    (rented.ran(epochs=0) / "train.log").write_text("x", encoding="utf-8")
+    kept(rented, tmp_path / "bucket", 1)
+    told, said = restored(rented, capsys, Failing("deploy.pod.backup.restore", b"[]"))
+    assert told == Restored(None)
+    assert "cannot be read and is skipped: " in said
+
+
 @pytest.mark.parametrize(
     ("word", "error", "words"),
     [
