@@ -123,6 +123,7 @@ def test_only_estimates_of_this_attempt_count(tmp_path: Path) -> None:
     assert of_status(record, seen, events)["seconds_left"] == 8
     assert of_status(record, seen, events[:1])["seconds_left"] is None
     assert of_status(record, None, events[:1])["seconds_left"] == 9
+    assert of_status(record, seen, [*events, {"seconds_left": 6, "time": 300.0}])["seconds_left"] == 6
     assert of_status(record, seen, [{"seconds_left": 7}])["seconds_left"] is None  # of which attempt is not known
     assert of_status(record, None, [{"seconds_left": 7}])["seconds_left"] == 7
     assert of_status(Rented(tmp_path).record(), seen, events)["seconds_left"] is None
