@@ -17,7 +17,7 @@ class _Machine:
 
     day: date
     target: str
-    usd: float = 0.0
+    usd: float
     runs: set[str] = field(default_factory=set)
     alive: set[str] = field(default_factory=set)
 
@@ -34,7 +34,7 @@ def history(records: Iterable[Record], since: date) -> list[dict[str, Any]]:
         except ValueError:
             continue
         for name, usd in (record.spend or {}).items():
-            machine = machines.setdefault(name, _Machine(day, record.target))
+            machine = machines.setdefault(name, _Machine(day, record.target, usd))
             machine.usd = max(machine.usd, usd)
             machine.runs.add(record.run_id)
             if record.state not in FINAL_STATES and name == record.machine:
@@ -56,8 +56,9 @@ def by_run(records: Iterable[Record]) -> dict[str, float]:
     for record in sorted(records, key=lambda each: each.created):
         usd = 0.0
         for name, paid in (record.spend or {}).items():
-            usd += max(0.0, paid - before.get(name, 0.0))
-            before[name] = max(paid, before.get(name, 0.0))
+            known = before.get(name, 0.0)
+            usd += max(0.0, paid - known)
+            before[name] = max(paid, known)
         found[record.run_id] = round(usd, 4)
     return found
 

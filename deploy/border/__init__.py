@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from deploy.border.documents import (
     DOCUMENT_BYTES,
+    DOCUMENT_READ_BYTES,
     EVENT_BYTES,
     EVENT_VALUES,
     FILE_BYTES,
@@ -52,6 +53,7 @@ from deploy.border.values import (
     staged_images,
     strings,
     text,
+    unix_time,
     user_name,
     whole,
 )
@@ -60,6 +62,7 @@ __all__ = [
     "CHECKPOINT",
     "CURVES",
     "DOCUMENT_BYTES",
+    "DOCUMENT_READ_BYTES",
     "EVENT_BYTES",
     "EVENT_VALUES",
     "FILE_BYTES",
@@ -115,6 +118,7 @@ __all__ = [
     "status",
     "strings",
     "text",
+    "unix_time",
     "user_name",
     "verdict",
     "whole",

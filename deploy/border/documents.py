@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from deploy.border.places import CHECKPOINT, Name
-from deploy.border.values import LISTED_MOST, dollars, mapping, names, number, sha256, shown, size, strings, text, whole
+from deploy.border.values import (
+    LISTED_MOST,
+    dollars,
+    mapping,
+    names,
+    number,
+    sha256,
+    shown,
+    size,
+    strings,
+    text,
+    unix_time,
+    whole,
+)
 from deploy.errors import BadAnswer
 from deploy.pod.agent.frames import HEAD_BYTES
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES
@@ -18,6 +31,7 @@ from deploy.pod.base.text import visible
 
 GIB = 1 << 30
 DOCUMENT_BYTES = 256 << 10  # status.json, a checkpoint's JSON, guard.json
+DOCUMENT_READ_BYTES = DOCUMENT_BYTES + 1  # to read of one: a byte more shows that it is too long
 EVENT_BYTES = 8 << 10  # one line of metrics.jsonl
 VALUES_MOST = 250_000  # in one document: a value takes up to thirty times its bytes in memory
 DEPTH_MOST = 32
@@ -133,14 +147,14 @@ def status(said: Mapping[str, Any], what: str) -> Status:
     return Status(
         state=said["state"],
         attempt=whole(said.get("attempt"), f"{what}, attempt", 0, 1_000_000),
-        heartbeat=number(said.get("heartbeat"), f"{what}, heartbeat", 0, 1e11),
+        heartbeat=unix_time(said.get("heartbeat"), f"{what}, heartbeat"),
         epoch=some("epoch", whole, -1),
         step=some("step", whole, -1),
         images_per_s=some("images_per_s", number, 0, 1e9),
         spend_usd=some("spend_usd", number, 0) or 0.0,
         reason=some("reason", text),
-        started=some("started", number, 0, 1e11),
-        ended=some("ended", number, 0, 1e11),
+        started=some("started", unix_time),
+        ended=some("ended", unix_time),
         exit_code=some("exit_code", whole, -(1 << 32), 1 << 32),
         gpus=_gpus(said.get("gpus"), what),
     )

@@ -43,6 +43,11 @@ def number(value: object, what: str, least: float = -1e308, most: float = 1e308)
     return found
 
 
+def unix_time(value: object, what: str) -> float:
+    """Check a time of a machine's clock, in Unix seconds."""
+    return number(value, what, 0, 1e11)
+
+
 def text(value: object, what: str, most: int = REASON_CHARACTERS) -> str:
     """Return a text as one line that is safe to display, cut to `most` characters.
 

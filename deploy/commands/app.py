@@ -62,7 +62,7 @@ def prepare(
             return LocalShell().foreground(argv, cwd=project, env=_flags(flags.PREPARE))
         with acquired(at, f"{family_name(at.settings)}prepare-{secrets.token_hex(3)}", screen, Stopwatch()) as machine:
             shell = at.shell(machine)
-            machine, folder = ready_code(at.settings, machine, shell, screen)
+            machine, folder = ready_code(at.settings, machine, shell, screen, 1, None)
             there = machine.path(out) if out else machine.root / "data" / name
             there = there if there.suffix in IMAGES else there / file_name
             words += [f"out={there}", *(f"{key}={file}" for key, file in given.items())]

@@ -29,7 +29,7 @@ def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
             continue
         what = f"{shell.name}: {name} of run {folder.run_id}"
         try:
-            data = shell.read(folder.checkpoints / name, limit=border.DOCUMENT_BYTES + 1)
+            data = shell.read(folder.checkpoints / name, limit=border.DOCUMENT_READ_BYTES)
             note = border.checkpoint_note(data, what)
         except OSError:
             continue

@@ -20,6 +20,7 @@ ROW = (
     *("run_id", "target", "state", "attempt", "created", "fraction", "backbone", "seconds", "commit", "reason"),
     *("spend_usd", "name"),
 )
+NEVER = float("-inf")  # a time before all others
 NODE = ("node", "machine", "state", "heartbeat_age_s", "reason")
 
 
@@ -69,8 +70,10 @@ def of_status(
     `phases`: expected and actual time and cost of a run that is over. `spend_usd` is what its machines have cost,
     `run_usd` what of it was not already paid when the run began.
     """
-    began = (seen and seen.started) or 0  # estimates of an earlier attempt do not count
-    reckoned = [event for event in events if event.get("seconds_left") is not None and event.get("time", 0) >= began]
+    began = (seen and seen.started) or NEVER  # estimates of an earlier attempt do not count
+    reckoned = [
+        event for event in events if event.get("seconds_left") is not None and event.get("time", NEVER) >= began
+    ]
     return {
         "run_id": record.run_id,
         "target": record.target,

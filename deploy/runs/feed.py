@@ -66,7 +66,7 @@ class Feed:
         """Read what is new. Raises OSError or DeployError as the shell does."""
         with self._lock:
             log = self._log_on(shell)
-            size = min(shell.size(self.folder.metrics) or 0, border.FILE_BYTES["metrics.jsonl"])
+            size = min(shell.bytes_in(self.folder.metrics), border.FILE_BYTES["metrics.jsonl"])
             if size < self._events.tail.offset:  # shorter than what was read of it: it is another file now
                 self._begin(shell)
             self._events.tail.shell = shell
@@ -94,7 +94,7 @@ class Feed:
         self._refreshes: deque[float] = deque(maxlen=REFRESHES_MOST)
 
     def _log_on(self, shell: Shell) -> job.Tail:
-        size = shell.size(self.folder.log) or 0
+        size = shell.bytes_in(self.folder.log)
         if self._log is None or size < self._log.offset or size > self._log.offset + job.PIECE_BYTES:
             self._text = ""
             self._log = job.Tail(shell, self.folder.log, max(0, size - LOG_BYTES), LOG_BYTES)

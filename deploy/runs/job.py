@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 from deploy import border
 from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, quoted
 from deploy.pod.base.evidence import EVIDENCE_BYTES, last_words
-from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder
+from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, as_json
 from deploy.pod.base.heartbeat import is_lost
 from deploy.runs import tmux
 from deploy.shell import Shell
@@ -68,12 +67,11 @@ def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
     """Start the supervisor and wait until it answers. Returns how it runs: "tmux" or "detached"."""
     folder = RunFolder(machine.path(plan.run_dir))
     code = machine.path(plan.cwd)
-    told = (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode("utf-8")
     *_, has_tmux = shell.calls(
         [
             ("remove", {"path": str(folder.stop_request)}),
             ("remove", {"path": str(folder.status)}),
-            ("write", {"path": str(folder.plan), "data": told, "private": False}),
+            ("write", {"path": str(folder.plan), "data": as_json(plan.to_json())}),
             ("environment_for", {"program": "tmux", "path": str(folder.environment)}),
         ]
     )
@@ -112,14 +110,14 @@ def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan, machine: Ma
 
 def look(shell: Shell, folder: RunFolder) -> Status | None:
     """The job's status now; None before its supervisor has written one."""
-    read = {"path": str(folder.status), "offset": 0, "limit": border.DOCUMENT_BYTES + 1}
+    read = {"path": str(folder.status), "offset": 0, "limit": border.DOCUMENT_READ_BYTES}
     # Clock before status: an old status must not be compared with a later time.
     clock, data = shell.attempts([("clock", {}), ("read", read)])
     told = {} if isinstance(data, OSError) else _document(data, shell, folder.status)
     if "state" not in told:
         return None
     said = border.status(told, f"{shell.name}: status.json of run {folder.run_id}")
-    age = max(0.0, border.number(clock, f"{shell.name}: its clock", 0, 1e11) - said.heartbeat)
+    age = max(0.0, border.unix_time(clock, f"{shell.name}: its clock") - said.heartbeat)
     state, reason = said.state, said.reason
     if state in LIVE_STATES and is_lost(age):
         state, reason = "lost", f"no heartbeat for {age:.0f} s: the supervisor or its machine has died"
@@ -213,13 +211,15 @@ class Tail:
             data = self.on_the_way.popleft().result() if self.on_the_way else self._piece(self.offset)
         except (FileNotFoundError, NotADirectoryError):
             self.on_the_way.clear()
+            self.is_behind = False
             return ""
         self.offset += len(data)
         self.is_behind = len(data) == self.most
-        if not self.is_behind:  # the file may grow before the pieces behind this one are read
+        if self.is_behind:
+            for number in range(len(self.on_the_way), self.reads_ahead):
+                self.on_the_way.append(Work(partial(self._piece, self.offset + number * self.most)))
+        else:  # the file may grow before the pieces behind this one are read
             self.on_the_way.clear()
-        for number in range(len(self.on_the_way), self.reads_ahead if self.is_behind else 0):
-            self.on_the_way.append(Work(partial(self._piece, self.offset + number * self.most)))
         return self.decoder.decode(data)
 
     def _piece(self, offset: int) -> bytes:
@@ -243,7 +243,7 @@ class Events:
 
 def all_events(shell: Shell, path: PurePath) -> list[dict[str, Any]]:
     """The newest events of each kind in a metrics.jsonl; see border.Newest for the limits."""
-    size = min(shell.size(path) or 0, border.FILE_BYTES["metrics.jsonl"])
+    size = min(shell.bytes_in(path), border.FILE_BYTES["metrics.jsonl"])
     events, kept = Events(shell, path), border.Newest()
     while True:
         kept.add(events.read())
@@ -279,7 +279,7 @@ def follow(
 
 def log_now(shell: Shell, folder: RunFolder, most: int = PIECE_BYTES) -> Iterator[str]:
     """Yield the log up to where it ends now, in pieces of at most `most` bytes."""
-    size = shell.size(folder.log) or 0
+    size = shell.bytes_in(folder.log)
     log = Tail(shell, folder.log, most=most, reads_ahead=PIECES_AHEAD)
     while log.offset < size:
         yield log.read()
@@ -295,7 +295,7 @@ class NodeLines:
 
     def pieces(self, *, to_the_end: bool) -> Iterator[str]:
         """Yield the new lines, in pieces, up to where the log ends now. `to_the_end`: with an unfinished last line."""
-        size = self.tail.shell.size(self.tail.path) or 0
+        size = self.tail.shell.bytes_in(self.tail.path)
         yield self.read(to_the_end=to_the_end)
         while self.tail.is_behind and self.tail.offset < size:
             yield self.read(to_the_end=to_the_end)
@@ -318,7 +318,7 @@ class NodeLines:
 
 def last_lines(shell: Shell, folder: RunFolder, reason: str | None = None) -> list[str]:
     """The last telling lines of the log, as evidence in an error message that has the `reason`."""
-    size = shell.size(folder.log) or 0
+    size = shell.bytes_in(folder.log)
     if not size:
         return []
     return last_words(shell.read(folder.log, max(0, size - EVIDENCE_BYTES), EVIDENCE_BYTES), reason)

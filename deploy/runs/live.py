@@ -30,6 +30,7 @@ LIMIT_S = 20.0  # for a machine to answer
 SESSION_S = 60.0  # how long a machine that was looked up counts as there
 WANTED_S = 15.0  # a target is asked until nobody has looked for this long
 FEEDS_MOST = 8  # runs whose curves are kept
+NEVER = float("-inf")  # a time before all others
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Live:
             return self._askers[target]
 
     def is_watched(self, run_id: str) -> bool:
-        return time.monotonic() - self._watched.get(run_id, -WANTED_S) < WANTED_S
+        return time.monotonic() - self._watched.get(run_id, NEVER) < WANTED_S
 
     def note(self, run_id: str, change: Callable[[Look], Look]) -> None:
         with self._lock:
@@ -112,11 +113,11 @@ class Asker:
         self.live = live
         self.target = target
         self.asking = threading.Lock()  # held while run.json may be written
-        self._wanted_at = 0.0
+        self._wanted_at = NEVER
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._failures = 0
-        self._not_before = 0.0
+        self._not_before = NEVER
 
     def want(self) -> None:
         """Ask soon, and go on asking for WANTED_S."""

@@ -14,14 +14,13 @@ from deploy.pod.base.text import visible
 from deploy.runs import records
 
 NOTE_CHARACTERS = 200
-NOTE_BYTES = 16 * NOTE_CHARACTERS  # as stored, with control characters as codes
 
 
 def read(book: Path, run_id: str) -> str | None:
     """The note of a run, safe to display; None without one."""
     try:
         with open_shared(Path(records.home(book, run_id).note)) as file:
-            data = file.read(NOTE_BYTES)
+            data = file.read(border.DOCUMENT_BYTES)
     except OSError:
         return None
     return border.text(data.decode("utf-8", errors="replace").strip(), "the note", NOTE_CHARACTERS) or None

@@ -165,9 +165,11 @@ def choose(newest: Sequence[Record], run_id: str | None, target: str, typed: str
             raise WrongUse(f"there is no run on target '{target}' yet", next_command=command(f"train --on {target}"))
         return found
     records = {record.run_id: record for record in newest}
+    if run_id in records:
+        return records[run_id]
     matching = [record for name, record in records.items() if name.startswith(run_id)]
-    if run_id in records or len(matching) == 1:
-        return records.get(run_id) or matching[0]
+    if len(matching) == 1:
+        return matching.pop()
     if matching:
         names = ", ".join(record.run_id for record in matching[:5]) + (", …" if len(matching) > 5 else "")
         raise WrongUse(f"{typed} {run_id} matches {len(matching)} runs: {names}; give more characters")

@@ -11,7 +11,7 @@ from typing import Any
 from deploy import border
 from deploy.errors import BadAnswer
 from deploy.pod.base.checkpoints import FETCHED
-from deploy.pod.base.folder import Root, RunFolder
+from deploy.pod.base.folder import Root, RunFolder, as_json
 from deploy.pod.base.heartbeat import is_lost
 from deploy.pod.base.limits import CEILINGS
 from deploy.pod.base.notify import WEBHOOK
@@ -27,7 +27,7 @@ S3_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 IDENTIFIERS = ("AWS_ACCESS_KEY_ID",)  # a name, worthless without its key
 
 
-def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, nodes: int = 1) -> str | None:
+def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, nodes: int) -> str | None:
     """Start the guard with the target's limits, before anything that takes long. Returns the limits as text.
 
     Returns None, and starts no guard, if the target sets no limit and keeps no copies. A rented machine then keeps
@@ -54,7 +54,7 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
         told["notify_pct"] = settings.target.notify_pct
     if secrets := _of_guard(settings, copies=bool(limits.sync_to)):
         write_secrets(shell, root.guard_secrets, secrets)
-    shell.write(root.guard, json.dumps(told, indent=1).encode("utf-8"))
+    shell.write(root.guard, as_json(told))
     _start(machine, shell, machine.root, code)
     copies = [f"copies to {limits.sync_to}"] if limits.sync_to else []
     return ", ".join([*(f"{name} {value:g}" for name, value in armed.items()), *copies])
@@ -94,8 +94,8 @@ def revive(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -
     """
     said, now = heard(shell, Root(root).guard_status)
     what = f"{shell.name}: {Root(root).guard_status.name}"
-    lives = not is_lost(now - border.number(said.get("heartbeat", 0.0), f"{what}, heartbeat", 0, 1e11))
-    state = None if said.get("state") is None else border.text(said["state"], f"{what}, state", 20)
+    lives = not is_lost(now - border.unix_time(said.get("heartbeat", 0.0), f"{what}, heartbeat"))
+    state = None if said.get("state") is None else border.text(said["state"], f"{what}, state")
     has = border.names(said.get("secrets", []), f"{what}, secrets")
     if lives and set(_of_guard(settings, copies=bool(settings.target.sync_to))) <= set(has):
         return state
@@ -117,10 +117,10 @@ def _start(machine: Machine, shell: Shell, root: PurePath, code: PurePath) -> No
 
 def heard(shell: Shell, path: PurePath) -> tuple[dict[str, Any], float]:
     """A small JSON file of the machine and the machine's clock; {} and infinity if the file is missing or damaged."""
-    what, limit = f"{shell.name}: {path.name}", border.DOCUMENT_BYTES + 1
+    what, limit = f"{shell.name}: {path.name}", border.DOCUMENT_READ_BYTES
     try:
         data, now = shell.calls([("read", {"path": str(path), "limit": limit}), ("clock", {})])
-        return border.document(data, what), border.number(now, f"{shell.name}: its clock", 0, 1e11)
+        return border.document(data, what), border.unix_time(now, f"{shell.name}: its clock")
     except (OSError, BadAnswer):  # missing, or half written on a full disk
         return {}, float("inf")
 

@@ -235,6 +235,10 @@ class Shell:
     def size(self, path: PurePath) -> int | None:
         return self.sizes(path)[0]
 
+    def bytes_in(self, path: PurePath) -> int:
+        """Return the size of a file; 0 for a missing one."""
+        return self.size(path) or 0
+
     def sizes(self, *paths: PurePath) -> list[int | None]:
         """Return the size of each file in one round trip; None for a missing one."""
         return [self._size(told) for told in self.calls([("size", {"path": str(path)}) for path in paths])]
@@ -302,7 +306,7 @@ class Shell:
 
     def clock(self) -> float:
         """Return the machine's time in Unix seconds, for comparison with heartbeats."""
-        return border.number(self.call("clock"), self._answer("clock"), 0, 1e11)
+        return border.unix_time(self.call("clock"), self._answer("clock"))
 
     def _size(self, told: Any) -> int | None:
         return None if told is None else border.size(told, self._answer("size"))

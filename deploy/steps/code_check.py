@@ -41,8 +41,9 @@ def preview_code(settings: Settings) -> str | None:
 
 def _judged(settings: Settings, suspicious: tuple[str, ...]) -> tuple[str, ...]:
     if suspicious and settings.is_rented:
+        file, *_ = suspicious
         raise WrongUse(
-            f"{suspicious[0]} looks like a credential and would travel to a rented machine: keep it here with "
-            f"exclude: [{suspicious[0]}] in {settings.where}, or upload it anyway with allow_files: [{suspicious[0]}]"
+            f"{file} looks like a credential and would travel to a rented machine: keep it here with "
+            f"exclude: [{file}] in {settings.where}, or upload it anyway with allow_files: [{file}]"
         )
     return suspicious

@@ -28,7 +28,7 @@ def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
     bring_record(reached)
     bring_files(reached, RESULTS)
     if not border.is_report(Path(reached.home.report)):
-        Path(reached.home.report).unlink(missing_ok=True)
+        Path(reached.home.report).unlink()
         screen.complain(f"{reached.shell.name}: report.html of run {reached.record.run_id} is no report: removed")
     bring_folder(reached, reached.folder.mining, lambda name: name.endswith(".png"), border.PICTURE, "picture")
     bring_folder(reached, reached.folder.tensorboard, lambda name: ".tfevents." in name, border.CURVES, "curves")
@@ -79,8 +79,8 @@ def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, sc
 def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:
     """The newest checkpoint that is on the laptop already."""
     home = reached.home
-    whole = checkpoints.whole(LocalShell(), home)
-    return {**whole[-1], "path": str(home.checkpoints / whole[-1]["file"])} if whole else None
+    newest = next(reversed(checkpoints.whole(LocalShell(), home)), None)
+    return {**newest, "path": str(home.checkpoints / newest["file"])} if newest else None
 
 
 def report(reached: Reached) -> str | None:
@@ -99,7 +99,7 @@ def verdict(reached: Reached) -> str | None:
 def _one_at_a_time(settings: Settings) -> Iterator[None]:
     """Lock downloads of a target: a following `train`, and `stop` in another terminal, may download the same run."""
     private_folder(settings.notes)
-    lock = Lock(settings.project / ".sniperface" / f"home-{settings.target.name}.lock", {"busy": True})
+    lock = Lock(settings.project / ".sniperface" / f"home-{settings.target.name}.lock", {"for": "downloads"})
     while True:
         try:
             lock.acquire()

@@ -27,17 +27,17 @@ def measured_in(book: Path, succeeded: Sequence[Record], config: Mapping[str, An
         same = (plan.get("recipe"), plan.get("backbone"), plan.get("nodes", 1)) == wanted
         if same and len(found) < MEASURED_MOST:
             kind = kind_of(plan.get("gpu"), plan.get("gpus"), plan.get("cores"))
-            found += _measure(runs.events(book, record.run_id), record.seconds or 0, kind)
+            found += _measure(runs.events(book, record.run_id), record.seconds, kind)
     return found
 
 
-def _measure(events: Sequence[Mapping[str, Any]], seconds: float, kind: str) -> list[Measured]:
+def _measure(events: Sequence[Mapping[str, Any]], seconds: float | None, kind: str) -> list[Measured]:
     """Measure a run from its last start to its end: of a continued run, only the last attempt."""
     try:
         start = next(event for event in reversed(events) if event.get("event") == "start")
         end = next(event for event in reversed(events) if event.get("event") == "end")
         images = (end["step"] - start["step"]) / start["steps_per_epoch"] * start["train_rows"]
-        around_s = max(0.0, seconds - end["seconds"])
+        around_s = max(0.0, (seconds or end["seconds"]) - end["seconds"])
         return [Measured(images / end["seconds"], around_s, kind)] if images > 0 else []
     except (StopIteration, KeyError, TypeError, ZeroDivisionError):  # written by another version: no measurement
         return []

@@ -14,7 +14,7 @@ from deploy.pod.base.retry import OTHERS_PATIENCE_S
 from deploy.runs import checkpoints, documents, job
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, Reached
-from deploy.shell import LinkLost
+from deploy.shell import LinkLost, Shell
 from deploy.specs.plan import GRACE_S
 from deploy.steps import download
 from deploy.steps.provision import Ready
@@ -26,18 +26,19 @@ def start(at: Reach, made: Sequence[Ready]) -> str:
 
     Returns how the supervisor of rank 0 runs.
     """
-    folders = [(at.shell(each.machine), RunFolder(each.machine.path(each.plan.run_dir))) for each in made]
-    for shell, folder in folders[1:]:  # a job of an earlier attempt may still wait for its first machine
-        job.end(shell, folder, made[0].plan.grace_s)
+    there = [(at.shell(each.machine), RunFolder(each.machine.path(each.plan.run_dir)), each) for each in made]
+    for shell, folder, each in there[1:]:  # a job of an earlier attempt may still wait for its first machine
+        job.end(shell, folder, each.plan.grace_s)
     session = ""
-    for number in reversed(range(len(made))):
-        machine, plan = made[number].machine, made[number].plan
+    started: list[tuple[Shell, RunFolder]] = []
+    for shell, folder, each in reversed(there):
         try:
-            session = job.start(folders[number][0], machine, plan, at.settings.tmux_socket)
+            session = job.start(shell, each.machine, each.plan, at.settings.tmux_socket)
         except BaseException:
-            for shell, folder in folders[number + 1 :]:
-                job.request_stop(shell, folder)
+            for its, of_run in started:
+                job.request_stop(its, of_run)
             raise
+        started.append((shell, folder))
     return session
 
 

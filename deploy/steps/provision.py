@@ -23,7 +23,7 @@ from deploy.specs.settings import Settings
 from deploy.specs.shards import WHOLE
 from deploy.steps.code_check import check_code
 from deploy.steps.rendezvous import meet
-from deploy.steps.resolve import Checked, job_secrets
+from deploy.steps.resolve import Checked, block_rows, job_secrets
 from deploy.ui.paths import near
 from deploy.ui.plan_table import gpus_of
 from deploy.ui.screen import Screen
@@ -57,7 +57,7 @@ def ready_all(
 
     `trains`: they are prepared for the request's own training, so its steps must fit into their GPU memory.
     """
-    made = []
+    made: list[Ready] = []
     dealing = Dealing(shards.count(checked.config, len(machines)))
     for number, machine in enumerate(machines):
         if len(machines) > 1:
@@ -84,13 +84,14 @@ def ready_all(
         )
     if len(made) == 1:
         return made
+    ranked: dict[int, Ready] = {}
     places = meet([(each.machine, at.shell(each.machine)) for each in made])
-    for number, (each, place) in enumerate(zip(made, places, strict=True)):
+    for each, place in zip(made, places, strict=True):
         told = replace(each.facts, place=place)
-        made[number] = Ready(each.machine, make(at.settings, checked.request, told, tryout=checked.tryout), told)
+        ranked[place.rank] = Ready(each.machine, make(at.settings, checked.request, told, tryout=checked.tryout), told)
         through = f" through {place.interface}" if place.interface else ""
         screen.say(f"node {place.rank}: {each.machine.name} at {place.address}{through}")
-    return sorted(made, key=lambda each: each.plan.place.rank if each.plan.place else 0)
+    return [ranked[rank] for rank in sorted(ranked)]
 
 
 def ready(
@@ -100,20 +101,19 @@ def ready(
     checked: Checked,
     facts: Facts,
     screen: Screen,
-    watch: Stopwatch | None = None,
+    watch: Stopwatch,
     *,
-    known: Devices | None = None,
-    prepared: Prepared | None = None,
-    snapshot: str | None = None,
-    trains: bool = True,
-    node: int = 0,
-    dealing: Dealing | None = None,
+    known: Devices | None,
+    prepared: Prepared | None,
+    snapshot: str | None,
+    trains: bool,
+    node: int,
+    dealing: Dealing,
 ) -> Ready:
     """Put environment, code and data on the machine, each only if it is missing.
 
     `prepared`: code and environment. `snapshot`: the code, if it is checked already. `node`: the number of the machine.
     """
-    watch = watch or Stopwatch()
     with watch.phase("code"):
         nodes = checked.request.nodes or settings.target.nodes
         machine, folder = prepared or ready_code(settings, machine, shell, screen, nodes, snapshot)
@@ -123,7 +123,7 @@ def ready(
             if trains:
                 refuse_too_much(make(settings, checked.request, facts, tryout=checked.tryout), facts)
     with watch.phase("data"):
-        return _ready_data(settings, machine, shell, folder, checked, facts, screen, node, dealing or Dealing(1))
+        return _ready_data(settings, machine, shell, folder, checked, facts, screen, node, dealing)
 
 
 def _ready_data(
@@ -240,7 +240,7 @@ def acquired(
 
 
 def ready_code(
-    settings: Settings, machine: Machine, shell: Shell, screen: Screen, nodes: int = 1, tree: str | None = None
+    settings: Settings, machine: Machine, shell: Shell, screen: Screen, nodes: int, tree: str | None
 ) -> tuple[Machine, PurePath]:
     """Upload the code, start the guard and make the environment. Returns the settled machine and its code folder.
 
@@ -265,7 +265,7 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
     try:
         machine = environment.settle(machine, shell, settings.project)
         test = {"path": str(machine.root / ".write-test")}
-        shell.calls([("write", {**test, "data": b"", "private": False}), ("remove", test)])
+        shell.calls([("write", {**test, "data": b""}), ("remove", test)])
     except LinkLost as lost:
         raise NoMachine(lost.message, evidence=lost.evidence, next_command=lost.next_command) from lost
     except OSError as error:
@@ -306,7 +306,7 @@ def _found_there(
     try:
         return data.find(
             Origin("machine", path, shell),
-            int(checked.config["data"].get("block_size", 8192)),
+            block_rows(checked.config["data"]),
             machine.path(labels) if labels else None,
             own,
         )

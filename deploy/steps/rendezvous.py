@@ -37,7 +37,7 @@ def meet(machines: Machines) -> list[Place]:
     """
     port, heard = _at(machines, 0, None)
     addresses = [next(iter(heard.values())).address, *(each.own for each in heard.values())]
-    if addresses[0].startswith("127."):  # one computer: each gets a loopback address of its own
+    if all(each.startswith("127.") for each in addresses):  # one computer: each gets a loopback address of its own
         addresses = [f"127.0.0.{number}" for number in range(1, len(machines) + 1)]
     if len(set(addresses)) < len(addresses):
         names = ", ".join(f"{machine.name} ({its})" for (machine, _), its in zip(machines, addresses, strict=True))
@@ -47,8 +47,9 @@ def meet(machines: Machines) -> list[Place]:
     if first != 0:
         port, heard = _at(machines, first, [addresses[first]])
     interfaces = {number: each.interface for number, each in heard.items()}
-    told = machines[first][1].call("interface_of", address=addresses[first])
-    interfaces[first] = border.interface(told, f"{machines[first][0].name}: its interface")
+    host, shell = machines[first]
+    told = shell.call("interface_of", address=addresses[first])
+    interfaces[first] = border.interface(told, f"{host.name}: its interface")
     return [
         Place(order.index(number), address, interfaces[number], addresses[first], port)
         for number, address in enumerate(addresses)

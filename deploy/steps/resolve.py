@@ -117,7 +117,7 @@ def resume_notes(
     dataset_id: str | None,
     *,
     own: bool,
-    machines: int = 1,
+    machines: int,
 ) -> list[str]:
     """Ask the app whether the configuration `words` can continue from a checkpoint, by its JSON. Returns its notes.
 
@@ -282,8 +282,12 @@ def _known(ask: Callable[[], T]) -> T | None:
 def _find_data(project: Path, typed: str | None, origin: Origin, config: Mapping[str, Any]) -> data.Dataset:
     """Find images and labels. `typed`: labels to learn, instead of those of the configuration's section `data`."""
     labels, own = config.get("labels_path"), typed or config.get("train_labels_path")
-    rows = int(config.get("block_size", 8192))
-    return data.find(origin, rows, project / labels if labels else None, project / own if own else None)
+    return data.find(origin, block_rows(config), project / labels if labels else None, project / own if own else None)
+
+
+def block_rows(config: Mapping[str, Any]) -> int:
+    """Rows of a block of images whose manifest does not say it, by the configuration's section `data`."""
+    return int(config.get("block_size", 8192))
 
 
 def prepare_orl(reach: Reach, checked: Checked, say: Callable[[str], None]) -> Checked:

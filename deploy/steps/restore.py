@@ -17,7 +17,7 @@ from deploy import border
 from deploy.errors import BadAnswer, StepFailed, WrongUse, command
 from deploy.pod.base import metrics
 from deploy.pod.base.checkpoints import age
-from deploy.pod.base.folder import RunFolder
+from deploy.pod.base.folder import RunFolder, as_json
 from deploy.pod.base.redact import Redactor
 from deploy.runs import checkpoints, records, watchdog
 from deploy.runs.records import Record
@@ -32,7 +32,6 @@ LOOK_LIMIT_S = 60.0
 RECORD_LIMIT_S = 120.0
 SLOWEST_BYTES_PER_S = 1 << 20
 MACHINE, KEPT, HOME = "machine", "kept", "home"
-NEARNESS = (HOME, KEPT, MACHINE)
 
 Note = dict[str, Any]
 
@@ -84,10 +83,10 @@ def of(settings: Settings, record: Record, reached: Reached | None = None) -> Sa
 
 def refuse_to_forget(at: Reach) -> None:
     """Raise WrongUse if the newest run is lost: without --resume, the user most likely means to resume."""
-    newest = at.situation.of(at.settings.target.name)[:1]
-    if not newest:
+    newest = next(iter(at.situation.of(at.settings.target.name)), None)
+    if newest is None:
         return
-    record, _ = at.look(newest[0])
+    record, _ = at.look(newest)
     if record.state == "lost":
         saved = of(at.settings, record, at.run(record))
         raise WrongUse(
@@ -106,7 +105,7 @@ def restore(settings: Settings, machine: Machine, shell: Shell, plan: Plan, scre
     folder, home = RunFolder(machine.path(plan.run_dir)), records.home(settings.runs, plan.run_id)
     kept = Kept(settings, machine, shell, machine.path(plan.cwd), folder) if settings.target.sync_to else None
     seen = kept.look(screen) if kept else Seen()
-    found = {
+    found = {  # the nearest first
         MACHINE: checkpoints.whole(shell, folder),
         KEPT: seen.checkpoints,
         HOME: checkpoints.whole(LocalShell(), home),
@@ -236,14 +235,14 @@ class _Bringing:
         source = Path(self.home.checkpoints / note["file"])
         with self.screen.copying(note["file"]) as progress:
             transfer.push(self.shell, source, file, sha256=note["sha256"], progress=progress)
-        self.shell.write(file.with_suffix(".json"), (json.dumps(note, indent=1) + "\n").encode("utf-8"))
+        self.shell.write(file.with_suffix(".json"), as_json(note))
         self.shell.write(self.folder.latest, note["file"].encode("utf-8"))
         watchdog.note_fetched(self.shell, self.folder, note)
 
     def _record(self, note: Note) -> None:
         """Restore the longest log, and the events up to the checkpoint from the first place that has all of them."""
         log = Path(self.home.log)
-        if (self.here.size(log) or 0) > max(self.shell.size(self.folder.log) or 0, self.log_bytes):
+        if self.here.bytes_in(log) > max(self.shell.bytes_in(self.folder.log), self.log_bytes):
             transfer.push(self.shell, log, self.folder.log)
         reaches = False
         if self.kept:
@@ -264,9 +263,9 @@ class _Bringing:
 
 
 def _newest_first(found: dict[str, list[Note]]) -> Iterator[tuple[str, Note]]:
-    every = [(age(note), NEARNESS.index(where), where, note) for where in found for note in found[where]]
-    for _, _, where, note in sorted(every, key=lambda each: each[:2], reverse=True):
-        yield where, note
+    """Of two equally new ones, that of the place which is named first."""
+    every = [(where, note) for where in found for note in found[where]]
+    yield from sorted(every, key=lambda each: age(each[1]), reverse=True)
 
 
 def _name(note: Note) -> str:

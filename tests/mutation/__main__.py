@@ -75,11 +75,10 @@ def _judged(
     reasons: Mapping[str, Any],
 ) -> str:  # fmt: skip
     """How a mutant ended: `equivalent: WHY`, `no test`, `survived` or `killed by TEST`."""
-    if why := reason_of(mutant, source, reasons):
-        return f"equivalent: {why}"
+    why = reason_of(mutant, source, reasons)
     tests, seconds = _tests_of(mutant, source, covered, settings)
     if not tests:
-        return "no test"
+        return f"equivalent: {why}" if why else "no test"
     file, log = tree / mutant.file, tree.with_suffix(".log")
     limit_s = settings["limit_s"] + 10 * seconds
     try:
@@ -92,7 +91,7 @@ def _judged(
             tests = tests[tests.index(failed) + 1 :]
     finally:
         _put(file, source)
-    return "survived"
+    return f"equivalent: {why}" if why else "survived"
 
 
 def _tests_of(

@@ -120,7 +120,12 @@ def open_shared(path: Path) -> IO[bytes]:
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"), durable)
+    write_bytes(path, as_json(value), durable)
+
+
+def as_json(value: Any) -> bytes:
+    """Return a value as the files of a run have it: UTF-8, indented."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def tell_json(path: Path, value: Any, durable: bool = False) -> None:
@@ -136,7 +141,7 @@ def tell_json(path: Path, value: Any, durable: bool = False) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return
         with contextlib.suppress(OSError), open(path, "r+b") as file:
-            file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+            file.write(as_json(value))
             file.truncate()
 
 

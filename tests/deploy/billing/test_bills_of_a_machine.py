@@ -12,6 +12,7 @@ from deploy.billing import bills
 from deploy.billing.bills import an_hour, limits_of, lives, past_ceiling, priced, stored
 from deploy.pod.base.limits import Limits
 from deploy.runs.session import launching
+from deploy.runs.situation import Situation
 from deploy.specs.machine import Volume
 from deploy.specs.names import target_word
 from tests.deploy.support.rented import Near, Rented
@@ -116,6 +117,32 @@ def test_of_several_plans_the_laxest_limit_and_the_fewest_machines_count(rented:
         assert limits_of(at.situation, found.bill, []).max_hours is None
 
 
+def test_a_run_without_a_plan_counts_for_one_machine(rented: Rented) -> None:
+    """A machine whose cost is not known has no price for its limits; time and copies at its end are not reserved."""
+    rented.machine(created=NOW - 3600)
+    rented.record()
+    with Near(rented.settings, rented.account) as at:
+        assert priced(at)[0].limits == Limits(usd_per_hour=2.0, grace_s=0, sync_limit_s=0)
+    rented.machine(created=NOW - 3600, is_stopped=True)
+    with Near(rented.settings, rented.account) as at:
+        assert priced(at)[0].limits == Limits(usd_per_hour=0.0, grace_s=0, sync_limit_s=0)
+
+
+def test_one_target_of_each_account_is_asked(rented: Rented) -> None:
+    """The first by name, unless another one reports more."""
+    folder = rented.project / "conf" / "deploy"
+    folder.mkdir(parents=True)
+    docker, runpod = "provider: docker\nroot: /w\n", "provider: runpod\nroot: /w\nimage: x\ngpus: [NVIDIA A40]\n"
+    told = {
+        "a": docker, "b": docker, "c": docker + "docker_host: tcp://elsewhere:2375\n", "d": "provider: unknown\n",
+        "e": runpod + "api: sdk\n", "f": runpod,
+    }  # fmt: skip
+    for name, text in told.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    found = [at.settings.target.name for at in bills.targets(Situation(rented.project))]
+    assert sorted(found) == ["a", "c", "f"]
+
+
 def test_a_volume_that_no_target_names(rented: Rented) -> None:
     rented.account.stored = (Volume("v1", "faces", 100, 73.0, "EU", "about"), Volume("v2", "all", 1, 0.07, "US"))
     with Near(rented.settings, rented.account) as at:
@@ -123,6 +150,23 @@ def test_a_volume_that_no_target_names(rented: Rented) -> None:
     told = (first["volume"], first["gb"], first["usd_per_month"], first["usd_per_hour"], first["orphan"], first["note"])
     assert told == ("faces (v1, EU)", 100, 73.0, 0.1, True, "no target names it; about")
     assert (second["usd_per_hour"], second["note"], second["target"]) == (0.0001, "no target names it", None)
+
+
+def test_a_volume_has_all_targets_that_mount_it(rented: Rented) -> None:
+    folder = rented.project / "conf" / "deploy"
+    folder.mkdir(parents=True)
+    runpod = "provider: runpod\nroot: /workspace/x\nimage: x\ngpus: [NVIDIA A40]\n"
+    for name, text in (("a", "volume: v1\n"), ("b", ""), ("c", "volume: v1\n"), ("d", "volume: v2\n")):
+        (folder / f"{name}.yaml").write_text(runpod + text, encoding="utf-8")
+    rented.account.stored = (
+        Volume("v1", "faces", 100, 7.3, "EU"),
+        Volume("v3", "other", 1, 0.07, "", fault="no price"),
+    )
+    with Near(rented.settings, rented.account) as at:
+        first, second = (each.to_json() for each in stored(at))
+    assert (first["target"], first["orphan"], first["note"]) == ("a, c", False, None)
+    told = (second["volume"], second["target"], second["orphan"], second["gb"], second["usd_per_month"], second["note"])
+    assert told == ("other (v3)", None, True, None, None, "no target names it; its price is not known: no price")
 
 
 @pytest.mark.parametrize(

@@ -85,12 +85,12 @@ def test_images_in_use_stay_with_the_reason(settings: Settings, capsys: pytest.C
 def test_a_host_that_fails_does_not_keep_the_others(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     """The first failure is raised at the end, the others are printed."""
     denied = PermissionError(13, "Permission denied", "/dev/shm/u")
-    with Hosts(settings, NoMachine("box0 is down"), [FREED], denied) as at, pytest.raises(DeployError) as error:
+    with Hosts(settings, NoMachine("box0 is down"), denied, [FREED]) as at, pytest.raises(DeployError) as error:
         free_ram(at, Screen(), anyway=True)
     assert error.value.message == "box0 is down"
     printed = capsys.readouterr()
-    assert "freed 1.25 GiB of RAM on box1" in printed.out
-    assert "error: box2: /dev/shm/u could not be removed: Permission denied" in " ".join(printed.err.split())
+    assert "freed 1.25 GiB of RAM on box2" in printed.out
+    assert "error: box1: /dev/shm/u could not be removed: Permission denied" in " ".join(printed.err.split())
     assert "error: box0" not in printed.err
 
 

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
-from deploy.billing.reaper import reap
+from deploy.billing.reaper import _ask, reap
 from deploy.errors import NoMachine, command
+from deploy.pod.base.folder import Root
 from deploy.runs import records
 from deploy.runs.session import launching
+from deploy.shell import LinkLost
+from deploy.specs.machine import Address
+from deploy.specs.settings import load
 from deploy.ui.screen import Screen
-from tests.deploy.support.rented import Near, Rented
+from tests.deploy.support.rented import Near, Noting, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer, with its python3.
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
@@ -87,9 +91,55 @@ def test_one_far_past_its_limit_goes_whatever_it_reports(rented: Rented, capsys:
     assert rented.home() == ["epoch_000.pt"]
 
 
+def test_what_cannot_be_downloaded_keeps_a_machine_until_a_hard_limit(
+    rented: Rented, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = rented.ran(epochs=1)
+    (folder / "checkpoints" / "epoch_000.pt").write_bytes(b"damaged")
+    rented.guarded()
+    assert "the results of run a on m could not be downloaded" in said(rented, capsys)
+    assert rented.account.released == []
+    rented.machine(hours=50.3)
+    with Near(rented.settings, rented.account) as at:
+        reap(at, screen=Screen())
+    assert rented.account.released == ["m"]
+
+
+def test_a_machine_of_another_target_is_asked_by_its_own(rented: Rented, capsys: pytest.CaptureFixture[str]) -> None:
+    """While a run is being started there, nothing of it ends."""
+    folder = rented.project / "conf" / "deploy"
+    folder.mkdir(parents=True)
+    (folder / "far.yaml").write_text("provider: local\nroot: root\nmax_hours: 10\n", encoding="utf-8")
+    rented.record(target="far")
+    rented.ran()
+    rented.guarded()
+    with launching(load(rented.project, "far")):
+        assert "past max_hours: 10" in said(rented, capsys)
+    assert rented.account.released == []
+
+
+def test_a_report_is_asked_for_again_after_a_lost_connection(rented: Rented) -> None:
+    class Noted(Noting):
+        again: bool | None = None
+
+        def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
+            if verb == "run":
+                self.again = again
+            return super().call(verb, again=again, **arguments)
+
+    rented.guarded()
+    machine, shell = rented.account.machines["m"], Noted()
+    assert (_ask(machine, shell, Root(machine.root)) or {})["guarded"] is False
+    assert shell.again is True
+
+
 @pytest.mark.parametrize(
     ("about", "why"),
-    [({"address": None}, "it has no address"), ({"is_stopped": True}, None)],
+    [
+        ({"address": None}, "it has no address"),
+        ({"address": Address("")}, "it has no address"),
+        ({"is_stopped": True}, None),
+    ],
 )
 def test_one_that_cannot_be_asked_is_reported(
     rented: Rented, capsys: pytest.CaptureFixture[str], about: dict[str, Any], why: str | None
@@ -99,6 +149,27 @@ def test_one_that_cannot_be_asked_is_reported(
     assert (f"past max_hours: 10; it has no run, and it does not answer ({why})" in told) is False
     assert (f"past max_hours: 10, and it does not answer ({why})" in told) is bool(why)
     assert rented.account.released == []
+
+
+@pytest.mark.parametrize("answer", [LinkLost("it is silent"), (0, b"nonsense", b"")])
+def test_one_whose_answer_is_lost_or_damaged_is_reported(
+    rented: Rented, answer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Silent(Noting):
+        def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
+            if verb != "run":
+                return super().call(verb, again=again, **arguments)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    rented.guarded()
+    with Near(rented.settings, rented.account) as at:
+        at.near = Silent()
+        reap(at, screen=Screen())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "past max_hours: 10, and it does not answer (" in told
+    assert ("(it is silent)" in told) is isinstance(answer, Exception)
 
 
 @pytest.mark.parametrize(("run_state", "epochs", "goes"), [("succeeded", 2, True), ("succeeded", 1, False)])

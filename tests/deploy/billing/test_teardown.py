@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +15,10 @@ from deploy.billing.teardown import bring_all_home, is_home, release_idle, run_o
 from deploy.errors import StepFailed, command
 from deploy.pod.base.folder import write_json
 from deploy.pod.base.heartbeat import LOST_AFTER_S
+from deploy.shell import LinkLost
+from deploy.specs.machine import Address
 from deploy.ui.screen import Screen
-from tests.deploy.support.rented import Near, Rented
+from tests.deploy.support.rented import Near, Noting, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer, with its python3.
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
@@ -93,9 +97,11 @@ def test_a_download_that_hangs_delays_a_release_only_for_so_long(
     monkeypatch.setattr(teardown, "STOP_SLACK_S", 20)
     rented.record(state="running")
     alive(rented, "a")
-    began = time.monotonic()
+    before, began = set(threading.enumerate()), time.monotonic()
     with Near(rented.settings, rented.account) as at:
         bring_all_home(at, rented.account.machines["m"], Screen(), anyway=True)
+        hanging = set(threading.enumerate()) - before
+        assert [each.daemon for each in hanging] == [True] * len(hanging)  # it delays no end of the command either
         assert 0.5 <= time.monotonic() - began < 15
         rented.ran(state="stopped")  # lets the thread end
     assert "the results on m were not downloaded within 0 s: they are lost" in " ".join(capsys.readouterr().out.split())
@@ -224,9 +230,23 @@ def test_a_run_of_another_laptop_is_one_that_lives_and_is_not_known(
         assert run_of_another_laptop(at, rented.account.machines["m"]) == expected
 
 
+@pytest.mark.parametrize("error", [LinkLost("it is silent"), OSError("no such folder")])
+def test_a_machine_that_fails_when_it_is_asked_has_no_known_run_of_another_laptop(
+    rented: Rented, error: Exception
+) -> None:
+    class Failing(Noting):
+        def call(self, verb: str, *, again: bool = True, **_: Any) -> Any:  # noqa: ARG002
+            raise error
+
+    alive(rented, "theirs")
+    with Near(rented.settings, rented.account) as at:
+        at.near = Failing()
+        assert run_of_another_laptop(at, rented.account.machines["m"]) is None
+
+
 def test_a_machine_that_cannot_be_asked_has_no_known_run_of_another_laptop(rented: Rented) -> None:
     alive(rented, "theirs")
-    for about in ({"address": None}, {"is_stopped": True}):
+    for about in ({"address": None}, {"address": Address("")}, {"is_stopped": True}):
         machine = rented.machine(**about)  # type: ignore[arg-type]
         with Near(rented.settings, rented.account) as at:
             assert run_of_another_laptop(at, machine) is None

@@ -419,7 +419,7 @@ def test_a_machines_guard_is_told_its_cluster(v2: Rig, tmp_path: Path) -> None:
     told = []
     for machine in machines:
         root = Root(tmp_path / machine.name)
-        watchdog.arm(settings, dataclasses.replace(machine, root=root.path), LocalShell(), SOURCE)
+        watchdog.arm(settings, dataclasses.replace(machine, root=root.path), LocalShell(), SOURCE, 1)
         status = wait_until(lambda root=root: read_json(Path(root.guard_status)))  # type: ignore[misc]
         processes.kill_tree(status["pid"])
         limits = parse(read_json(Path(root.guard)))

@@ -53,6 +53,7 @@ def test_the_best_epoch_is_the_first_of_the_best(tmp_path: Path) -> None:
     assert best_point(told, "held-out people") == Best(1, 0.7, 0.7)
     assert best_point(told, "lfw") == Best(4, 0.9, 0.9)
     assert best_point(told, None) is None
-    (row,) = document([told])["runs"]
+    (row,) = document([told], {"a": 1.5})["runs"]
+    assert (row["run_usd"], document([told])["runs"][0]["run_usd"]) == (1.5, None)
     assert (row["best_accuracy"], row["best_epoch"], row["last_loss"], row["images_per_s"]) == (0.7, 1, 3.0, 12.0)
     assert (row["accuracy"], row["loss"]) == ([[0, 0.5], [1, 0.7], [2, 0.7]], [[0, 9.0], [1, 3.0]])

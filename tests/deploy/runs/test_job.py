@@ -125,6 +125,14 @@ def test_the_pieces_after_a_full_one_are_read_meanwhile(tmp_path: Path, size: in
     assert sorted(shell.offsets) == [*range(0, asked * 4, 4)]
 
 
+def test_nothing_is_read_ahead_unless_it_is_asked_for(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_bytes(b"abcdefgh")
+    shell = Asked()
+    tail = Tail(shell, log, most=4)
+    assert (tail.read(), len(tail.on_the_way), shell.offsets) == ("abcd", 0, [0])
+
+
 def test_a_log_that_grows_behind_a_piece_that_was_not_full_loses_nothing(tmp_path: Path) -> None:
     """The piece after it was asked for already, and its text comes again later."""
     log = tmp_path / "train.log"
@@ -168,8 +176,20 @@ def test_a_log_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
     """Once the log exists, it is read from its beginning."""
     tail = Tail(LocalShell(), tmp_path / "train.log")
     assert tail.read() == ""
+    (tmp_path / "file").write_bytes(b"")
+    assert Tail(LocalShell(), tmp_path / "file" / "train.log").read() == ""
     (tmp_path / "train.log").write_bytes(b"ab\xff")
     assert tail.read() == "ab\ufffd"
+
+
+def test_a_log_that_vanishes_after_a_full_piece_is_not_waited_for(tmp_path: Path) -> None:
+    """`follow` reads on while there may be more: there is none in a file that is gone."""
+    log = tmp_path / "train.log"
+    log.write_bytes(b"abcdef")
+    tail = Tail(LocalShell(), log, most=4)
+    assert (tail.read(), tail.is_behind) == ("abcd", True)
+    log.unlink()
+    assert (tail.read(), tail.is_behind) == ("", False)
 
 
 def test_an_event_is_given_out_when_its_line_is_whole(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_a_target_that_cannot_be_asked_is_a_problem_that_is_shown(tmp_path: Path
     assert "has no target files" in problem
     asker = live.asker("rented")
     assert asker is live.asker("rented")
+    assert asker._thread is not None
+    assert asker._thread.daemon  # it delays no end of the command
     wait_until(lambda: asker._thread is not None and not asker._thread.is_alive())
     before = asker._thread
     live.want(record)
@@ -137,7 +139,7 @@ def test_a_run_is_asked_about_while_somebody_looks_and_it_lives(
     status(record, step=8)
     wait_until(lambda: (seen := live.want(record).status) and seen.step == 8)
     asker = live.asker("rented")
-    assert (asker._failures, asker._not_before) == (0, 0.0)
+    assert (asker._failures, asker._not_before) == (0, lives.NEVER)
     status(record, state="succeeded")
     wait_until(lambda: asker._thread is not None and not asker._thread.is_alive())
     assert read_json(tmp_path / "runs" / "a" / "run.json")["state"] == "succeeded"

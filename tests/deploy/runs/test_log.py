@@ -41,7 +41,10 @@ def test_a_line_of_a_machine_is_held_back_until_it_is_whole(tmp_path: Path, monk
     assert lines.read(to_the_end=True) == ""
     monkeypatch.setattr(job, "PIECE_BYTES", 4)
     with log.open("a", encoding="utf-8") as more:
-        more.write("12345")
+        more.write("1234")
+    assert lines.read() == ""
+    with log.open("a", encoding="utf-8") as more:
+        more.write("5")
     assert lines.read() == "3| 12345\n"  # a line without end does not grow for ever
 
 
@@ -66,6 +69,14 @@ def test_a_log_that_grows_while_it_is_printed_is_left(tmp_path: Path) -> None:
         with Path(folder.log).open("a") as more:
             more.write("more")
     assert seen == "12345678"
+    Path(folder.log).write_text("abc\ndef\n", encoding="utf-8")
+    lines, told = NodeLines(LocalShell(), folder, 1), ""
+    lines.tail.most = 4
+    for piece in lines.pieces(to_the_end=False):
+        told += piece
+        with Path(folder.log).open("a") as more:
+            more.write("ghi\n")
+    assert told == "1| abc\n1| def\n"
 
 
 def test_short_lines_of_several_machines_take_little_memory(tmp_path: Path) -> None:
@@ -112,6 +123,9 @@ def test_only_estimates_of_this_attempt_count(tmp_path: Path) -> None:
     assert of_status(record, seen, events)["seconds_left"] == 8
     assert of_status(record, seen, events[:1])["seconds_left"] is None
     assert of_status(record, None, events[:1])["seconds_left"] == 9
+    assert of_status(record, seen, [*events, {"seconds_left": 6, "time": 300.0}])["seconds_left"] == 6
+    assert of_status(record, seen, [{"seconds_left": 7}])["seconds_left"] is None  # of which attempt is not known
+    assert of_status(record, None, [{"seconds_left": 7}])["seconds_left"] == 7
     assert of_status(Rented(tmp_path).record(), seen, events)["seconds_left"] is None
 
 

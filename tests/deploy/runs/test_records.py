@@ -127,10 +127,11 @@ def test_a_run_is_being_started_only_while_its_command_lives(rented: Rented) -> 
         note("a")
         assert (is_launching(settings), is_launching(settings, "a"), is_launching(settings, "b")) == (True, True, False)
         with (
-            pytest.raises(WrongUse, match="run a is being started on target 'rented': wait for it"),
+            pytest.raises(WrongUse, match="run a is being started on target 'rented': wait for it") as error,
             launching(settings),
         ):
             pass
+        assert error.value.next_command == command("status --on rented")
     assert not is_launching(settings, "a")
 
 

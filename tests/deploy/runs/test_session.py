@@ -14,12 +14,13 @@ import pytest
 
 from deploy.errors import CannotTrain, NoMachine, StepFailed, WrongUse, command
 from deploy.pod.base.folder import read_json, write_json
-from deploy.runs import session
+from deploy.runs import records, session
 from deploy.runs.session import Reach, launching
+from deploy.runs.situation import Situation
 from deploy.shell import LinkLost, LocalShell
 from deploy.specs.gpus import Renting
 from deploy.specs.machine import Address, Machine, MachineSpec, Rental
-from deploy.specs.settings import RunPod, Settings, Target
+from deploy.specs.settings import RunPod, Settings, Ssh, Target
 from tests.deploy.support.rented import Account, Near, Noting, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer, with its python3.
@@ -380,6 +381,126 @@ def test_a_machine_that_is_lost_while_it_is_checked_is_no_machine(tmp_path: Path
         acquire()
     assert error.value.evidence == ("timed out",)
     assert at.machine("m") is None
+
+
+def test_a_machine_that_is_lost_while_torch_is_asked_is_no_fault_of_its_host(tmp_path: Path) -> None:
+    """Also in an environment that was just made for it: another connection may find it."""
+
+    class Dropping(Probed):
+        def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
+            if verb == "run" and "driver" not in arguments["argv"]:
+                raise LinkLost("m cannot be reached")
+            return super().call(verb, again=again, **arguments)
+
+    at, acquire = acquired(tmp_path, {}, python="auto")
+    at.near = Dropping({"driver": FOUND % ""})
+    at.prepare = lambda machine: (machine, tmp_path)
+    with pytest.raises(NoMachine, match="m cannot be reached") as error:
+        acquire()
+    assert not isinstance(error.value, CannotTrain)
+
+
+# The machine that would be used again
+
+
+def test_the_machine_that_would_be_used_again(rented: Rented) -> None:
+    """The first of the target that runs and whose price is known, by the list that was read."""
+    family = session.family_name(rented.settings)
+    rented.machine("another")
+    rented.machine(f"{family}a", is_stopped=True)
+    rented.machine(f"{family}b", fault="no price")
+    with here(rented, rented.account) as at:
+        assert at.in_use_again() is None
+        at.machines()
+        assert at.in_use_again() is None
+        rented.machine(f"{family}d")
+        rented.machine(f"{family}c")
+        at.machines()
+        found = at.in_use_again()
+        assert (found and found.name) == f"{family}c"
+
+
+@pytest.mark.parametrize(
+    ("target", "address", "words"),
+    [
+        (
+            Target("far", "ssh", "/w", options=Ssh(host="b")),
+            Address("b"),
+            "set host, user and key in conf/deploy/far.yaml",
+        ),
+        (Target("far", "ssh", "/w", options=Ssh(host="b")), None, None),  # this computer
+        (Target("far", "local", "root"), Address("b"), None),
+    ],
+)
+def test_what_to_do_about_a_host_that_is_silent(
+    rented: Rented, target: Target, address: Address | None, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that the target's file names is mended there."""
+    monkeypatch.setattr(session, "open_shell", lambda *_: Closing())
+    at = Reach(Settings(rented.project, target))
+    usual = Closing().silent_fix
+    assert at.shell(rented.machine(address=address)).silent_fix == (words or usual)
+
+
+# A command on one target, or about one run
+
+
+def on_this_computer(rented: Rented, *names: str) -> None:
+    folder = rented.project / "conf" / "deploy"
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / f"{name}.yaml").write_text("provider: local\nroot: root\n", encoding="utf-8")
+
+
+def test_a_named_run_decides_its_target(rented: Rented) -> None:
+    on_this_computer(rented, "rented", "far")
+    rented.record("a")
+    rented.record("b")
+    rented.record("c", target="far")
+    for target, run_id, told in (
+        ("rented", None, ("b", "rented")),
+        ("rented", "a", ("a", "rented")),
+        ("rented", "c", ("c", "far")),
+        ("far", None, ("c", "far")),
+        ("far", "b", ("b", "rented")),
+    ):
+        with session.run(rented.project, target, run_id) as reached:
+            assert (reached.record.run_id, reached.settings.target.name) == told
+    with session.target(rented.project, "far") as at:
+        assert at.settings.target.name == "far"
+
+
+@pytest.mark.parametrize("gave_up", [True, False])
+def test_machines_are_looked_after_before_a_run_is_read(rented: Rented, gave_up: bool) -> None:
+    """And again if the guard of the run's machine gave up: the run is read anew then."""
+    on_this_computer(rented, "rented")
+    rented.record("a", state="running")
+    seen: list[str | None] = []
+
+    def look_after(at: Reach, name: str | None) -> None:
+        seen.append(name)
+        changed = records.update(at.settings.runs, at.situation.records[0], reason=f"look {len(seen)}")
+        at.situation.note(changed)
+        if gave_up:
+            at.given_up.add("m")
+
+    with session.run(rented.project, "rented", None, look_after) as reached:
+        assert reached.record.reason == f"look {len(seen)}"
+    assert seen == ([None, "m"] if gave_up else [None])
+
+
+def test_what_a_command_knows_already_is_not_read_again(rented: Rented) -> None:
+    on_this_computer(rented, "rented")
+    situation = Situation(rented.project)
+    assert situation.records == []
+    rented.record("a")
+    with session.target(rented.project, "rented", situation) as at:
+        assert at.situation is situation
+    with (
+        pytest.raises(WrongUse, match="there is no run on target 'rented' yet"),
+        session.run(rented.project, "rented", None, None, situation),
+    ):
+        pass
 
 
 # What a request says about renting

@@ -44,6 +44,18 @@ def test_a_change_before_the_first_read_is_read(situation: Situation) -> None:
     assert situation.records[-1].state == "lost"
 
 
+def test_a_target_whose_file_cannot_be_loaded_hides_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "deploy"
+    folder.mkdir(parents=True)
+    for name, text in (
+        ("a", "provider: local\nroot: r\n"),
+        ("b", "provider: none\n"),
+        ("c", "provider: local\nroot: r\n"),
+    ):
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    assert [each.target.name for each in Situation(tmp_path).targets] == ["a", "c"]
+
+
 @pytest.mark.parametrize(
     ("address", "more", "expected"),
     [

@@ -129,6 +129,18 @@ def test_an_earlier_run_counts_if_nothing_differs(tmp_path: Path, changed: dict[
         assert sweeps.earlier(at, [plan], None, look=False) == {}  # no snapshot: nobody knows which code it was
 
 
+def test_a_run_that_was_alive_is_asked_about_unless_only_its_record_counts(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, Target("local", "local", ".sniperface/local"))
+    plan = planned(settings)
+    made = records.create(settings.runs, plan)
+    records.update(settings.runs, made, state="running")
+    told = replace(plan, snapshot="tree").to_json()
+    (tmp_path / "runs" / plan.run_id / "plan.json").write_text(json.dumps(told), encoding="utf-8")
+    with Reach(settings) as at:
+        assert list(sweeps.earlier(at, [plan], "tree", look=False)) == ["mark"]
+        assert sweeps.earlier(at, [plan], "tree") == {}  # its folder is gone: it is lost
+
+
 @pytest.mark.parametrize("changed", [{"snapshot": "other"}, {"data": {"dataset_id": "other"}}, {}])
 def test_a_newer_run_that_differs_hides_no_earlier_one(tmp_path: Path, changed: dict[str, Any]) -> None:
     """Of two equal ones the newest counts, and none is asked about: both are over."""

@@ -16,7 +16,7 @@ from deploy.pod.base.folder import write_json
 from deploy.pod.base.heartbeat import LOST_AFTER_S
 from deploy.runs import watchdog
 from deploy.specs.machine import Machine
-from deploy.specs.settings import Settings, Ssh, Target
+from deploy.specs.settings import RunPod, Settings, Ssh, Target
 from deploy.specs.staged import own_folder
 from tests.deploy.support.rented import Noting, Rented
 
@@ -61,6 +61,15 @@ def test_without_limits_there_is_no_guard(rented: Rented, monkeypatch: pytest.Mo
     monkeypatch.setattr(watchdog, "FOR_BOOT", rented.project / "boot")  # of a machine that could end itself
     assert armed(rented, rented.machine()) == (None, {}, [])
     assert not (rented.project / "boot").exists()
+
+
+def test_a_guard_knows_where_the_providers_volume_is(rented: Rented) -> None:
+    options = RunPod(gpus=("a",), image="x", volume="v1", volume_path="/volume")
+    target = Target("far", "runpod", "/volume/w", options=options, max_hours=1.0)
+    settings, machine = Settings(rented.project, target), rented.machine()
+    watchdog.arm(settings, machine, Noting(), Path("/code"), 1)
+    told = json.loads((Path(machine.root) / "guard.json").read_text(encoding="utf-8"))
+    assert (told["volume_path"], watchdog.volume_path(rented.settings)) == ("/volume", None)
 
 
 def test_secrets_can_be_read_by_their_owner_only(rented: Rented) -> None:
@@ -155,7 +164,7 @@ def test_images_in_ram_that_arrive_show_that_a_machine_works(tmp_path: Path, tru
     """On a host that others use too only the user's own."""
     machine, shell = Rented(tmp_path).machine(), Noting()
     target = Target("far", "ssh", "/w", options=Ssh(host="box"), stage_to="/ram", max_hours=1.0, trust=trust)
-    watchdog.arm(Settings(tmp_path, target), machine, shell, Path("/code"))
+    watchdog.arm(Settings(tmp_path, target), machine, shell, Path("/code"), 1)
     told = json.loads((Path(machine.root) / "guard.json").read_text(encoding="utf-8"))["watch"]
     folder = own_folder(PurePosixPath("/ram"), shell.user()) if is_own else "/ram"
     assert told[2:] == [str(folder)]

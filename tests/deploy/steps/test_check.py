@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,12 @@ import pytest
 from deploy.errors import NoMachine, WrongUse
 from deploy.runs.session import Reach
 from deploy.specs.estimate import NEWEST
+from deploy.specs.names import family_name
 from deploy.specs.plan import make
 from deploy.specs.request import Request
 from deploy.specs.settings import Settings, Ssh, Target
 from deploy.steps import resolve
+from deploy.steps.continuing import start_of
 from deploy.steps.resolve import check, gather, prepare_orl
 from deploy.workspace.sources import HERE, MACHINE
 from tests.deploy.conftest import PRETEND
@@ -56,7 +59,10 @@ class Priced(Account):
 def rented(tmp_path: Path) -> Rented:
     shutil.copytree(PRETEND / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
     config = tmp_path / "app" / "config.py"
-    config.write_text(config.read_text("utf-8").replace("DEFAULTS = {", 'DEFAULTS = {"data.shards": "whole",'), "utf-8")
+    told = config.read_text("utf-8").replace("DEFAULTS = {", 'DEFAULTS = {"data.shards": "whole",')
+    of_tryout = 'values["train.steps"] = 7 if key == "experiment" else values["train.steps"]'  # the try-out's own value
+    told = told.replace("            continue\n", f"            {of_tryout}\n            continue\n")
+    config.write_text(told, "utf-8")
     prepare(tmp_path / "faces" / "images.npy")
     return Rented(tmp_path, Priced())
 
@@ -102,11 +108,21 @@ def test_without_data_the_tryout_is_meant_unless_data_is_configured(rented: Rent
     assert check(away(rented), Request()).images.where == MACHINE
     configured = check(near(rented), Request(overrides=(f"data.binary_cache_path='{tmp_path / FACES}'",)))
     assert (configured.tryout, configured.images.path) == (False, tmp_path / FACES)
+    assert (told.config["train"]["steps"], configured.config["train"]["steps"]) == (7, 3)
 
 
 def test_pixels_may_be_packed(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the target's file says, unless the request or the run that goes on decides it."""
     monkeypatch.setattr("deploy.workspace.compression.NEEDED", {})
-    assert check(away(rented, pack="lossless"), Request(data=str(rented.project / FACES))).request.pack == "lossless"
+    by_file, request = away(rented, pack="lossless"), Request(data=str(rented.project / FACES))
+    assert check(by_file, request).request.pack == "lossless"
+    assert check(by_file, replace(request, pack="none", given=frozenset({"pack"}))).request.pack == "none"
+    rented.record(state="stopped", target="far")
+    plan = make(by_file.settings, request, FACTS, tryout=False).to_json()
+    rented.plan(request=plan["request"], resume="none")
+    rented.account.machines.clear()
+    told = check(away(rented, pack="lossless"), Request(resume="auto"))
+    assert (told.request.pack, told.continues is not None) == ("none", True)
 
 
 def test_labels_are_a_file(rented: Rented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +182,11 @@ def test_a_stopped_run_continues_from_its_newest_checkpoint(rented: Rented) -> N
     assert told.note == "continuing run a (stopped), attempt 2; train.epochs 3, was 2"
     assert told.continues is not None
     assert (told.continues.resume, told.request.resume) == ("auto", "auto")
+    rented.plan(request=plan["request"], resume="mine.pt")
+    for is_own, resume in ((True, "auto"), (False, "mine.pt")):  # until it has one of its own
+        start = start_of(near(rented), Request(resume="auto"))
+        assert (start.is_own, start.continues and start.continues.resume) == (is_own, resume)
+        shutil.rmtree(home / "checkpoints", ignore_errors=True)
 
 
 def test_a_run_begins_from_the_users_checkpoint(
@@ -177,6 +198,7 @@ def test_a_run_begins_from_the_users_checkpoint(
         archive.writestr("data", b"weights")
     told = check(near(rented), Request(resume="mine.pt", data=FACES))
     assert (told.request.resume, told.note) == (str(tmp_path / "mine.pt"), None)
+    assert not start_of(near(rented), Request(resume="mine.pt")).is_own
     with pytest.raises(WrongUse, match="no such file"):
         check(near(rented), Request(resume="other.pt", data=FACES))
 
@@ -200,16 +222,45 @@ def test_what_is_known_before_a_machine_is_there(rented: Rented) -> None:
     for number in range(NEWEST + 2):
         rented.record(f"r{number}", phases={"code": float(number)}, target="far")
     rented.record("x", state="failed", target="far", phases={"code": 9.0})
+    lines = [{"event": "start", "step": 10, "steps_per_epoch": 5, "train_rows": 100}]
+    lines.append({"event": "end", "step": 20, "seconds": 50.0})
+    (rented.settings.runs / "r0" / "metrics.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines))
+    rented.plan("r0", recipe="self_supervised", backbone={"name": "tiny", "width": 1})
     account: Any = rented.account
     with away(rented) as at:
         checked = check(at, Request())
         facts = gather(at, checked)
         assert (facts.hardware, facts.python, facts.usd_per_hour, facts.windows) == (None, "python", 2.0, False)
         assert (len(facts.phases), account.asked, len(facts.token)) == (NEWEST, 3, 4)
+        assert [each.images_per_s for each in facts.measured] == [4.0]
         account.usd, account.asked = NoMachine("no key"), 0
         assert gather(at, checked).usd_per_hour is None
         assert account.asked == 2
     assert resolve.gather_again(rented.settings, checked, facts).usd_per_hour == 2.0
+    account.usd = 2.0
+    here = near(rented)
+    facts = gather(here, check(here, Request()))
+    assert (facts.hardware is not None, facts.python, facts.windows) == (True, sys.executable, False)
+
+
+@pytest.mark.parametrize(
+    ("usd", "about", "nodes", "told"),
+    [
+        (3.0, {}, None, (3.0, True)),  # the machine's own price
+        (0.0, {}, None, (2.0, True)),  # it is not known
+        (3.0, {}, 2, (2.0, False)),  # several machines are rented together
+        (3.0, {"trust": "own"}, None, (2.0, False)),  # nobody rented it
+    ],
+)
+def test_a_rented_machine_that_is_there_is_used_again(
+    rented: Rented, usd: float, about: dict[str, Any], nodes: int | None, told: tuple[float, bool]
+) -> None:
+    at = away(rented, **{"trust": "rented", **about})
+    name = family_name(at.settings) + "r"
+    rented.machine(name, usd_per_hour=usd)
+    at.machines()
+    facts = gather(at, check(at, Request(nodes=nodes)))
+    assert (facts.usd_per_hour, facts.warm) == (told[0], name if told[1] else None)
 
 
 def test_rows_of_a_block_are_the_configurations(rented: Rented, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from deploy.pod.base.folder import read_json, write_json
 from deploy.pod.base.retry import OTHERS_PATIENCE_S
 from deploy.runs.job import Status
 from deploy.runs.records import Record
-from deploy.shell import LinkLost
+from deploy.runs.session import Reached
+from deploy.shell import LinkLost, Shell
+from deploy.specs.machine import Machine
 from deploy.specs.plan import make
 from deploy.specs.request import Request
 from deploy.steps import nodes, restore
@@ -260,6 +262,80 @@ def test_the_lines_of_all_logs_have_their_machines_number(
         rented.ran(epochs=0)
         assert list(lines) == ["0| half\n", "2| half\n"]
     assert " ".join(capsys.readouterr().err.split()) == "node 1: n is silent"
+
+
+class Breaking(Noting):
+    """A machine whose status and log cannot be read if there is an `error`."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.error = error
+
+    def attempts(self, requests: Any) -> Any:
+        if self.error:
+            raise self.error
+        return super().attempts(requests)
+
+    def read(self, path: Any, offset: int = 0, limit: int | None = None) -> bytes:
+        if self.error:
+            raise self.error
+        return super().read(path, offset, limit)
+
+
+class Apart(Near):
+    """A target with a shell for each machine."""
+
+    def __init__(self, rented: Rented, **errors: Exception) -> None:
+        super().__init__(rented.settings, rented.account)
+        self.shells = {name: Breaking(errors.get(name)) for name in rented.account.machines}
+
+    def shell(self, machine: Machine) -> Shell:
+        return self.shells[machine.name]
+
+
+def apart(rented: Rented, **errors: Exception) -> tuple[Apart, Reached]:
+    """A finished run on three machines, of which some cannot be read."""
+    record = three(rented)
+    for name in ("m", "n", "o"):
+        (rented.ran(machine=name, epochs=0) / "train.log").write_text(f"of {name}\n", encoding="utf-8")
+    at = Apart(rented, **errors)
+    return at, at.run(record)
+
+
+@pytest.mark.parametrize("error", [LinkLost("it is silent"), OSError("it is silent")])
+@pytest.mark.parametrize(
+    ("lost", "lines", "words"),
+    [
+        ("n", ["0| of m\n", "2| of o\n"], "node 1: it is silent"),
+        ("o", ["0| of m\n", "1| of n\n"], "node 2: it is silent"),
+    ],
+)
+def test_a_lost_machine_hides_no_other_log(
+    rented: Rented, error: Exception, lost: str, lines: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first is waited for as usual, the others for a short time."""
+    at, reached = apart(rented, **{lost: error})
+    assert list(nodes.logs(reached, Screen(), follow=False)) == lines
+    assert " ".join(capsys.readouterr().err.split()) == words
+    patience = [at.shells[name].patience_s for name in ("m", "n", "o")]
+    assert patience == [Noting().patience_s, OTHERS_PATIENCE_S, OTHERS_PATIENCE_S]
+
+
+@pytest.mark.parametrize("error", [LinkLost("it is silent"), OSError("it is silent")])
+def test_without_the_first_machine_there_is_no_log_to_follow(rented: Rented, error: Exception) -> None:
+    _, reached = apart(rented, m=error)
+    with pytest.raises(type(error), match="it is silent"):
+        list(nodes.logs(reached, Screen(), follow=False))
+
+
+@pytest.mark.parametrize("error", [LinkLost("it is silent"), OSError("it is silent")])
+def test_a_machine_that_cannot_be_asked_for_its_end_hides_no_other(
+    rented: Rented, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, reached = apart(rented, n=error)
+    nodes.end_others(reached, Screen())
+    assert "node 1, n, could not be asked how it ended: it is silent" in " ".join(capsys.readouterr().out.split())
+    assert (rented.project / "runs" / "a" / "nodes" / "2" / "train.log").exists()
 
 
 @pytest.mark.parametrize(("state", "waits"), [("failed", True), ("succeeded", False), ("stopped", False)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +19,8 @@ from deploy.pod.base.notify import WEBHOOK
 from deploy.shell import LinkLost
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.facts import Facts
-from deploy.specs.machine import Hardware, Machine, MachineSpec
+from deploy.specs.machine import Card, Hardware, Machine, MachineSpec
+from deploy.specs.memory import Need
 from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
 from deploy.specs.settings import Settings, Ssh, Target
@@ -26,11 +29,14 @@ from deploy.steps.resolve import Checked
 from deploy.ui.screen import Screen
 from deploy.workspace import dataset as data
 from deploy.workspace.devices import Devices, Gpu
+from deploy.workspace.shards import Dealing
 from deploy.workspace.sources import HERE, MACHINE, Origin
 from tests.deploy.conftest import git
+from tests.deploy.specs.test_memory import CONFIG as OF_MEMORY
+from tests.deploy.specs.test_memory import TABLE
 from tests.deploy.specs.test_plan import CONFIG, FACTS
 from tests.deploy.support.pretend.app.prepare import make as prepare
-from tests.deploy.support.rented import Account, Near, Noting, Rented
+from tests.deploy.support.rented import SOURCE, Account, Near, Noting, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer.
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
@@ -254,8 +260,11 @@ def checked(tmp_path: Path) -> Checked:
 
 def made_ready(settings: Settings, machine: Machine, checked: Checked, **about: Any) -> provision.Ready:
     code = Path(machine.root) / "code" / "c0ffee"
-    about = {"known": ONE_GPU, "prepared": (machine, code), **about}
-    return provision.ready(settings, machine, Noting(), checked, replace(FACTS, hardware=None), Screen(), **about)
+    about = {
+        "facts": replace(FACTS, hardware=None), "screen": Screen(), "watch": Stopwatch(), "known": ONE_GPU,
+        "prepared": (machine, code), "snapshot": None, "trains": True, "node": 0, "dealing": Dealing(1), **about,
+    }  # fmt: skip
+    return provision.ready(settings, machine, Noting(), checked, **about)
 
 
 def test_images_are_staged_and_what_the_machine_has_is_said(
@@ -271,7 +280,7 @@ def test_images_are_staged_and_what_the_machine_has_is_said(
     assert (told.plan.place, told.facts.data.shard.of, told.facts.python) == (None, 1, machine.python)
     assert {"code", "data"} <= set(watch.taken)
     printed = said(capsys)
-    assert "hardware: 1 GPU (A40), " in printed
+    assert re.search(r"hardware: 1 GPU \(A40\), \d+ cores, so 1 process ", printed)
     assert f"data: staged 0.00 GiB into {tmp_path / 'ram'}" in printed
 
 
@@ -281,14 +290,92 @@ def test_too_few_gpus_end_the_run_before_data_is_uploaded(tmp_path: Path, checke
         made_ready(rented.settings, rented.machine(gpus=2), checked)
 
 
+@pytest.mark.parametrize(("trains", "is_refused"), [(True, True), (False, False)])
+def test_a_step_that_the_gpu_has_no_memory_for_is_refused_before_data_is_uploaded(
+    tmp_path: Path, checked: Checked, trains: bool, is_refused: bool
+) -> None:
+    """Unless the machine is not prepared for this training."""
+    rented = Rented(tmp_path, options={"stage_to": "ram"})
+    config = {**CONFIG, **OF_MEMORY, "data": {}}
+    config["train"] = {**CONFIG["train"], **OF_MEMORY["train"]}
+    small = replace(ONE_GPU, gpus=(Gpu("A40", (8, 6), 2 << 30),))
+    about = {"known": small, "trains": trains}
+    facts = replace(FACTS, hardware=None, config=config, memory=TABLE)
+    with ExitStack() as stack:
+        if is_refused:
+            stack.enter_context(pytest.raises(WrongUse, match=r"batch\.size=384 needs about .*, and A40 has 2\.0 GiB"))
+        made_ready(rented.settings, rented.machine(gpus=1), replace(checked, config=config), facts=facts, **about)
+    assert (tmp_path / "ram").exists() is not is_refused
+    with Near(rented.settings, rented.account) as at:
+        machine = rented.account.machines["m"]
+        at.prepared["m"], at.devices["m"] = (machine, Path(machine.root) / "code" / "x"), small
+        asked = (at, [machine], replace(checked, config=config), facts, Screen(), Stopwatch())
+        if trains:
+            with pytest.raises(WrongUse, match="of GPU memory"):
+                provision.ready_all(*asked)
+        else:
+            assert len(provision.ready_all(*asked, trains=False)) == 1
+
+
+def test_what_a_card_is_called_that_has_too_little_memory() -> None:
+    need = Need(3 << 30, 2 << 30)
+    facts = replace(FACTS, config={"train": {"batch": {"size": 8}}})
+    plan = make(Settings(Path("/p"), Target("local", "local", "r")), Request(), FACTS, tryout=False)
+    provision.refuse_too_much(plan, facts)
+    for gpu, card, name in (("A40", None, "A40"), (None, "L4", "L4"), (None, None, "its GPU"), ("A40", "L4", "A40")):
+        of_card = replace(facts, card=Card(card, 1, 1 << 30) if card else None)
+        with pytest.raises(WrongUse, match=f"and {name} has 2.0 GiB"):
+            provision.refuse_too_much(replace(plan, memory=need, gpu=gpu), of_card)
+
+
+@pytest.mark.parametrize("nodes", [None, 3])
+def test_code_is_uploaded_and_guarded(tmp_path: Path, nodes: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    """The guard's limits are of all machines of the run: of the request, or else of the target's file."""
+    rented = Rented(tmp_path / "here", options={"max_usd": 5.0, "nodes": 2})
+    python = tmp_path / "python"  # an environment with torch
+    python.write_text("#!/bin/sh\n", encoding="utf-8")
+    python.chmod(0o755)
+    machine = replace(rented.machine(gpus=1), python=str(python))
+    (rented.project / "app").mkdir()
+    (rented.project / "app" / "code.py").write_text("x = 1\n", encoding="utf-8")
+    path = tmp_path / "faces" / "images.npy"
+    prepare(path)
+    dataset = data.find(Origin(HERE, path, Noting()), 8192)
+    asked = replace(CHECKED, request=Request(nodes=nodes), dataset=dataset)
+    told = made_ready(rented.settings, machine, asked, prepared=None)
+    root = Path(machine.root)
+    assert [each.name for each in (root / "code").iterdir() if (each / "app" / "code.py").exists()] == [
+        told.facts.snapshot
+    ]
+    assert json.loads((root / "guard.json").read_text(encoding="utf-8"))["usd_per_hour"] == 2.0 * (nodes or 2)
+    printed = said(capsys)
+    assert f"code: {root / 'code' / told.facts.snapshot}" in printed
+    assert "guarded: max_usd 5" in printed
+
+
+@pytest.mark.parametrize(("pack", "words"), [("jpeg95", "packed "), ("none", "")])
+def test_images_are_packed_once(
+    tmp_path: Path, checked: Checked, pack: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("simplejpeg", reason="needs what --pack needs: numpy, pillow and simplejpeg")
+    rented = Rented(tmp_path)
+    asked = replace(checked, request=Request(pack=pack))
+    shutil.copytree(SOURCE / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    for each in (words, ""):
+        provision.pack_images(rented.settings, asked, Screen())
+        printed = said(capsys)
+        assert (each in printed) if each else (printed == "")
+    provision.pack_images(rented.settings, replace(asked, dataset=None), Screen())
+    assert said(capsys) == ""
+
+
 def test_this_computers_hardware_is_known_already(
     tmp_path: Path, checked: Checked, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rented = Rented(tmp_path)
     machine = rented.machine(address=None)
-    prepared = (machine, Path(machine.root) / "code" / "x")
     facts = replace(FACTS, hardware=Hardware(gpus=0, cores=8))
-    told = provision.ready(rented.settings, machine, Noting(), checked, facts, Screen(), prepared=prepared)
+    told = made_ready(rented.settings, machine, checked, facts=facts, known=None)
     assert (told.plan.cores, told.plan.gpus) == (8, 0)
     assert said(capsys).startswith("data: read in place from ")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deploy.errors import StepFailed, WrongUse
+from deploy.errors import BadAnswer, StepFailed, WrongUse
 from deploy.runs.session import Prepared
 from deploy.shell import Shell
 from deploy.specs.estimate import Stopwatch
@@ -44,25 +44,26 @@ class Node(Noting):
 
     def __init__(self, name: str, net: Net) -> None:
         super().__init__()
-        self.name, self.net = name, net
+        self.host, self.net = name, net
+        self.name = f"the connection to {name}"
 
     def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
         net = self.net
         if verb == "open_rendezvous":
             if arguments["port"] in net.taken:
                 raise OSError(errno.EADDRINUSE, "taken")
-            net.open[self.name] = arguments["port"]
-            return net.addresses[self.name]
+            net.open[self.host] = arguments["port"]
+            return net.addresses[self.host]
         if verb == "reach_rendezvous":
             host = next(name for name in net.open if arguments["addresses"][0] in [*net.addresses[name], "127.0.0.1"])
-            heard = [each for each in arguments["addresses"] if (self.name, each) not in net.deaf]
+            heard = [each for each in arguments["addresses"] if (self.host, each) not in net.deaf]
             assert arguments["port"] == net.open[host]
-            own = net.addresses[self.name]
-            return [[each, own[min(place, len(own) - 1)], f"eth-{self.name}"] for place, each in enumerate(heard)]
+            own = net.addresses[self.host]
+            return [[each, own[min(place, len(own) - 1)], f"eth-{self.host}"] for place, each in enumerate(heard)]
         if verb == "interface_of":
             return f"at-{arguments['address'].rpartition('.')[2]}"
         if verb == "close_rendezvous":
-            net.closed.append(self.name)
+            net.closed.append(self.host)
             return None
         return super().call(verb, again=again, **arguments)
 
@@ -103,6 +104,19 @@ def test_the_first_address_that_all_reach_is_taken() -> None:
     net.deaf |= {("b", "10.0.0.1")}
     with pytest.raises(StepFailed, match=r"^b cannot reach a"):
         met(net)
+    net.deaf |= {("c", "172.16.0.1")}
+    with pytest.raises(StepFailed, match=r"^b, c cannot reach a"):
+        met(net)
+
+
+def test_a_nonsensical_interface_is_of_the_machine() -> None:
+    class Strange(Node):
+        def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
+            return 3 if verb == "interface_of" else super().call(verb, again=again, **arguments)
+
+    net = Net({"a": ["10.0.0.1"], "b": ["10.0.0.2"]})
+    with pytest.raises(BadAnswer, match=r"^a: its interface"):
+        meet([(machine(name), Strange(name, net)) for name in net.addresses])
 
 
 def test_machines_of_one_computer_get_addresses_of_their_own() -> None:

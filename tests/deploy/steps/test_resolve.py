@@ -14,6 +14,7 @@ from deploy.pod.base.redact import SHORTEST
 from deploy.specs.facts import Facts
 from deploy.specs.request import Request
 from deploy.specs.settings import Settings, Ssh, Target
+from deploy.specs.shards import Shard
 from deploy.steps import resolve
 from deploy.steps.resolve import Checked
 from deploy.workspace import compression, sources
@@ -218,7 +219,7 @@ def test_facts_of_data_that_nobody_has_read_yet(tmp_path: Path) -> None:
     for checked in (by_node, replace(by_node, tryout=False)):
         for nodes, told in ((None, 3), (2, 2)):
             asked = replace(checked, request=Request(nodes=nodes))
-            assert resolve._data_facts(settings(tmp_path, nodes=3), asked).shard == (replace(unseen.shard, of=told))
+            assert resolve._data_facts(settings(tmp_path, nodes=3), asked).shard == Shard(0, told)
 
 
 def measured(rented: Rented, run_id: str, **plan: Any) -> None:
@@ -241,6 +242,7 @@ def test_the_next_request_of_a_command_counts_its_earlier_runs(tmp_path: Path) -
     assert (len(again.measured), again.phases, again.usd_per_hour) == (1, [{"code": 1.0}] * 2, 3.0)
     assert again.config is CHECKED.config
     assert again.token != told.token
+    assert len(again.token) == 4
     assert again.data.name == "orl"
     pair = replace(CHECKED, request=Request(nodes=2))
     assert len(resolve.gather_again(rented.settings, pair, told).measured) == 1

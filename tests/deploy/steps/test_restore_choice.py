@@ -30,9 +30,9 @@ def note(epoch: int, step: int, *, whole: bool = True) -> dict[str, object]:
 
 def test_the_newest_comes_first_and_of_equals_the_nearest() -> None:
     found = {
-        HOME: [note(1, 20), note(2, 30)],
         MACHINE: [note(0, 10), note(2, 30)],
         KEPT: [note(2, 25, whole=False), note(2, 30)],
+        HOME: [note(1, 20), note(2, 30)],
     }
     told = [(where, each["epoch"], each["step"]) for where, each in _newest_first(found)]
     assert told == [
@@ -206,6 +206,16 @@ class Failing(Noting):
         return super().call(verb, again=again, **arguments)
 
 
+def test_a_nonsensical_list_of_copies_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rented = Rented(tmp_path)
+    rented.machine()
+    (rented.ran(epochs=0) / "train.log").write_text("x", encoding="utf-8")
+    kept(rented, tmp_path / "bucket", 1)
+    told, said = restored(rented, capsys, Failing("deploy.pod.backup.restore", b"[]"))
+    assert told == Restored(None)
+    assert "cannot be read and is skipped: " in said
+
+
 @pytest.mark.parametrize(
     ("word", "error", "words"),
     [
@@ -269,8 +279,8 @@ def test_copies_get_the_machines_own_secrets_unless_it_is_this_computer(
 )
 def test_the_last_line_is_the_answer_or_the_reason(tmp_path: Path, answer: Any, told: str | Unusable) -> None:
     class Answering(Noting):
-        def call(self, verb: str, **_: Any) -> Any:
-            assert verb == "run"
+        def call(self, verb: str, *, again: bool = True, **_: Any) -> Any:
+            assert (verb, again) == ("run", True)  # a lost connection is no reason to give up
             return answer
 
     rented = Rented(tmp_path, options={"sync_to": "/copies"})

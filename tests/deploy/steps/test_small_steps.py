@@ -166,6 +166,7 @@ def test_the_command_at_the_end_gets_the_runs_words(tmp_path: Path, capsys: pyte
 def test_a_command_that_fails_is_told(
     tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert notify.LIMIT_S == 30.0  # as docs/machines.md says
     monkeypatch.setattr(notify, "LIMIT_S", 0.1)
     rented = Rented(tmp_path, options={"notify_command": command})
     notify.run_notify_command(rented.settings, rented.record(), Screen())
