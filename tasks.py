@@ -61,16 +61,15 @@ def train(
     """Deploy what is missing, start the job, follow it and download the checkpoint. Ctrl-C leaves the job running."""
     from deploy.commands import spread, sweep
     from deploy.commands import train as launch
-    from deploy.specs.request import parse_request
+    from deploy.specs.request import How, parse_request
     from deploy.specs.sweep import targets_of
 
-    how = {"detach": detach, "dry_run": dry_run, "keep": keep, "yes": yes}
+    how = How(detach, dry_run, keep, yes)
     if sweeps and len(targets := targets_of(request["target"])) > 1:
-        return spread.spread(PROJECT, sweeps, targets, request, screen, **how)
+        return spread.spread(PROJECT, sweeps, targets, request, screen, how)
     if sweeps:
-        return sweep.sweep(PROJECT, sweeps, request, screen, **how)
-    asked = parse_request(**request)
-    return launch.train(PROJECT, asked, screen, **how)
+        return sweep.sweep(PROJECT, sweeps, request, screen, how)
+    return launch.train(PROJECT, parse_request(**request), screen, how)
 
 
 @task(*flags.ATTACH, group=RUNS, examples=("attach --on ssh",))

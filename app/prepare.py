@@ -42,7 +42,7 @@ import hashlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ BLOCKS_WANTED = 100  # so that --fraction 0.01 means something
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 FEW_ROWS = 4096  # converted in less time than other processes take to start
 FEW_SEARCHES = 64  # the same, of photographs whose faces are searched
+Write = Callable[[Path], Facts]  # writes the passport beside the images, and returns what it adds to the manifest
 
 
 def main(argv: list[str]) -> int:
@@ -134,38 +135,18 @@ def main(argv: list[str]) -> int:
 
 
 def make(source: sources.Source, out: Path, options: dict[str, str], workers: int) -> dict[str, Any]:
-    """Convert with a progress bar. With unreadable=skip, convert again without the images that could not be read."""
-    bad: Sequence[writer.BadImage] = ()
-    while True:
-        rows = [image.row for image in bad]
-        rest = source.without(rows) if rows else source
+    """Convert, and write the passport of images that are examined."""
 
-        def examined(out: Path, rows: Sequence[int] = rows, rest: sources.Source = rest) -> Facts:
+    def passport(bad: Mapping[int, str]) -> Write | None:
+        def write(out: Path) -> Facts:
             # DALI's one process leaves the other cores free.
             several = cores() if options.get("decoder") == "dali" and source.count > FEW_ROWS else workers
-            with Bar(total=rest.count, what="images examined") as bar:
-                return write_passport(source, rows, out, workers=several, progress=bar.update)
+            with Bar(total=source.count - len(bad), what="images examined") as bar:
+                return write_passport(source, sorted(bad), out, workers=several, progress=bar.update)
 
-        try:
-            with Bar(total=rest.count) as bar:
-                return prepare(
-                    rest,
-                    out,
-                    held_out=options.get("held_out"),
-                    workers=workers,
-                    progress=bar.update,
-                    skipped=bad,
-                    passport=examined if options["source"] in EXAMINED else None,
-                )
-        except writer.Unreadable as error:
-            if options.get("unreadable") != "skip" or len(error.bad) == source.count or bad:
-                raise
-            bad = error.bad
-            retelling(bad)
+        return write if options["source"] in EXAMINED else None
 
-
-def retelling(bad: Sequence[writer.BadImage]) -> None:
-    print(f"{len(bad)} images left out, listed in the manifest; preparing again without them", file=sys.stderr)
+    return convert(source, out, options, workers, passport, {}, ())
 
 
 def make_photographs(
@@ -181,43 +162,62 @@ def make_photographs(
         examined = examine(source.files, placing.look, notes, workers=workers, progress=bar.update)
         if not placing.look.for_faces:
             notes.unlink()  # a second look at sizes is cheap
-    bad = {row: each.bad for row, each in enumerate(examined) if each.bad}
-    skip = options.get("unreadable") == "skip"
-    if bad and not skip:
-        raise writer.Unreadable([writer.BadImage(row, sentence) for row, sentence in bad.items()])
+    unread = {row: each.bad for row, each in enumerate(examined) if each.bad}
+    if unread and options.get("unreadable") != "skip":
+        raise writer.Unreadable([writer.BadImage(row, sentence) for row, sentence in unread.items()])
     points = placing.points(source, examined)
     not_placed = placing.left_out(points, examined)
-    everything = placed(source, points, placing.fit)
-    while True:
+
+    def passport(bad: Mapping[int, str]) -> Write:
         left = {**not_placed, **dict.fromkeys(bad, UNREADABLE)}
-        rows, kept = sorted(left), np.delete(np.arange(source.count), sorted(left))
-        if not len(kept):
+        if len(left) == source.count:
             raise WrongUse(none_left(source, placing, left))
         if source.pairs is not None:
             source.pairs.without(left)  # raises WrongUse before the work
-        rest = everything.without(rows) if rows else everything
-        told = Told(source, examined, points, left, placing)
-        sentences = [writer.BadImage(row, bad[row]) for row in sorted(bad)]
+        return Told(source, examined, points, left, placing).write
+
+    everything = placed(source, points, placing.fit)
+    manifest = convert(everything, out, options, workers, passport, unread, not_placed)
+    notes.unlink(missing_ok=True)
+    return manifest
+
+
+def convert(
+    source: sources.Source,
+    out: Path,
+    options: dict[str, str],
+    workers: int,
+    passport: Callable[[Mapping[int, str]], Write | None],
+    bad: Mapping[int, str],
+    left: Collection[int],
+) -> dict[str, Any]:
+    """Convert with a progress bar. With unreadable=skip, convert again without the images that could not be read.
+
+    `bad`: row -> why it could not be read, as known before; `left`: other rows that are left out. `passport` gets all
+    unreadable rows.
+    """
+    while True:
+        rows, write = sorted({*left, *bad}), passport(bad)
+        rest = source.without(rows) if rows else source
         try:
             with Bar(total=rest.count) as bar:
-                manifest = prepare(
+                return prepare(
                     rest,
                     out,
                     held_out=options.get("held_out"),
                     workers=workers,
                     progress=bar.update,
-                    skipped=sentences,
+                    skipped=[writer.BadImage(row, bad[row]) for row in sorted(bad)],
                     skipped_rows=rows,
-                    passport=told.write,
+                    passport=write,
                 )
         except writer.Unreadable as error:
-            bad |= {int(kept[image.row]): image.sentence for image in error.bad}
-            if not skip:
+            if options.get("unreadable") != "skip" or len(error.bad) == rest.count:
                 raise
-            retelling(error.bad)
-            continue
-        notes.unlink(missing_ok=True)
-        return manifest
+            kept = np.delete(np.arange(source.count), rows)
+            bad = {**bad, **{int(kept[image.row]): image.sentence for image in error.bad}}
+            count = len(error.bad)
+            print(f"{count} images left out, listed in the manifest; preparing again without them", file=sys.stderr)
 
 
 def parse(argv: list[str]) -> dict[str, str]:
@@ -351,13 +351,13 @@ def prepare(
     workers: int = 1,
     progress: Callable[[int], Any] = lambda _: None,
     skipped: Sequence[writer.BadImage] = (),
-    skipped_rows: Sequence[int] | None = None,
-    passport: Callable[[Path], Facts] | None = None,
+    skipped_rows: Sequence[int] = (),
+    passport: Write | None = None,
 ) -> dict[str, Any]:
     """Write `source` to `out`, with labels and manifest beside it; returns the manifest.
 
     `progress` is called with the number of images done since its last call. `skipped` lists the unreadable images,
-    which `source` no longer contains; `skipped_rows`, if others are left out too, all rows that it lacks. `passport`
+    which `source` no longer contains; `skipped_rows` all rows that it lacks, others that are left out too. `passport`
     is called with `out` when the images are complete, and adds to the manifest.
     """
     block_rows, held_out_rows = layout(source, held_out)
@@ -387,8 +387,7 @@ def prepare(
             "selection": None,
             "made_of": source.made_of,
             "left_out": [*source.left_out, *(image.sentence for image in skipped)],
-            # rows of the unfiltered source
-            "skipped_rows": [image.row for image in skipped] if skipped_rows is None else [*skipped_rows],
+            "skipped_rows": [*skipped_rows],
             **({} if passport is None else passport(out)),
         }
         write_json(out.with_name("manifest.json"), manifest)

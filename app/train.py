@@ -303,13 +303,13 @@ def save(t: Training, measured: dict[str, Any] | None) -> None:
         )
 
 
-def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0) -> Callable[[int, int], None]:
-    """Return a callback that records progress of an embedding pass every `every_s` seconds; none for a short one."""
+def embedding_progress(track: Tracker, state: TrainState) -> Callable[[int, int], None]:
+    """Return a callback that records progress of an embedding pass every ten seconds; none for a short one."""
     told = time.monotonic()
 
     def tell(done: int, total: int) -> None:
         nonlocal told
-        if time.monotonic() - told >= every_s:
+        if time.monotonic() - told >= 10:
             told = time.monotonic()
             track.event("embedding", state, done=done, total=total)
 

@@ -26,11 +26,11 @@ class Pairs:
     fold: NDArray[np.int64]  # [P]
 
 
-def all_pairs(labels: NDArray[np.int32], seed: int = FOLDS_SEED) -> Pairs:
+def all_pairs(labels: NDArray[np.int32]) -> Pairs:
     """Every pair of images once, P = N (N - 1) / 2, so that results do not depend on a choice of pairs."""
     left, right = np.triu_indices(len(labels), k=1)
     same = labels[left] == labels[right]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(FOLDS_SEED)
     fold = np.empty(len(left), np.int64)
     for kind in (True, False):
         places = rng.permutation(np.flatnonzero(same == kind))

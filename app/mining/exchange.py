@@ -19,11 +19,11 @@ Places = NDArray[np.int64]
 
 
 @torch.no_grad()
-def exchanged(z: Tensor, places: Sequence[Places], here: World, *, most_bytes: int = EXCHANGE_BYTES) -> Tensor:
+def exchanged(z: Tensor, places: Sequence[Places], here: World) -> Tensor:
     """Return this process's contiguous share [n', D] of all embeddings, from the scattered ones of all processes.
 
     `places` [W]: the positions among N of each process's embeddings, ascending; each position is in one of them. `z`
-    [n, D] are those of this process. Besides the result a process holds pieces of about `most_bytes`.
+    [n, D] are those of this process. Besides the result a process holds pieces of about EXCHANGE_BYTES.
     """
     count = sum(map(len, places))
     bounds = bounds_of(count, here)
@@ -31,7 +31,7 @@ def exchanged(z: Tensor, places: Sequence[Places], here: World, *, most_bytes: i
     cuts = np.array([np.searchsorted(each, bounds) for each in places])
     first, end = bounds[here.rank], bounds[here.rank + 1]
     result = z.new_empty(int(end - first), z.shape[1])
-    rows = max(1, most_bytes // (here.size * z.shape[1] * z.element_size()))  # to each process
+    rows = max(1, EXCHANGE_BYTES // (here.size * z.shape[1] * z.element_size()))  # to each process
     for start in range(0, int(np.diff(cuts).max(initial=0)), rows):
         low = np.minimum(cuts[:, :-1] + start, cuts[:, 1:])
         high = np.minimum(low + rows, cuts[:, 1:])

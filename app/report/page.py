@@ -52,5 +52,5 @@ def filled(page: Mapping[str, Any]) -> str:
     return BEGIN + environment.get_template("page.html.jinja").render(made=made, **page)
 
 
-def pct(share: float | None, digits: int = 1) -> str:
-    return "-" if share is None else f"{share:.{digits}%}"
+def pct(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

@@ -59,7 +59,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 @contextmanager
-def world(timeout_min: float = 10) -> Iterator[World]:
+def world() -> Iterator[World]:
     """Join the process group that torchrun set up in the environment; without torchrun, a world of one process.
 
     With GPUs: NCCL, one GPU per process. Without: gloo.
@@ -72,7 +72,7 @@ def world(timeout_min: float = 10) -> Iterator[World]:
         yield World(0, 1, device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_min))
+    dist.init_process_group(backend, timeout=timedelta(minutes=10))
     try:
         # GROUP_RANK numbers the machines in the order of ranks; two containers may share a host name.
         own = f"machine {os.environ.get('GROUP_RANK', '0')} ({socket.gethostname()})"

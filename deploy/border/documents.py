@@ -100,11 +100,11 @@ def _is_deep(value: object) -> bool:
     return bool(level)
 
 
-def read_document(path: Path, most: int = DOCUMENT_BYTES) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
     """Parse a file on the laptop that a machine may have written. Returns {} for a missing or invalid file."""
     try:
         with open(path, "rb") as file:
-            return document(file.read(most + 1), str(path), most)
+            return document(file.read(DOCUMENT_BYTES + 1), str(path))
     except (OSError, BadAnswer):
         return {}
 

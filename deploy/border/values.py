@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -170,15 +169,11 @@ def strings(value: object, what: str) -> dict[str, str]:
     return value
 
 
-def dollars(value: object, what: str, machines: Sequence[str] = ()) -> dict[str, float]:
-    """Check the cost of machines, in dollars by name. `machines`, if given, selects the names to keep.
-
-    Raises BadAnswer for any other value.
-    """
+def dollars(value: object, what: str) -> dict[str, float]:
+    """Check the cost of machines, in dollars by name. Raises BadAnswer for any other value."""
     if not isinstance(value, dict) or len(value) > 1000:
         raise BadAnswer(f"{what} is {shown(value)} instead of dollars per machine")
-    told = {str(name): number(usd, f"{what}, {text(name, what)}", 0, 100_000) for name, usd in value.items()}
-    return {name: usd for name, usd in told.items() if not machines or name in machines}
+    return {str(name): number(usd, f"{what}, {text(name, what)}", 0, 100_000) for name, usd in value.items()}
 
 
 def shown(value: object) -> str:

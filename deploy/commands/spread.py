@@ -24,6 +24,7 @@ from deploy.runs.session import Reach, Reached
 from deploy.shell import LinkLost
 from deploy.specs.estimate import plural
 from deploy.specs.plan import Plan
+from deploy.specs.request import How
 from deploy.specs.sweep import combinations, dearest, end_of_sweep, next_place
 from deploy.steps.consent import agree, warn_of_preemption
 from deploy.ui import sweep_table
@@ -34,23 +35,14 @@ ANSWER_S = 10.0  # for a machine to answer a look: the others wait meanwhile
 
 
 def spread(
-    project: Path,
-    texts: Sequence[str],
-    names: Sequence[str],
-    typed: dict[str, Any],
-    screen: Screen,
-    *,
-    detach: bool = False,
-    dry_run: bool = False,
-    keep: bool = False,
-    yes: bool = False,
+    project: Path, texts: Sequence[str], names: Sequence[str], typed: dict[str, Any], screen: Screen, how: How
 ) -> dict[str, Any]:
     """Check and plan all combinations on each target, ask once, run them on all targets at once, and compare them.
 
     Raises WrongUse if a combination or a target is wrong, and a failure at the end if a run failed.
     """
-    if detach or typed.get("queue"):
-        flag = "--detach" if detach else "--queue"
+    if how.detach or typed.get("queue"):
+        flag = "--detach" if how.detach else "--queue"
         raise WrongUse(f"--sweep on several targets is divided while it runs: leave {flag} out, or give one target")
     combos = {name: combinations(texts, {**typed, "target": name}) for name in names}
     planned: dict[str, Sweep] = {}
@@ -61,17 +53,17 @@ def spread(
             reap(at, screen=screen)
         checked = {name: check(at, combos[name], screen) for name, at in targets.items()}
         for name, at in targets.items():
-            if dry_run:
+            if how.dry_run:
                 planned[name], done[name] = look_ahead(at, combos[name], checked[name], screen)
             else:
                 stack.enter_context(session.launching(at.settings))("of a sweep")
                 planned[name], done[name] = plan_to_run(at, combos[name], checked[name], screen)
         was = _earlier(planned, done)
         _show(planned, was, targets, screen)
-        if dry_run:
+        if how.dry_run:
             return _of_plans(planned, was)
-        _agree(planned, was, targets, screen, yes=yes)
-    return _Spread(project, planned, was, screen, keep=keep).run()
+        _agree(planned, was, targets, screen, yes=how.yes)
+    return _Spread(project, planned, was, screen, keep=how.keep).run()
 
 
 def _earlier(planned: Mapping[str, Sweep], done: Mapping[str, Mapping[str, Record]]) -> list[Record | None]:

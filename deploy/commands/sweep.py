@@ -19,35 +19,25 @@ from deploy.runs import records as runs
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.specs.estimate import plural
-from deploy.specs.request import Request
+from deploy.specs.request import How, Request
 from deploy.specs.sweep import combinations, end_of_sweep, total
 from deploy.steps.consent import agree, warn_of_balance
 from deploy.ui import sweep_table
 from deploy.ui.screen import Screen
 
 
-def sweep(
-    project: Path,
-    texts: Sequence[str],
-    typed: dict[str, Any],
-    screen: Screen,
-    *,
-    detach: bool = False,
-    dry_run: bool = False,
-    keep: bool = False,
-    yes: bool = False,
-) -> dict[str, Any]:
+def sweep(project: Path, texts: Sequence[str], typed: dict[str, Any], screen: Screen, how: How) -> dict[str, Any]:
     """Check and plan all combinations, ask once, run them one after the other, and compare them.
 
     With `detach`, put all of them into the machine's queue instead. Raises StepFailed at the end if a run failed.
     """
-    combos = combinations(texts, {**typed, "queue": typed.get("queue") or detach})
+    combos = combinations(texts, {**typed, "queue": typed.get("queue") or how.detach})
     first = combos[0].request
     with session.target(project, first.target) as at:
         reap(at, screen=screen)
-        _refuse_several_machines(at, first, detach=detach)
+        _refuse_several_machines(at, first, detach=how.detach)
         checked = check(at, combos, screen)
-        if dry_run:
+        if how.dry_run:
             planned, done = look_ahead(at, combos, checked, screen)
             _show(planned, done, at, screen)
             return _of_plans(planned, done)
@@ -55,8 +45,8 @@ def sweep(
             note("of a sweep")
             planned, done = plan_to_run(at, combos, checked, screen)
             _show(planned, done, at, screen)
-            _agree(planned, done, at, screen, yes=yes)
-    return _Runs(project, planned, done, screen, keep=keep, detach=detach).run()
+            _agree(planned, done, at, screen, yes=how.yes)
+    return _Runs(project, planned, done, screen, keep=how.keep, detach=how.detach).run()
 
 
 def _show(planned: Sweep, done: dict[str, Record], at: Reach, screen: Screen) -> None:

@@ -19,7 +19,7 @@ from deploy.runs.situation import Situation
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.facts import Facts
 from deploy.specs.plan import Plan, going_on, make
-from deploy.specs.request import Request, parse_request
+from deploy.specs.request import How, Request, parse_request
 from deploy.steps import download, nodes, resolve, restore
 from deploy.steps.code_check import prove_code
 from deploy.steps.consent import agree, warn_of_balance, warn_of_preemption
@@ -58,23 +58,14 @@ def deploy(
     return {**about, "snapshot": made.plan.snapshot, "data": made.plan.data_path}
 
 
-def train(
-    project: Path,
-    request: Request,
-    screen: Screen,
-    *,
-    detach: bool = False,
-    dry_run: bool = False,
-    keep: bool = False,
-    yes: bool = False,
-) -> dict[str, Any]:
+def train(project: Path, request: Request, screen: Screen, how: How) -> dict[str, Any]:
     """Check the request, plan, start the job, follow it, and download the results."""
     with reach.target(project, request.target) as at:
         reap(at, screen=screen)
         checked = resolve.check(at, request)
         if checked.note:
             screen.say(checked.note)
-        if dry_run:
+        if how.dry_run:
             looked_up = look_at_host(at, resolve.gather(at, checked), screen)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             screen.plan(plan, with_command=True)
@@ -97,12 +88,12 @@ def train(
             at.snapshot = prove_code(at.settings)  # before the run is recorded: a refusal leaves no failed run
             warn_of_balance(at, plan, screen)
             warn_of_preemption(at.settings, screen)
-            _agree(plan, at, screen, yes=yes)
+            _agree(plan, at, screen, yes=how.yes)
             pack_images(at.settings, checked, screen)
-            record, since = start(at, plan, checked, looked_up, screen, keep=keep)
+            record, since = start(at, plan, checked, looked_up, screen, keep=how.keep)
         screen.say(f"run {record.run_id} is {record.state}")
         screen.commands(documents.next_commands(record))
-        if detach:
+        if how.detach:
             return documents.of_run(record, [], None)
         outcome = follow(at.run(record), since, screen)
     if outcome.failure:

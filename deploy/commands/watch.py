@@ -20,7 +20,7 @@ from deploy.runs import checkpoints, documents, notes, records, session
 from deploy.runs.records import Record
 from deploy.runs.session import Reached
 from deploy.shell import LinkLost, MachineGone
-from deploy.specs.request import Request
+from deploy.specs.request import How, Request
 from deploy.specs.settings import load
 from deploy.steps import download
 from deploy.steps.notify import run_notify_command
@@ -114,7 +114,7 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
     while True:
         try:
             again = Request(target=record.target, resume="auto", run=record.run_id)
-            train(project, again, screen, detach=True, yes=True)
+            train(project, again, screen, How(detach=True, yes=True))
             return records.get(project / "runs", record.run_id, record.target)
         except (NoMachine, LinkLost, MachineGone, NothingReadable) as error:
             # An attempt that never ran does not change the run: it stays lost and does not become failed.

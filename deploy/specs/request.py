@@ -105,6 +105,16 @@ def parse_nodes(text: str) -> int:
 
 
 @dataclass(frozen=True)
+class How:
+    """How `train` carries a request out: the flags that change nothing in the plan."""
+
+    detach: bool = False
+    dry_run: bool = False
+    keep: bool = False
+    yes: bool = False
+
+
+@dataclass(frozen=True)
 class Request:
     """The user's request, validated as far as possible without I/O. Each field with a flag declares a flag of train."""
 

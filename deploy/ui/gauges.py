@@ -71,12 +71,12 @@ def cost_words(usd: float | None, limit_usd: float | None) -> str | None:
     return f"${usd:.2f}" + (f" of ${limit_usd:.2f}" if limit_usd else "")
 
 
-def lines_of(parts: Iterable[str | None], width: int, between: str = "  ") -> list[str]:
+def lines_of(parts: Iterable[str | None], width: int) -> list[str]:
     """Put the parts on as few lines of at most `width` characters as their order allows. A part is not divided."""
     lines: list[str] = []
     for part in parts:
-        if part and lines and len(lines[-1]) + len(between) + len(part) <= width:
-            lines[-1] += between + part
+        if part and lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
         elif part:
             lines.append(part)
     return lines

@@ -159,11 +159,15 @@ def _images(plan: Plan) -> str:
 
 
 def _fraction(plan: Plan) -> str:
-    """The fraction and, if whole blocks come to another share of the images, what is trained on."""
+    """The fraction and, if whole blocks come to another share of the images, what is trained on.
+
+    The images of `prepare` are in a hundred blocks or more. Others are in blocks of data.block_size.
+    """
     rows, whole, asked = plan.data.train_rows, plan.data.whole_rows, plan.fraction
     if not whole or abs(rows / whole - asked) <= TOLD_FROM * asked:
         return f"{asked:g}"
-    return f"{asked:g}, but {rows} of {whole} images: a fraction takes whole blocks of {plan.data.block_rows}"
+    smaller = "" if plan.data.dataset_id else f"; --set data.block_size={max(1, whole // 100)} makes smaller ones"
+    return f"{asked:g}, but {rows} of {whole} images: a fraction takes whole blocks of {plan.data.block_rows}{smaller}"
 
 
 def _shards(plan: Plan) -> str:

@@ -23,7 +23,6 @@ ALIKE_BITS = 3  # of 64: hashes that differ by no more are compared by their pix
 ALIKE = 6.0  # mean difference of pixels, in levels, of a duplicate
 BANDS, BAND_BITS = 4, 16  # 64 bits with 3 errors have one of 4 bands without any
 CROWD = 512  # images with one band; more than these are compared only where their hashes are equal
-PIECE = 1024  # images between two reports of progress
 LOW_SCORE = 0.97  # of a face: below, a look is worth it
 Groups: TypeAlias = Sequence[Sequence[int]] | NDArray[np.int64]
 
@@ -63,10 +62,10 @@ SMALL, NOT_SQUARE, GREYS, TURNED = "smaller than 112 pixels", "not square", "gre
 LEFT_OUT = "left out"
 
 
-def passport(rows: Sequence[Row], images: Images, progress: Callable[[int], object] = lambda _: None) -> Passport:
+def passport(rows: Sequence[Row], images: Images) -> Passport:
     """Judge the rows and their images [N, 112, 112, 3]."""
     row_of = {row.image: place for place, row in enumerate(rows) if row.image is not None}
-    hashes, grey = look(images, range(len(images)), progress)
+    hashes, grey = look(images, range(len(images)))
     counts = Counter(row.person for row in rows if row.image is not None)
     kept = [place for place, row in enumerate(rows) if row.image is not None]
 
@@ -129,9 +128,7 @@ def counted(found: dict[str, Groups]) -> dict[str, int]:
     return {title: sum(len(group) - (title == DUPLICATES) for group in groups) for title, groups in found.items()}
 
 
-def look(
-    images: Images, rows: range, progress: Callable[[int], object] = lambda _: None
-) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def look(images: Images, rows: range) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """The difference hash (64 bits: is a pixel brighter than its left neighbour) and greyness of each of these rows."""
     hashes, grey = np.empty(len(rows), np.uint64), np.empty(len(rows), np.bool_)
     for place, image in enumerate(rows):
@@ -140,9 +137,6 @@ def look(
         small = Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.BOX)
         levels = np.asarray(small, np.int16)
         hashes[place] = np.packbits(levels[:, 1:] > levels[:, :-1]).view(np.uint64)[0]
-        if place % PIECE == PIECE - 1:
-            progress(PIECE)
-    progress(len(rows) % PIECE)
     return hashes, grey
 
 

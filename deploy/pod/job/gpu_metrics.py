@@ -25,12 +25,11 @@ MIB = 1 << 20
 
 
 class Gauges:
-    """The newest measurements, refreshed every `every_s` seconds."""
+    """The newest measurements, refreshed every EVERY_S seconds."""
 
-    def __init__(self, folder: Path, clock: Clock, every_s: float = EVERY_S) -> None:
+    def __init__(self, folder: Path, clock: Clock) -> None:
         self.folder = folder
         self.clock = clock
-        self.every_s = every_s
         self.gpus = GpuWatch(clock)
         self.values: dict[str, Any] = {}
         self._read_at: float | None = None
@@ -38,7 +37,7 @@ class Gauges:
 
     def read(self, job_pid: int | None) -> dict[str, Any]:
         now = self.clock.monotonic()
-        if self._read_at is None or now - self._read_at >= self.every_s:
+        if self._read_at is None or now - self._read_at >= EVERY_S:
             self._read_at = now
             self.values = {
                 "gpus": self.gpus.read(),

@@ -110,9 +110,9 @@ class Instance:
         return f"{self.type.name} in {self.region} ({self.id}, {self.type.usd_per_hour:.2f} USD an hour)"
 
 
-def load_key(environment: Mapping[str, str] = os.environ) -> Key:
+def load_key() -> Key:
     """Return the account's key. Raises NoAccount without one, WrongUse for one that cannot be sent."""
-    told = environment.get(KEY_VARIABLE, "").strip()
+    told = os.environ.get(KEY_VARIABLE, "").strip()
     if not told:
         raise NoAccount(f"Lambda Cloud needs an API key: {KEY_VARIABLE} is not set", next_command=WHERE_TO_GET)
     if not re.fullmatch(r"[!-~]+", told):

@@ -49,7 +49,7 @@ from deploy.pod.base import retry
 from deploy.pod.base.folder import read_json, write_json
 from deploy.runs.job import PIECE_BYTES
 from deploy.shell import base, link
-from deploy.specs.request import parse_request
+from deploy.specs.request import How, parse_request
 from deploy.ui.screen import Screen
 from deploy.ui.web import pages
 from deploy.workspace import devices
@@ -70,7 +70,7 @@ COMMANDS: dict[str, Callable[[Path, Screen], object]] = {
     "ps": lambda at, screen: screen.rows("Bills", ps.bills(at, screen), ("machine", "usd", "note")),
     "doctor": lambda at, screen: rental.doctor(at, "bad", screen, rent=False, yes=False),
     "evaluate": lambda at, screen: evaluate(at, screen),
-    "train --dry-run": lambda at, screen: train.train(at, parse_request(target="bad"), screen, dry_run=True),
+    "train --dry-run": lambda at, screen: train.train(at, parse_request(target="bad"), screen, How(dry_run=True)),
     "deploy": lambda at, screen: train.deploy(at, "bad", screen),
     "ssh-config": lambda at, screen: enter.ssh_config(at, "bad", RUN, screen),
     "rm": lambda at, screen: remove.remove(at, [RUN], screen, yes=True),  # refused: its machine costs money

@@ -18,6 +18,7 @@ from tests.deploy.specs.test_plan import FACTS, SETTINGS
 
 STOCK = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404, without the training environment"
 EACH = "made on the machine, again on each new machine, because no volume keeps it: about 3 GB of packages to download"
+BLOCKS = "a fraction takes whole blocks of 8192"
 ONCE = "made on the machine, kept on the volume: about 3 GB of packages to download"
 
 
@@ -68,8 +69,20 @@ def test_the_plan_tells_what_each_machine_gets_of_divided_images() -> None:
 @pytest.mark.parametrize(
     ("fraction", "rows", "whole", "block", "told"),
     [
-        (0.1, 300, 300, 8192, "0.1, but 300 of 300 images: a fraction takes whole blocks of 8192"),
-        (0.01, 8192, 20_000, 8192, "0.01, but 8192 of 20000 images: a fraction takes whole blocks of 8192"),
+        (
+            0.1,
+            300,
+            300,
+            8192,
+            "0.1, but 300 of 300 images: a fraction takes whole blocks of 8192; --set data.block_size=3",
+        ),
+        (
+            0.01,
+            8192,
+            20_000,
+            8192,
+            "0.01, but 8192 of 20000 images: a fraction takes whole blocks of 8192; --set data.",
+        ),
         (0.1, 30, 300, 30, "0.1"),
         (0.01, 8192 * 5, 3_800_000, 8192, "0.01"),
         (1.0, 300, 300, 8192, "1"),
@@ -79,6 +92,10 @@ def test_the_plan_tells_what_each_machine_gets_of_divided_images() -> None:
 def test_the_plan_tells_what_whole_blocks_come_to(
     fraction: float, rows: int, whole: int, block: int, told: str
 ) -> None:
-    data = dataclasses.replace(FACTS.data, train_rows=rows, whole_rows=whole, block_rows=block)
+    data = dataclasses.replace(FACTS.data, train_rows=rows, whole_rows=whole, block_rows=block, dataset_id=None)
     plan = make(SETTINGS, Request(fraction=fraction), dataclasses.replace(FACTS, data=data), tryout=True)
-    assert dict(plan_rows(plan))["fraction"] == told
+    shown = dict(plan_rows(plan))["fraction"]
+    assert shown.startswith(told)
+    assert ("," in shown) == ("," in told)
+    plan = dataclasses.replace(plan, data=dataclasses.replace(data, dataset_id="abc"))
+    assert "block_size" not in dict(plan_rows(plan))["fraction"]
