@@ -22,7 +22,7 @@ from app.models import build_backbone
 from app.models.batch_norm import calibrate
 from app.models.collapse import spread
 from app.models.moco import EMPTY, Encoder, FeatureBank, MomentumEncoder, Queue, contrastive_loss
-from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision
+from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision, with_graphs
 from app.runtime.data_parallel import data_parallel, gradients_meet
 from app.runtime.dist import World, buffers_from_main, gather_packed, share
 from app.runtime.schedule import by_epoch
@@ -98,6 +98,9 @@ class SelfSupervised:
         calibrate(self.encoder, views, only=None if backbone else self.encoder.projection)
         buffers_from_main(self.encoder, self.here)
         self.momentum.encoder.load_state_dict(self.encoder.state_dict())
+
+    def capture(self) -> None:
+        self.parallel = with_graphs(self.encoder, self.config, self.here.device)
 
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> dict[str, Any] | None:
         """Refresh the pseudo-IDs when they are due."""
