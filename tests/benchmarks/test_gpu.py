@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu import candidates, kernels
+from app.config import load
+from benchmarks.gpu import candidates, kernels, steps
 from benchmarks.gpu.__main__ import stretch
 from benchmarks.gpu.menu import CHECKS
 from benchmarks.gpu.report import Report
@@ -119,6 +120,16 @@ def test_clustering_on_the_device_is_equal_to_the_loops(seed: int, number: int) 
     found = kernels.swept(ids, torch.from_numpy(weight.astype(np.int32)), labels, seed=seed, number=number)
     assert np.array_equal(found.numpy(), new)
     assert not np.array_equal(new, labels.numpy())
+
+
+def test_peak_memory_is_compared_with_what_the_plan_says() -> None:
+    config = load(["backbone=iresnet50", "train.batch.size=384", "train.precision=bf16"])
+    half = steps.estimate(config, 1_219_995)
+    assert half is not None
+    assert 14 < half < 20  # GiB: tests/deploy/specs/test_memory.py says how it is made
+    config.train.batch.size = 192
+    assert (steps.estimate(config, 1_219_995) or 0) < half
+    assert steps.estimate(load(["backbone.layers=[1,1]"]), 1) is None
 
 
 def test_a_part_of_the_checks_gets_the_time_of_all() -> None:
