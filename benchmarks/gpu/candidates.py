@@ -297,8 +297,6 @@ def distinct(ids: Tensor, count: int) -> Tensor:
 
 CANDIDATES: dict[str, Callable[[Rig], Pair]] = {
     "bn_prelu": bn_prelu,
-    "cuda_graphs": cuda_graphs,
-    "bucket_maximum": bucket_maximum,
     "clusters": clusters,
     "head_product": head_product,
     "attention": attention,
@@ -306,6 +304,9 @@ CANDIDATES: dict[str, Callable[[Rig], Pair]] = {
     "infonce": infonce,
     "augmentation": augmentation,
     "embedding_compiled": embedding_compiled,
+    # Last: a fault of a kernel or of a capture may end every later use of the GPU in this process.
+    "cuda_graphs": cuda_graphs,
+    "bucket_maximum": bucket_maximum,
 }
 
 

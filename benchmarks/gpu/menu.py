@@ -24,7 +24,8 @@ CHECKS = [
     Check("search", searching.search_speed, 45),
     Check("partial_fc", searching.partial_fc, 25),
     Check("mining", searching.mining, 40),
-    Check("candidates", candidates.candidates, 90, COMPOSES),
-    Check("steps", steps.step_speed, 110, COMPOSES),
+    Check("steps", steps.step_speed, 60, COMPOSES, in_parts=True),
+    Check("candidates", candidates.candidates, 90, COMPOSES, in_parts=True),
+    Check("steps_compiled", steps.compiled_step_speed, 60, COMPOSES, in_parts=True),
 ]
 CORRECTNESS = CHECKS[:9]

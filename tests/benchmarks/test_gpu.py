@@ -46,6 +46,7 @@ def test_a_check_that_fails_hangs_or_cannot_run_does_not_stop_the_others(tmp_pat
     checks = [
         Check("breaks", breaks, 5),
         Check("hangs", hangs, 0.02),
+        Check("in parts", hangs, 0.02, in_parts=True),
         Check("bare", fine, 5, needs=("no_such_module",)),
         Check("fine", fine, 5),
     ]
@@ -53,6 +54,10 @@ def test_a_check_that_fails_hangs_or_cannot_run_does_not_stop_the_others(tmp_pat
     records = json.loads(report.path.read_text())["records"]
     assert report.failed == ["breaks", "hangs"]
     assert {"check": "breaks", "first": 1} in records  # measured before the failure
+    told = "the rest, after 0.2 s; --only in parts has more time"
+    assert [each for each in records if each["check"] == "in parts"] == [
+        {"check": "in parts", "first": 1}, {"check": "in parts", "left_out": told},
+    ]  # fmt: skip
     assert {"check": "bare", "left_out": "no_such_module is not installed"} in records
     assert {"check": "fine", "images_per_s": 123.5} in records
 
