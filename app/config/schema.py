@@ -274,7 +274,8 @@ class TrainConfig:
     precision: str = field(default="auto", metadata={"choices": ("auto", "fp32", "bf16", "fp16")})
     tf32: bool = True  # fp32 products on a GPU use a 10-bit mantissa
     channels_last: bool = True  # memory layout of convolutions; on GPUs faster with 16 bits
-    compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU; the image has its dependencies
+    # torch.compile of the networks that train and mine: minutes at the start, faster on GPUs; the image can do it
+    compile: bool = False
     # capture the network's passes as CUDA graphs, for few launches a step; auto: off until a GPU has measured them
     cuda_graphs: str = field(default="auto", metadata={"choices": SWITCH})
     # in a row; each is skipped, and the last one ends the run

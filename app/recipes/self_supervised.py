@@ -136,7 +136,9 @@ class SelfSupervised:
     def _shard(self, interlude: Interlude) -> Tensor:
         """Return embeddings [n, E] of this rank's share of the training images: new ones, or those in the bank."""
         if self.bank is None:
-            return embed_share(self.embedder, self.config, self.data, self.here, interlude)
+            return embed_share(
+                self.embedder, self.config, self.data, self.here, interlude, compiled=self.config.train.compile
+            )
         return self.bank.features[torch.from_numpy(share(self.data.train_rows, self.here))].float()
 
     def pick(self, rows: Rows, chance: NDArray[np.float64]) -> Rows:
