@@ -36,6 +36,7 @@ from app.runtime import checkpoint, dist
 from app.runtime.command import answer
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
+from app.runtime.stop import Interrupted, Stop
 from app.runtime.weights import load_backbone
 
 OWN_WORDS = ("weights", "images", "out", "flip", "fit")
@@ -53,17 +54,25 @@ class Embeds:
 
 
 def main(argv: list[str]) -> int:
+    stop = Stop().listen()
+
     def work() -> tuple[str, int]:
-        with dist.world() as here:
-            if here.size > 1:
-                raise WrongUse("app.embed is for one process; start it with python -m app.embed, without torchrun")
-            return embed(argv, here), 0
+        try:
+            with dist.world() as here, stop.at_once(here):
+                if here.size > 1:
+                    raise WrongUse("app.embed is for one process; start it with python -m app.embed, without torchrun")
+                return embed(argv, here, stop), 0
+        except Interrupted as error:
+            raise Failed("stopped; run the same command to start again") from error
 
     return answer(argv, __doc__ or "", work)
 
 
-def embed(argv: Sequence[str], here: World) -> str:
-    """Embed as the command line says, and return what to print. Raises WrongUse, and Failed for NaN or infinity."""
+def embed(argv: Sequence[str], here: World, stop: Stop) -> str:
+    """Embed as the command line says, and return what to print.
+
+    Raises WrongUse, Interrupted, and Failed for NaN or infinity.
+    """
     given, overrides = own_words(argv, OWN_WORDS)
     for key, example in (("weights", "model.onnx"), ("images", "images.npy"), ("out", "embeddings.npy")):
         if not given.get(key):
@@ -79,7 +88,7 @@ def embed(argv: Sequence[str], here: World) -> str:
     weights, flip = Path(given["weights"]), given.get("flip") != "false"
     embeds = network_of(weights, overrides)
     make_folder(out.absolute().parent, "out")
-    rows = [embedded(embeds, images, flip, here) for images in chunks(files, fit)]
+    rows = [embedded(embeds, images, flip, here, stop) for images in chunks(files, fit)]
     found = np.concatenate(rows)
     if not np.isfinite(found).all():
         raise Failed(f"the embeddings of {int((~np.isfinite(found)).any(1).sum())} of {len(found)} are not finite")
@@ -140,7 +149,7 @@ def network_of(weights: Path, overrides: Sequence[str]) -> Embeds:
     return Embeds(network, shape.image_size, shape.embedding_dim, config.train.eval.batch_size)
 
 
-def embedded(embeds: Embeds, images: NDArray[np.uint8], flip: bool, here: World) -> NDArray[np.float32]:
+def embedded(embeds: Embeds, images: NDArray[np.uint8], flip: bool, here: World, stop: Stop) -> NDArray[np.float32]:
     """Return embeddings [n, D] of images [n, 112, 112, 3], as app.evaluate computes them."""
     found, _ = embed_all(
         embeds.network,
@@ -150,7 +159,9 @@ def embedded(embeds: Embeds, images: NDArray[np.uint8], flip: bool, here: World)
         batch_size=batch_size_for(embeds.batch_size, here),
         embedding_dim=embeds.dim,
         flip=flip,
+        interrupted=stop.asked.is_set,
     )
+    stop.leave_together(here)
     return found
 
 

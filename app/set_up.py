@@ -18,7 +18,7 @@ from app.evaluation.validation import NONE
 from app.evaluation.while_training import NamedSets
 from app.recipes import RECIPES, Recipe
 from app.recipes.update import Update
-from app.runtime import checkpoint, dist
+from app.runtime import checkpoint, dist, graphs
 from app.runtime.checkpoint import TrainState
 from app.runtime.compiler import refuse_without_compiler
 from app.runtime.dist import World
@@ -79,6 +79,7 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
     with dist.together(here):
         if settings.compile:
             refuse_without_compiler(here.device.type)
+        graphs.refuse_unfit(config, here)
     if here.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = settings.tf32
@@ -117,6 +118,8 @@ def begin(t: Training) -> None:
     elif settings.warm_start is not None:
         recipe.warm_start(Path(settings.warm_start))
         recipe.calibrate(backbone=False)
+    if graphs.is_on(t.config):
+        recipe.capture()
     t.taken_this_epoch = int(t.state.seen > 0 and t.state.step > 0)
     t.first_image = t.state.epoch * t.rows + t.state.seen
     t.track.event(

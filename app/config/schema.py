@@ -15,6 +15,7 @@ HEADS = ("combined", "arcface", "cosface", "sphereface", "adaface", "magface", "
 RECIPES = ("self_supervised", "supervised", "distill")
 DISTILLATIONS = ("cosine", "l2")
 SHARDS = ("whole", "by_node")
+SWITCH = ("auto", "on", "off")
 PROBABILITY, BELOW_ONE = {"probability": True}, {"below_one": True}
 ABOVE_ZERO, FROM_ZERO = {"above_zero": True}, {"from_zero": True}
 NO_ID = -1  # the pseudo-ID of an image without a cluster
@@ -273,7 +274,10 @@ class TrainConfig:
     precision: str = field(default="auto", metadata={"choices": ("auto", "fp32", "bf16", "fp16")})
     tf32: bool = True  # fp32 products on a GPU use a 10-bit mantissa
     channels_last: bool = True  # memory layout of convolutions; on GPUs faster with 16 bits
-    compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU; the image has its dependencies
+    # torch.compile of the networks that train and mine: minutes at the start, faster on GPUs; the image can do it
+    compile: bool = False
+    # capture the network's passes as CUDA graphs, for few launches a step; auto: off until a GPU has measured them
+    cuda_graphs: str = field(default="auto", metadata={"choices": SWITCH})
     # in a row; each is skipped, and the last one ends the run
     max_nonfinite_steps: int = field(default=10, metadata={"least": 1})
     log_every_steps: int = field(default=10, metadata={"least": 1})  # a line of the log and an event of metrics.jsonl

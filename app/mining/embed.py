@@ -43,7 +43,8 @@ def embed(
 
     With `shard` it is the share of `shard.places(rows)`, of images that this machine reads.
 
-    They are fp32 on `here.device`. After each chunk all ranks agree whether to continue; a rank with fewer chunks, or
+    They are fp32 on `here.device`; those of a network in 16 bits are rounded to fp16 first, whether they are stored or
+    not. After each chunk all ranks agree whether to continue; a rank with fewer chunks, or
     none, takes part. If `interrupted` is true on one rank, all raise Interrupted. With `kept`, a pass that is expected
     to take long stores its chunks. Chunks that an earlier call stored are read instead of computed. The caller clears
     them once it has the result. On rank 0 `progress` receives the images done and the total, estimated from that rank's
@@ -68,12 +69,15 @@ def embed(
         # All ranks count the chunks of the largest share, so that all synchronise after each.
         for start in range(0, max(sizes) if sizes else -(-len(rows) // here.size), chunk_rows):
             part, z = own[start : start + chunk_rows], result[start : start + chunk_rows]
-            whole = chunks.read(start, z)
+            stored = z if embedder.precision == torch.float32 else torch.empty_like(z, dtype=torch.float16)
+            whole = chunks.read(start, stored)
             if not whole:
                 views = plain_views(images, part, embedder.image_size, batch_size, here.device)
                 whole = _embed_chunk(embedder, views, z, interrupted)
                 if whole:
-                    chunks.write(start, z)
+                    chunks.write(start, stored.copy_(z))
+            if stored is not z:  # the same numbers, read or computed
+                z.copy_(F.normalize(stored.float(), dim=1))
             if progress is not None and here.is_main:
                 progress(min(len(rows), (start + len(part)) * len(rows) // len(own)), len(rows))
             if any_rank(not whole or (interrupted is not None and interrupted()), here):

@@ -1,7 +1,8 @@
 """Store chunks of embeddings on disk, so that an interrupted pass can resume.
 
-Chunks are fp32: a resumed pass gives the same pseudo-IDs, to the bit, as an uninterrupted one. A thread writes them
-without sync, so that the device need not wait. A chunk damaged by a power cut fails its checksum and is embedded again.
+Chunks hold what the pass continues with, in fp32 or fp16: a resumed pass gives the same pseudo-IDs, to the bit, as an
+uninterrupted one. A thread writes them without sync, so that the device need not wait. A chunk damaged by a power cut
+fails its checksum and is embedded again.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Chunks:
         if self.begins is None:
             return False
         z = read_chunk(self._file(start))
-        if z is None or z.shape != into.shape:
+        if z is None or z.shape != into.shape or torch.from_numpy(z).dtype != into.dtype:
             return False
         into.copy_(torch.from_numpy(z))
         self.long = True  # the earlier call judged the pass long

@@ -44,7 +44,9 @@ class Interlude:
             raise Interrupted
 
 
-def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World, interlude: Interlude) -> Tensor:
+def embed_share(
+    embedder: nn.Module, config: Config, data: Dataset, here: World, interlude: Interlude, *, compiled: bool = False
+) -> Tensor:
     """Return unit embeddings [n, D] of this rank's contiguous share of the training images. Raises Interrupted.
 
     With shards each machine embeds its own images, and the embeddings are then exchanged.
@@ -55,7 +57,13 @@ def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World,
     precision = PRECISION[of_device(config.train.precision, here.device)]
     with emptied_cache(here.device):
         shard = embed(
-            Embedder(embedder, config.backbone.image_size, precision=precision, flip=config.mining.flip_sum),
+            Embedder(
+                embedder,
+                config.backbone.image_size,
+                precision=precision,
+                flip=config.mining.flip_sum,
+                compiled=compiled,
+            ),
             data.images,
             data.train_rows,
             here,

@@ -21,7 +21,8 @@ class Embedder:
     """Embeds batches with a copy of a network. The network itself and its mode do not change.
 
     `precision` applies to the network's products (autocast); embeddings are fp32. With `flip` the embedding of the
-    mirrored image is added.
+    mirrored image is added. With `compiled` the copy is compiled for batches of one size; torch compiles once for all
+    copies of a network. A smaller batch is filled up.
     """
 
     def __init__(
@@ -32,21 +33,36 @@ class Embedder:
         device: torch.device | None = None,
         precision: torch.dtype = torch.float32,
         flip: bool = False,
+        compiled: bool = False,
     ) -> None:
-        self.image_size, self.precision, self.flip = image_size, precision, flip
+        self.image_size, self.precision, self.flip, self.compiled = image_size, precision, flip, compiled
         self.network = folded(network, image_size).to(device, memory_format=torch.channels_last)
+        if compiled:
+            self.network = torch.compile(self.network, dynamic=False)
+        self.size = 0  # of the largest batch so far
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings [B, D] of images [B, 3, S, S] in [-1, 1], not normalised, and their lengths [B].
 
         With `flip` the length is the mean over both, before they are added.
         """
+        count = len(x)
+        if self.compiled:
+            self.size = max(self.size, count)
+            x = filled_up(x, self.size)
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
-            views = [self.network(x).float()]
+            views = [self.network(x)[:count].float()]
             if self.flip:
-                views.append(self.network(x.flip(3)).float())
+                views.append(self.network(x.flip(3))[:count].float())
         lengths = [torch.linalg.vector_norm(view, dim=1) for view in views]
         return (views[0] + views[1], (lengths[0] + lengths[1]) / 2) if self.flip else (views[0], lengths[0])
+
+
+def filled_up(x: Tensor, size: int) -> Tensor:
+    """Return images [B, 3, S, S], channels last in memory, with copies of the last one up to `size` of them."""
+    if len(x) == size:
+        return x
+    return torch.cat([x, x[-1:].expand(size - len(x), -1, -1, -1)]).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()  # not inference_mode: its tensors cannot be moved, nor change their memory format, outside of it

@@ -20,6 +20,7 @@ from app.data.loader import Asked, Parcel
 from app.mining.refresh import PRECISION, Interlude
 from app.models import batch_norm
 from app.runtime.dist import World, averages_of, mean, put_averages
+from app.runtime.graphs import captured
 from app.runtime.precision import of_device
 
 
@@ -63,6 +64,9 @@ class Recipe(Protocol):
 
         Without `backbone` its averages stay, as after a warm start, where they belong to its weights.
         """
+
+    def capture(self) -> None:
+        """Capture the passes of the trained network as CUDA graphs; see app/runtime/graphs.py."""
 
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> dict[str, Any] | None:
         """Do the work between epochs and return a report on it. Without an interlude the epoch is being resumed.
@@ -131,10 +135,18 @@ def first_views(data: Dataset, augment: Augment, seed: int, device: torch.device
         yield augment(images, Generator().manual_seed(seed + number))
 
 
-def half_precision(config: Config, device: torch.device) -> AbstractContextManager[None]:
+def half_precision(config: Config, device: torch.device, *, cached: bool = True) -> AbstractContextManager[None]:
     """Autocast for the forward pass of a network only: views, losses and heads compute in fp32."""
     precision = PRECISION[of_device(config.train.precision, device)]
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32, cache_enabled=cached)
+
+
+def with_graphs(network: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    """Return the network with captured passes, for the batches of this configuration."""
+    side = config.backbone.image_size
+    images = torch.zeros(config.train.batch.size, 3, side, side, device=device)
+    with half_precision(config, device, cached=False):  # a cached copy of the weights would not follow them
+        return captured(network, images.contiguous(memory_format=torch.channels_last))
 
 
 # Not weights of a sum: ViT's position embedding and mask token, and the Fourier layer's gain, whose neutral value is 1.

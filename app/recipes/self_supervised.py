@@ -22,7 +22,7 @@ from app.models import build_backbone
 from app.models.batch_norm import calibrate
 from app.models.collapse import spread
 from app.models.moco import EMPTY, Encoder, FeatureBank, MomentumEncoder, Queue, contrastive_loss
-from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision
+from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision, with_graphs
 from app.runtime.data_parallel import data_parallel, gradients_meet
 from app.runtime.dist import World, buffers_from_main, gather_packed, share
 from app.runtime.schedule import by_epoch
@@ -99,6 +99,9 @@ class SelfSupervised:
         buffers_from_main(self.encoder, self.here)
         self.momentum.encoder.load_state_dict(self.encoder.state_dict())
 
+    def capture(self) -> None:
+        self.parallel = with_graphs(self.encoder, self.config, self.here.device)
+
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> dict[str, Any] | None:
         """Refresh the pseudo-IDs when they are due."""
         mining, positives = self.config.mining, self.config.recipe.positives
@@ -133,7 +136,9 @@ class SelfSupervised:
     def _shard(self, interlude: Interlude) -> Tensor:
         """Return embeddings [n, E] of this rank's share of the training images: new ones, or those in the bank."""
         if self.bank is None:
-            return embed_share(self.embedder, self.config, self.data, self.here, interlude)
+            return embed_share(
+                self.embedder, self.config, self.data, self.here, interlude, compiled=self.config.train.compile
+            )
         return self.bank.features[torch.from_numpy(share(self.data.train_rows, self.here))].float()
 
     def pick(self, rows: Rows, chance: NDArray[np.float64]) -> Rows:

@@ -22,7 +22,7 @@ from app.models.batch_norm import calibrate
 from app.models.collapse import spread
 from app.models.distillation import NoHead
 from app.models.partial_fc import PartialFC
-from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision
+from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision, with_graphs
 from app.runtime.arcface_torch import converted
 from app.runtime.data_parallel import data_parallel, gradients_meet
 from app.runtime.dist import World, buffers_from_main, together
@@ -101,6 +101,9 @@ class Supervised:
         buffers_from_main(self.backbone, self.here)
         if self.average is not None:
             self.average.network.load_state_dict(self.backbone.state_dict())
+
+    def capture(self) -> None:
+        self.parallel = with_graphs(self.trained, self.config, self.here.device)
 
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> None:
         """Nothing to do: labels do not change."""

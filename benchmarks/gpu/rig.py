@@ -9,7 +9,8 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,21 @@ class Rig:
         if not self.on_cpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
+
+
+@contextmanager
+def as_in_training(rig: Rig) -> Iterator[None]:
+    """On a GPU, allow TF32 and let cuDNN choose its algorithms, as app/set_up.py does."""
+    cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    settings = cudnn.allow_tf32, cudnn.benchmark
+    if not rig.on_cpu:
+        torch.set_float32_matmul_precision("high")
+        cudnn.allow_tf32 = cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        cudnn.allow_tf32, cudnn.benchmark = settings
 
 
 def driver_version() -> str | None:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.gpu.rig import Rig
-from benchmarks.gpu.running import Records
+from benchmarks.gpu.running import Records, Wrong
 from benchmarks.gpu.trainer import Trainer
+
+if TYPE_CHECKING:
+    from app.config import Config
+
+MOST_WAITS = 1
 
 
 def step_speed(rig: Rig) -> Records:
-    """Images a second of MoCo with IResNet50 by batch size, precision and compilation; useful settings first."""
+    """Images a second of MoCo with IResNet50 by batch size and precision; useful settings first."""
+    yield from speeds(rig, compiled=False)
+
+
+def compiled_step_speed(rig: Rig) -> Records:
+    """The same with train.compile=true. Each setting compiles for a minute, which is not counted."""
+    yield from speeds(rig, compiled=True)
+
+
+def speeds(rig: Rig, *, compiled: bool) -> Records:
     peak = matrix_rate(rig)
-    sizes = (8,) if rig.on_cpu else (128, 384)
-    for compiled in (False, True):
-        for precision in ("bf16", "fp16", "fp32"):
-            for size in sizes:
-                if rig.on_cpu and (compiled or precision == "fp16"):
-                    continue
+    for precision in ("bf16", "fp16", "fp32"):
+        for size in (8,) if rig.on_cpu else (128, 384):
+            if not rig.on_cpu or (precision != "fp16" and not compiled):
                 yield measured(rig, precision, size, compiled=compiled, peak=peak)
 
 
@@ -43,7 +54,8 @@ def measured(rig: Rig, precision: str, size: int, *, compiled: bool, peak: float
         result |= {"gflop_per_image": flop / size / 1e9, "of_matrix_rate": flop / step_s / peak}
     if not rig.on_cpu:
         result |= {"peak_gib": torch.cuda.max_memory_allocated(rig.device) / 2**30}
-    return {**result, "estimated_gib": estimate(trainer, precision, size)}
+        result |= {"reserved_gib": torch.cuda.max_memory_reserved(rig.device) / 2**30}
+    return {**result, "estimated_gib": estimate(trainer.config, len(trainer.data.images))}
 
 
 def words(rig: Rig, precision: str, size: int, *, compiled: bool = False, recipe: str = "self_supervised") -> list[str]:
@@ -74,26 +86,21 @@ def flops(trainer: Trainer) -> int:
     return counter.get_total_flops()
 
 
-def estimate(trainer: Trainer, precision: str, size: int) -> float | None:
-    """Return estimated GiB: weights, gradients, momentum, the momentum encoder, and what is saved for backward."""
-    from app.config.compose import CONF
+def estimate(config: Config, rows: int) -> float | None:
+    """Return GiB on the GPU by the plan's own estimate; None for a backbone without figures."""
+    from deploy.specs import memory
 
-    table = json.loads((CONF / "memory.json").read_text(encoding="utf-8"))
-    params = sum(p.numel() for p in trainer.recipe.embedder.parameters())
-    entries = [
-        entry
-        for entry in table.values()
-        if (entry["params"], entry["image_size"]) == (params, trainer.config.backbone.image_size)
-    ]
-    if not entries:
-        return None
-    name = "fp32" if precision == "fp32" else "half"
-    saved_mib = entries[0]["saved_mib_per_image"][name] * size + entries[0]["saved_mib_fixed"][name]
-    return 16 * params / 2**30 + saved_mib / 1024
+    table = memory.read(Path(__file__).parents[2])
+    need = memory.of_step(config.as_dict(), table, config.train.precision, None, memory.Extent(rows))
+    return None if need.needed_bytes is None else need.needed_bytes / 2**30
 
 
 def waits(rig: Rig) -> Records:
-    """How often the host waits for the device in one step, counted by CUDA's sync warnings, with their lines."""
+    """How often the host waits for the device in one step, counted by CUDA's sync warnings, with their lines.
+
+    Raises Wrong for more than `MOST_WAITS`, once all are recorded.
+    """
+    counts = []
     for recipe in ("self_supervised", "supervised"):
         trainer = Trainer(rig, [f"recipe={recipe}", *words(rig, "bf16", rig.sized(64, 8), recipe=recipe)])
         for _ in range(3):
@@ -109,7 +116,10 @@ def waits(rig: Rig) -> Records:
                     torch.cuda.set_sync_debug_mode("default")
         update.verdict()
         told = [f"{w.filename.rsplit('/', 3)[-1]}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+        counts.append(len(told))
         yield {"recipe": recipe, "waits": None if rig.on_cpu else len(told), "at": sorted(set(told))}
+    if max(counts) > MOST_WAITS:
+        raise Wrong(f"{counts} waits in a step, and {MOST_WAITS} is the claim")
 
 
 def augmentation_share(rig: Rig) -> Records:

@@ -13,6 +13,7 @@ from app import train
 from app.config import load
 from app.data.dataset import Dataset
 from app.recipes import RECIPES, Batch
+from app.runtime import graphs
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
 from app.runtime.optimizer import build_optimizer
@@ -45,6 +46,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.config.train.optimizer, self.recipe.param_groups())
         self.scaler = torch.amp.GradScaler(rig.device.type, enabled=self.config.train.precision == "fp16")
         self.recipe.calibrate()
+        if graphs.is_on(self.config):
+            self.recipe.capture()
         self.recipe.begin_epoch(0, None)
         self.batches = self._batches()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -114,11 +115,29 @@ def fault(devices: Devices, device: str, *, promised: int | None = None, is_here
         return f"{plural(promised, 'GPU is', 'GPUs are')} paid for and torch can use {count}{because}"
     if device == CUDA and not count:
         return f"the target requires device: cuda and torch can use no GPU{because}"
-    if count < (devices.listed or 0) and devices.visible is None and (devices.cuda or not is_here):
-        return f"the machine has {plural(devices.listed or 0, 'GPU')} and torch can use {count}{because}"
+    expected = devices.listed or 0 if devices.visible is None else named(devices.visible)
+    if count < expected and (devices.cuda or not is_here):
+        if devices.visible is None:
+            return f"the machine has {plural(expected, 'GPU')} and torch can use {count}{because}"
+        names = f"CUDA_VISIBLE_DEVICES={devices.visible} names {plural(expected, 'GPU')}"
+        return f"{names} and torch can use {count}{because}"
     if not count and devices.why and devices.listed is None and not is_here and "No devices" not in devices.why:
         return f"torch can use no GPU{because}"
     return None
+
+
+def named(visible: str) -> int:
+    """PURE: return how many GPUs CUDA_VISIBLE_DEVICES names, by index or UUID, up to the first word that is neither.
+
+    Slices of a GPU (MIG) count as one: CUDA gives a process only the first.
+    """
+    found = []
+    for word in map(str.strip, visible.split(",")):
+        if not re.match(r"\d+$|GPU-|MIG-", word):
+            break
+        found.append(word)
+    slices = [word for word in found if word.startswith("MIG-")]
+    return len(found) - len(slices) + bool(slices)
 
 
 def driver_fault(devices: Devices, device: str, promised: int | None) -> str | None:

@@ -243,7 +243,8 @@ def test_a_compiled_network_trains_and_its_checkpoint_fits_an_uncompiled_one(
     """The backend aot_eager traces and differentiates as usual, but compiles no C++, which would take a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     monkeypatch.setenv("CXX", sys.executable)
-    run(small_data, tmp_path, alone, "train.epochs=1", "train.compile=true")
+    embedded = run(small_data, tmp_path, alone, "train.epochs=1", "train.compile=true", "mining.start_epoch=0")
+    assert [event["accepted"] for event in embedded if event["event"] == "mining"]  # by a compiled network, too
     seen = run(small_data, tmp_path, alone, "train.epochs=2", "train.resume=auto")
     assert (seen[-1]["reason"], seen[-1]["step"]) == ("done", 8)
 

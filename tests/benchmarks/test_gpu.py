@@ -10,8 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from app.config import load
+from benchmarks.gpu import candidates, kernels, steps
+from benchmarks.gpu.__main__ import stretch
 from benchmarks.gpu.menu import CHECKS
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.rig import Rig
@@ -41,6 +46,7 @@ def test_a_check_that_fails_hangs_or_cannot_run_does_not_stop_the_others(tmp_pat
     checks = [
         Check("breaks", breaks, 5),
         Check("hangs", hangs, 0.02),
+        Check("in parts", hangs, 0.02, in_parts=True),
         Check("bare", fine, 5, needs=("no_such_module",)),
         Check("fine", fine, 5),
     ]
@@ -48,6 +54,10 @@ def test_a_check_that_fails_hangs_or_cannot_run_does_not_stop_the_others(tmp_pat
     records = json.loads(report.path.read_text())["records"]
     assert report.failed == ["breaks", "hangs"]
     assert {"check": "breaks", "first": 1} in records  # measured before the failure
+    told = "the rest, after 0.2 s; --only in parts has more time"
+    assert [each for each in records if each["check"] == "in parts"] == [
+        {"check": "in parts", "first": 1}, {"check": "in parts", "left_out": told},
+    ]  # fmt: skip
     assert {"check": "bare", "left_out": "no_such_module is not installed"} in records
     assert {"check": "fine", "images_per_s": 123.5} in records
 
@@ -73,6 +83,63 @@ def test_the_command_runs_the_checks_that_are_asked_for(tmp_path: Path) -> None:
     records = json.loads((tmp_path / "gpu-cpu.json").read_text())["records"]
     assert {record["check"] for record in records if record.get("ok")} == {*quick}
     assert [record for record in records if "left_out" in record or record.get("ok") is False] == []
+
+
+@pytest.mark.parametrize(
+    ("apart", "times_as_fast", "kept"),
+    [(0.0, 1.5, True), (0.1, 1.5, True), (0.11, 9.0, False), (0.0, 1.02, False), (float("nan"), 9.0, False)],
+)
+def test_a_candidate_is_kept_only_if_it_is_equal_and_faster(apart: float, times_as_fast: float, kept: bool) -> None:
+    assert candidates.is_kept(apart, 0.1, times_as_fast) is kept
+
+
+def test_a_candidate_that_cannot_run_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Rig) -> candidates.Pair:
+        raise RuntimeError("no kernel image is available")
+
+    some = {"broken": broken, "cuda_graphs": candidates.cuda_graphs, "clusters": candidates.clusters}
+    monkeypatch.setattr(candidates, "CANDIDATES", some)
+    told = {record["candidate"]: record for record in candidates.candidates(Rig(tmp_path, tmp_path, on_cpu=True))}
+    assert "no kernel image" in told["broken"]["error"]
+    assert told["cuda_graphs"]["left_out"].startswith("needs a GPU")
+    assert told["clusters"]["equal"] is True
+    assert "keep" not in told["clusters"]  # a CPU decides nothing
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("number", [0, 3])
+def test_clustering_on_the_device_is_equal_to_the_loops(seed: int, number: int) -> None:
+    """The coins, ties and one-way edges too, by the loops of app/mining/graph.py."""
+    from app.mining.graph import sweep, weigh
+
+    n, k = 400, 7
+    ids, cosine = candidates.lists_of_people(n, k)
+    labels = torch.arange(n, dtype=torch.int32) // 3
+    weight, new, yes = np.zeros((n, k), np.uint16), labels.clone().numpy(), np.ones(n, bool)
+    degree, group = np.full(n, k, np.int32), np.zeros(n, np.int32)
+    lists = ids.numpy(), cosine.numpy(), 0, ids.numpy(), np.zeros(0, np.int32)
+    weigh(*lists, degree, np.zeros(n, bool), group, 0.2, 0, weight)
+    sweep(ids.numpy(), degree, weight, 0, labels.numpy(), yes, yes.copy(), seed, number, new)
+    assert np.array_equal(kernels.overlaps(ids, cosine, 0.2).numpy(), weight)
+    assert 0 < np.count_nonzero(weight) < weight.size
+    found = kernels.swept(ids, torch.from_numpy(weight.astype(np.int32)), labels, seed=seed, number=number)
+    assert np.array_equal(found.numpy(), new)
+    assert not np.array_equal(new, labels.numpy())
+
+
+def test_peak_memory_is_compared_with_what_the_plan_says() -> None:
+    config = load(["backbone=iresnet50", "train.batch.size=384", "train.precision=bf16"])
+    half = steps.estimate(config, 1_219_995)
+    assert half is not None
+    assert 14 < half < 20  # GiB: tests/deploy/specs/test_memory.py says how it is made
+    config.train.batch.size = 192
+    assert (steps.estimate(config, 1_219_995) or 0) < half
+    assert steps.estimate(load(["backbone.layers=[1,1]"]), 1) is None
+
+
+def test_a_part_of_the_checks_gets_the_time_of_all() -> None:
+    assert stretch([check for check in CHECKS if check.name == "candidates"], 540) > 5
+    assert stretch(CHECKS, 540) == 1
 
 
 @pytest.mark.slow

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app.data.loader import plain_views
 from app.mining.embed import Interrupted, embed
 from app.mining.kept import Chunks, Kept, is_long
 from app.models.embedder import Embedder
@@ -101,6 +104,36 @@ def test_an_interrupted_pass_goes_on_where_it_was(images: np.ndarray, alone: Wor
     kept.clear()
     kept.clear()
     assert list(kept.folder.iterdir()) == []
+
+
+def test_chunks_of_a_network_in_16_bits_take_half_the_disk_and_go_on_to_the_bit(
+    images: np.ndarray, alone: World, tmp_path: Path
+) -> None:
+    def in_16_bits() -> Counting:
+        net = Counting()
+        net.precision = torch.bfloat16
+        return net
+
+    kept, net = Kept(tmp_path / "kept", "weights 1"), in_16_bits()
+    with pytest.raises(Interrupted):
+        run(net, images, alone, kept=kept, interrupted=lambda: net.embedded >= 20)
+    files = sorted(kept.folder.glob("*.npy"))
+    assert [np.load(io.BytesIO(file.read_bytes()[:-4])).dtype for file in files] == [np.float16, np.float16]
+    going_on, whole = in_16_bits(), run(in_16_bits(), images, alone)
+    assert torch.equal(run(going_on, images, alone, kept=kept), whole)
+    assert going_on.embedded == 10
+    exact = run(Counting(), images, alone)
+    assert (whole * exact).sum(1).min() > 0.999  # bf16 rounds more than the chunks do
+    assert torch.allclose(whole.norm(dim=1), torch.ones(len(whole)), atol=1e-6)
+    np.testing.assert_allclose(whole, in_bf16(images), atol=2**-11)
+
+
+def in_bf16(images: np.ndarray) -> Tensor:
+    """The unit embeddings before they are rounded."""
+    embedder = Embedder(Net(), SIZE, precision=torch.bfloat16)
+    with torch.no_grad():
+        views = plain_views(images, ROWS, SIZE, 4, torch.device("cpu"))
+        return torch.cat([F.normalize(embedder(x)[0], dim=1) for x in views])
 
 
 def test_chunks_of_other_weights_or_settings_are_removed_not_used(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from app.config import load
 from app.models import build_backbone
@@ -93,3 +96,29 @@ def test_a_network_whose_parts_mislead_is_left_as_it_is() -> None:
     network.bn = nn.BatchNorm2d(4).eval()
     network.forward = lambda x: network.conv(x).mean((2, 3))  # type: ignore[method-assign]
     assert isinstance(folded(network, 8), Misleading)
+
+
+@pytest.mark.parametrize("name", ["iresnet_narrow", "mobilefacenet", "vit_t"])
+def test_copies_of_a_network_are_compiled_once_and_smaller_batches_are_filled_up(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mining copies the network anew at each refresh. Neither a copy nor the last batch may cost another minute."""
+    torch.manual_seed(1)
+    network = build_backbone(load([f"backbone={name}", "backbone.image_size=32"]).backbone)
+    images = (torch.rand(6, 3, 32, 32) * 2 - 1).contiguous(memory_format=torch.channels_last)
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    torch._dynamo.reset()
+    for refresh in range(3):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.01)
+            embedder = Embedder(network, 32, precision=torch.bfloat16, flip=refresh == 2, compiled=True)
+            plain = Embedder(network, 32, precision=torch.bfloat16, flip=refresh == 2)
+            for batch in (images[:4], images[4:], images[:4]):
+                found, wanted = embedder(batch), plain(batch)
+                assert found[0].shape == wanted[0].shape
+                apart = nn.functional.cosine_similarity(found[0], wanted[0])
+                assert apart.min() > 0.999
+                assert torch.allclose(found[1], wanted[1], rtol=0.02)
+    assert counter.frame_count == 1

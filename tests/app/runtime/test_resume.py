@@ -215,6 +215,8 @@ REAL: list[tuple[str, list[str], str, str]] = [
     ("fraction", ["data.data_fraction=0.5"], "!data.data_fraction=1", "data.data_fraction 0.5, was 1"),
     ("seed", ["train.seed=5"], "!train.seed=2048", "train.seed 5, was 2048"),
     ("batch", ["train.batch.size=4"], "train.batch.size 4, was 8", "train.batch.size 4, was 8"),
+    ("accumulate", ["train.batch.grad_accum_steps=2"], *("train.batch.grad_accum_steps 2, was 1",) * 2),
+    ("projection", ["recipe.moco.projection_dim=8"], *("!give recipe.moco.projection_hidden=32",) * 2),
     ("precision", ["train.precision=fp16"], "train.precision fp16, was fp32", "train.precision fp16, was fp32"),
     ("optimizer", ["train.optimizer.name=adamw"], "!train.optimizer.name=sgd", "!train.optimizer.name=sgd"),
     ("decay_all", ["train.optimizer.decay_all=true"], "!decay_all=false", "!decay_all=false"),

@@ -54,10 +54,10 @@ def started(log: Path, module: str, *words: str, processes: int = 1) -> Iterator
             job.wait()
 
 
-def ends_soon(job: Process | subprocess.Popen, limit_s: float = LIMIT_S) -> None:
-    """Send SIGTERM to the job and check that it ends in time."""
+def ends_soon(job: Process | subprocess.Popen, limit_s: float = LIMIT_S, name: str = "SIGTERM") -> None:
+    """Send a signal to the job and check that it ends in time."""
     asked_at = time.monotonic()
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(getattr(signal, name))
     job.wait(under_load(60))
     took = time.monotonic() - asked_at
     assert took < under_load(limit_s), f"{took:.1f} s"
@@ -173,6 +173,21 @@ def test_evaluate(weights: Path, many: Path, tmp_path: Path, processes: int) -> 
         ends_soon(job, LIMIT_S if processes == 1 else 2 * LIMIT_S)
         assert job.returncode == 1
     assert "contains the finished results: 0 of 1 sets" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc: run this on Linux")
+def test_embed_leaves_nothing(weights: Path, many: Path, tmp_path: Path, name: str) -> None:
+    out, log = tmp_path / "out" / "embeddings.npy", tmp_path / "log"
+    with started(log, "app.embed", f"weights={weights}", f"images={many}", f"out={out}") as job:
+        wait_for(lambda: out.parent.exists() or log.read_text(), job)
+        ends_soon(job, name=name)
+        assert job.returncode == 1
+    assert [line for line in log.read_text().splitlines() if not OF_TORCH.match(line)] == [
+        "stopped; run the same command to start again"
+    ]
+    assert list(out.parent.iterdir()) == []
 
 
 @pytest.mark.slow

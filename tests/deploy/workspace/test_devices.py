@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,32 @@ def test_cards_that_are_hidden_do_not_count(look: Look) -> None:
     """A job gets one rank per GPU that it can see, not per GPU in the machine."""
     found = look(THREE, TORCH_GPUS="3", CUDA_VISIBLE_DEVICES="2")
     assert (len(found.gpus), found.listed, devices.fault(found, "auto")) == (1, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("visible", "usable", "words"),
+    [
+        ("0,1", 2, None),
+        ("GPU-5d1f6b2c,GPU-aaaa", 2, None),
+        ("MIG-5d1f6b2c,MIG-6e2a", 1, None),  # CUDA gives a process one slice
+        ("", 0, None),  # hidden on purpose
+        ("-1", 0, None),
+        ("none", 0, None),
+        ("1,-1,2", 1, None),  # CUDA reads up to the first that is none
+        ("0,1", 0, "CUDA_VISIBLE_DEVICES=0,1 names 2 GPUs and torch can use 0"),
+        ("GPU-5d1f6b2c", 0, "names 1 GPU and torch can use 0"),
+        ("MIG-5d1f6b2c", 0, "names 1 GPU and torch can use 0"),
+        ("0,7", 1, "names 2 GPUs and torch can use 1"),
+    ],
+)
+def test_visible_gpus_that_torch_cannot_use_are_a_fault(visible: str, usable: int, words: str | None) -> None:
+    """A machine whose driver fails must not train on its CPU because a variable names some of its GPUs."""
+    found = replace(SEES_NONE, gpus=(A4500,) * usable, visible=visible)
+    why = devices.fault(found, "auto")
+    assert (why is None) == (words is None)
+    assert (words or "") in (why or "")
+    assert devices.fault(replace(found, cuda=None), "auto", is_here=True) is None  # torch for CPUs, on a laptop
+    assert devices.fault(found, "cpu") is None
 
 
 def test_a_torch_that_is_broken_is_a_reason(look: Look, tmp_path: Path) -> None:
