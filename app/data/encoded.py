@@ -167,12 +167,16 @@ def _open_rec(path: Path) -> EncodedImages:
     for sentence in source.left_out:
         raise WrongUse(sentence)  # an index with gaps: training would silently lack images
     starts, records = np.array(source.read(0, source.count), np.int64), Records(path)
+    convert = f"convert it once: python -m app.prepare source=rec path={path} out=images{ENCODED[0]}"
+    empty = np.flatnonzero(records.heads(starts)[1] == 0)
+    if len(empty):  # not only when training comes to it
+        raise WrongUse(f"image {empty[0]} of {path} is empty; {convert} unreadable=skip")
     images = EncodedImages(
         path,
         source.count,
         lambda row: records.image(int(starts[row])),
         labels=source.labels,
-        advice=f"convert it once: python -m app.prepare source=rec path={path} out=images{ENCODED[0]}",
+        advice=convert,
     )
     images.read(np.unique(np.linspace(0, source.count - 1, CHECKED).round().astype(np.int64)))
     return images

@@ -365,6 +365,12 @@ def test_a_rec_of_another_size_is_refused_with_the_command(tmp_path: Path) -> No
     assert f"python -m app.prepare source=rec path={rec} out=images.jpegs" in said
 
 
+def test_a_rec_with_an_empty_image_is_refused_before_training_comes_to_it(tmp_path: Path) -> None:
+    rec = tmp_path / "train.rec"
+    write(rec, [image_record(jpeg(row) if row != 77 else b"", 0.0) for row in range(200)])
+    assert f"image 77 of {rec} is empty; convert it once: " in refusal(rec)
+
+
 def test_a_truncated_rec_is_refused_with_the_byte(tmp_path: Path) -> None:
     rec = tmp_path / "train.rec"
     write(rec, insightface([2, 2]), index=False)
