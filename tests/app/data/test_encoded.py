@@ -19,7 +19,7 @@ from app.data.encoded import EncodedImages, decoding_threads
 from app.data.loader import feed
 from app.data.shards import file_blocks
 from app.data.sources.encoded_writer import folder_of
-from app.data.sources.photograph import png
+from app.data.sources.photograph import lossless
 from app.data.sources.recordio import image_record
 from app.errors import WrongUse
 from app.runtime.dist import World
@@ -91,7 +91,7 @@ def test_the_pixels_labels_and_identity_are_those_of_images_npy(both: tuple[Path
     assert encoded.dataset_id == plain.dataset_id
 
 
-def test_files_of_112_are_kept_as_they_came_and_others_are_png(both: tuple[Path, Path], photographs: Path) -> None:
+def test_files_of_112_are_kept_as_they_came_and_others_lose_nothing(both: tuple[Path, Path], photographs: Path) -> None:
     images = open_images(both[1])
     assert isinstance(images, EncodedImages)
     files = sorted(photographs.glob("*/*"))
@@ -100,16 +100,16 @@ def test_files_of_112_are_kept_as_they_came_and_others_are_png(both: tuple[Path,
         if "as_it_came" in file.name:
             assert stored == file.read_bytes()
         else:
-            assert stored == png(images[row])
+            assert stored == lossless(images[row])
 
 
-def test_an_image_with_more_bytes_than_its_pixels_becomes_png(tmp_path: Path) -> None:
+def test_an_image_with_more_bytes_than_its_pixels_becomes_webp(tmp_path: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     for number in range(2):
         (tmp_path / "in" / "a" / f"{number}.jpg").write_bytes(jpeg(number, comment=bytes(50_000)))
     out = tmp_path / "out" / "images.jpegs"
     assert prepare.main(["source=folder", f"path={tmp_path / 'in'}", f"out={out}"]) == 0
-    assert open_images(out).stored(0).startswith(b"\x89PNG")
+    assert open_images(out).stored(0).startswith(b"RIFF")
     assert np.array_equal(open_images(out)[0], np.asarray(Image.open(io.BytesIO(jpeg(0)))))
 
 
