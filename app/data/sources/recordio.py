@@ -178,12 +178,18 @@ class Records:
 
     def gap(self, starts: NDArray[np.int64]) -> int | None:
         """Return the first byte that these records do not cover; None if they cover the whole file."""
-        ends = starts + HEAD_BYTES + _padded(self._lengths(starts // 4))
-        split = self.words[starts // 4 + 1] >> LENGTH_BITS == FIRST
-        ends[split] = [self._end(start) for start in starts[split].tolist()]  # few
-        ends = np.append(0, ends)
-        gaps = np.flatnonzero(ends != np.append(starts, self.size))
-        return int(ends[gaps[0]]) if len(gaps) else None
+        end = 0
+        for at in range(0, len(starts), CHUNK):
+            some = starts[at : at + CHUNK]
+            ends = some + HEAD_BYTES + _padded(self._lengths(some // 4))
+            split = self.words[some // 4 + 1] >> LENGTH_BITS == FIRST
+            ends[split] = [self._end(start) for start in some[split].tolist()]  # few
+            before = np.append(end, ends[:-1])
+            gaps = np.flatnonzero(before != some)
+            if len(gaps):
+                return int(before[gaps[0]])
+            end = int(ends[-1])
+        return None if end == self.size else end
 
     def heads(self, starts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the first label of every record [R], and the bytes of its image [R] or NO_IMAGE."""

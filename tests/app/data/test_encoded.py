@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,16 @@ import torch
 from PIL import Image
 
 from app import embed, evaluate, prepare
+from app.data import encoded
 from app.data.about import about
 from app.data.dataset import open_dataset, open_images
 from app.data.encoded import EncodedImages, decoding_threads
 from app.data.loader import feed
 from app.data.shards import file_blocks
+from app.data.sources import recordio
 from app.data.sources.encoded_writer import folder_of
 from app.data.sources.photograph import lossless
-from app.data.sources.recordio import image_record
+from app.data.sources.recordio import framed, image_record
 from app.errors import WrongUse
 from app.runtime.dist import World
 from tests.app.conftest import faces
@@ -369,6 +372,22 @@ def test_a_rec_with_an_empty_image_is_refused_before_training_comes_to_it(tmp_pa
     rec = tmp_path / "train.rec"
     write(rec, [image_record(jpeg(row) if row != 77 else b"", 0.0) for row in range(200)])
     assert f"image 77 of {rec} is empty; convert it once: " in refusal(rec)
+
+
+def test_opening_a_rec_takes_few_bytes_for_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process of a machine opens the file, and 42 million images may be in it."""
+    images = 100_000
+    record = framed(image_record(saved(Image.new("RGB", (112, 112)), "JPEG", quality=5), 0.0))
+    (tmp_path / "a.rec").write_bytes(record * images)
+    # What is in memory at once, beside the result.
+    for module, name, most in ((encoded, "READ", 1000), (recordio, "CHUNK", 1000), (encoded, "CHECKED", 2)):
+        monkeypatch.setattr(module, name, most)
+    tracemalloc.start()
+    try:
+        assert len(open_images(tmp_path / "a.rec")) == images
+        assert tracemalloc.get_traced_memory()[1] < 50 * images
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_truncated_rec_is_refused_with_the_byte(tmp_path: Path) -> None:

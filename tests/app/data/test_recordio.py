@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app import prepare
-from app.data.sources import decode
+from app.data.sources import decode, recordio
 from app.data.sources.photograph import decode_face
 from app.data.sources.recordio import MAGIC_BYTES, NO_IMAGE, Records, framed, image_record, rec
 from app.errors import WrongUse
@@ -353,9 +353,11 @@ def test_a_property_file_with_another_number_of_images_is_refused(
 
 @pytest.mark.parametrize(("kept", "gap"), [([0, 1, 2], 3), ([1, 2, 3], 0), ([0, 2, 3], 1), ([0, 1, 2, 3], None)])
 @pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3, recordio.CHUNK])
 def test_an_index_that_leaves_records_out_is_told(
-    tmp_path: Path, kept: list[int], gap: int | None, split: bool
+    tmp_path: Path, kept: list[int], gap: int | None, split: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recordio, "CHUNK", chunk)
     inside = MAGIC_BYTES * 2 if split else b""
     starts = write(tmp_path / "a.rec", [image_record(jpeg(i) + inside, float(i)) for i in range(4)])
     (tmp_path / "a.idx").write_text("".join(f"{key}\t{starts[key]}\n" for key in kept))
