@@ -30,7 +30,8 @@ Photographs of source=folder and source=pairs of any size become 112 x 112 in on
 All but orl and synthetic get passport.html with everything suspect in pictures, left_out.csv and, where people have
 names, people.csv; with align= also landmarks.csv, which landmarks= reads. `json=true` prints one JSON document.
 `out=DIR/images.jpegs` writes image files instead of pixels, with offsets.npy: a JPEG, WebP or PNG of 112 x 112 as it
-came, all others as PNG. Training decodes them to the same pixels; photographs take a third of the room or less.
+came, all others as WebP without loss. Training decodes them to the same pixels. Smaller than images.npy: JPEG files of
+quality 95 about 5 times, WebP without loss about 2 times in colour and 3 times in grey.
 `workers=N` processes convert the images (default: one per core); their number does not change the result.
 Memory stays bounded: images are written piece by piece. The same command continues an interrupted or killed call.
 """
@@ -38,6 +39,7 @@ Memory stays bounded: images are written piece by piece. The same command contin
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import json
 import signal
@@ -121,7 +123,9 @@ def main(argv: list[str]) -> int:
     except WrongUse as error:
         return failed(str(error), EXIT_WRONG_USE, argv)
     except OSError as error:
-        return failed(f"{error}; run the same command to continue", EXIT_FAILED, argv)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = f"{out.parent} has no room left; free some space, then" if full else f"{error};"
+        return failed(f"{why} run the same command to continue", EXIT_FAILED, argv)
     except KeyboardInterrupt:
         return failed("interrupted; run the same command to continue", EXIT_INTERRUPTED, argv)
     if options.get("json") == "true":

@@ -1,6 +1,6 @@
 """images.jpegs against images.npy: bytes, seconds of staging, and images a second on one core. No GPU is used.
 
-The images are ORL's photographs in twenty tints, as JPEG files of quality 95; once also as ORL's own, which become PNG.
+The images are ORL's photographs in twenty tints, as JPEG files of quality 95. `encoded_sizes.py` measures other images.
 Training from images.npy copies rows, and from images.jpegs it decodes them, both into a batch buffer. The other peer is
 a plain torch DataLoader that decodes the same files with Pillow in its own process, without the cost of workers.
 
@@ -20,7 +20,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from app.data.dataset import open_images
 from app.data.encoded import EncodedImages, read_into
 from app.data.sources import decode
 from app.data.sources.photograph import decode_stored
-from app.data.sources.source import Source, orl
+from app.data.sources.source import Source
 from app.prepare import prepare
 
 PROJECT = Path(__file__).parents[1]
@@ -115,20 +114,13 @@ def main() -> int:
     files, claims = photographs(tints), list[Claim]()
     with tempfile.TemporaryDirectory(dir=PROJECT) as disk, tempfile.TemporaryDirectory(dir=RAM) as memory:
         plain, encoded = Path(disk) / "plain" / "images.npy", Path(disk) / "encoded" / "images.jpegs"
-        own, own_png = Path(disk) / "orl" / "images.npy", Path(disk) / "orl_png" / "images.jpegs"
         for out in (plain, encoded):
             prepare(source_of(files), out)
-        for out in (own, own_png):
-            prepare(replace(orl(), held_out=0), out)
         pixels, images = open_images(plain), open_images(encoded)
         assert isinstance(images, EncodedImages)
         assert hashlib.sha256(images[:].data).digest() == hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
-        for name, large, small, at_least in (
-            ("KiB an image, JPEG of quality 95", plain, encoded, 3.0),
-            ("KiB an image, ORL as PNG", own, own_png, 1.5),
-        ):
-            a, b = (file.stat().st_size / len(open_images(file)) / 1024 for file in (small, large))
-            claims.append(Claim(name, a, b, "KiB", b / a, at_least))
+        a, b = (file.stat().st_size / len(files) / 1024 for file in (encoded, plain))
+        claims.append(Claim("KiB an image, JPEG of quality 95", a, b, "KiB", b / a, 3.0))
 
         orders = [order_of(file, Path(memory) / file.name) for file in (encoded, plain)]
         a, b, ratio = in_turn(lambda: staged_in(orders[0]), lambda: staged_in(orders[1]), rounds)
@@ -164,16 +156,6 @@ def main() -> int:
         claims.append(Claim("one core, peer rows of images.npy", a, b, "images/s", ratio, 0.01))
         a, b, ratio = in_turn(lambda: 1e6 / rate(one_thread), lambda: 1e6 / rate(without_decoder), rounds)
         claims.append(Claim("threads that can decode beside each other", a, b, "us an image, us locked", ratio, 4.0))
-        pngs = open_images(own_png)
-        assert isinstance(pngs, EncodedImages)
-        few = buffer[:40]
-
-        def read_pngs() -> None:
-            for rows in np.array_split(np.arange(len(pngs)), len(pngs) // len(few)):
-                pngs._decode(rows, few)
-
-        a, b, ratio = in_turn(lambda: len(pngs) / core_seconds(read_pngs), lambda: rate(one_thread), rounds)
-        claims.append(Claim("one core, ORL as PNG, peer JPEG", a, b, "images/s", ratio, 0.1))
         for gpu, takes in GPUS.items():
             print(f"{gpu} at {takes:,} images/s keeps {takes / decoded:.2f} cores busy with decoding")
             claims.append(Claim(f"one core, peer {gpu}", decoded, float(takes), "images/s", decoded / takes, 1.0))

@@ -16,6 +16,8 @@ from app.config import load
 from app.data import dataset as app_data
 from app.data import shards as app_shards
 from app.data.sources.source import Source
+from app.mining import ivf
+from app.mining import search as app_search
 from app.report import page
 from app.report.__main__ import make
 from app.report.facts import read
@@ -24,7 +26,7 @@ from app.runtime.folder import RunFolder as AppFolder
 from deploy import border
 from deploy.pod.base.folder import RunFolder as DeployFolder
 from deploy.shell import LocalShell
-from deploy.specs import shards
+from deploy.specs import mining, shards
 from deploy.specs.request import hydra_override
 from deploy.workspace import dataset as deploy_data
 from deploy.workspace.sources import HERE, Origin
@@ -47,6 +49,14 @@ def test_a_shard_means_the_same_blocks_on_both_sides(rows: int, held: int, block
     held, n = min(held, rows - 1), n % of
     theirs = shards.file_blocks(rows, held, block, shards.Shard(n, of))
     assert app_shards.file_blocks(rows, held, block, n, of) == theirs
+
+
+@pytest.mark.parametrize("name", ["auto", "exact", "ivf"])
+@pytest.mark.parametrize("images", [2, mining.EXACT_UP_TO, mining.EXACT_UP_TO + 1])
+def test_the_plan_names_the_search_that_the_app_makes(name: str, images: int) -> None:
+    assert mining.choose(name, images) == app_search.choose_search(name, images, faiss=True)
+    cells = (mining.ROWS_A_CELL, mining.TRAINED_A_CELL, mining.TRAINING_ROUNDS)
+    assert cells == (ivf.ROWS_A_CELL, ivf.TRAINED_A_CELL, ivf.TRAINING_ROUNDS)
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])

@@ -30,6 +30,7 @@ from app.errors import WrongUse
 CHECKED = 64  # images of a .rec decoded when it is opened
 PART_ROWS = 8  # images that a thread decodes before it takes more
 CHUNK = 1 << 20  # offsets compared at once
+READ = 1 << 14  # places of records read at once
 
 
 class EncodedImages:
@@ -166,13 +167,19 @@ def _open_rec(path: Path) -> EncodedImages:
     source = rec(path)
     for sentence in source.left_out:
         raise WrongUse(sentence)  # an index with gaps: training would silently lack images
-    starts, records = np.array(source.read(0, source.count), np.int64), Records(path)
+    starts, records = np.empty(source.count, np.int64), Records(path)
+    for at in range(0, source.count, READ):  # as lists of Python's numbers, all at once would take five times as much
+        starts[at : at + READ] = source.read(at, min(at + READ, source.count))
+    convert = f"convert it once: python -m app.prepare source=rec path={path} out=images{ENCODED[0]}"
+    empty = np.flatnonzero(records.heads(starts)[1] == 0)
+    if len(empty):  # not only when training comes to it
+        raise WrongUse(f"image {empty[0]} of {path} is empty; {convert} unreadable=skip")
     images = EncodedImages(
         path,
         source.count,
         lambda row: records.image(int(starts[row])),
         labels=source.labels,
-        advice=f"convert it once: python -m app.prepare source=rec path={path} out=images{ENCODED[0]}",
+        advice=convert,
     )
     images.read(np.unique(np.linspace(0, source.count - 1, CHECKED).round().astype(np.int64)))
     return images

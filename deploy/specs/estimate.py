@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NAMES = ("machine", "code", "data", "training", "home")
+UNITS = (("s", 1, 60), ("min", 60, 90), ("h", 3600, 48))  # name, seconds, and how many before the next unit is used
 NEWEST = 5  # runs of one workload, enough to know its speed
 
 
@@ -133,6 +134,13 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def rough(seconds: float) -> str:
+    """Format seconds with two digits, in the unit that suits them, such as 2.6 h."""
+    fitting = ((name, of) for name, of, most in UNITS if seconds / of < most)
+    unit, of = next(fitting, ("days", 86400))
+    return f"{float(f'{seconds / of:.2g}'):g} {unit}"
 
 
 def total(phases: Sequence[Phase]) -> Phase:

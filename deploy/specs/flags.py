@@ -207,7 +207,7 @@ PREPARE = (
         "PATH",
     ),
     Flag("labels", "labels.npy of an array", "PATH"),
-    Flag("encoded", "keep image files, not pixels: images.jpegs, a seventh of the size for JPEG files of 112 x 112"),
+    Flag("encoded", "keep image files, not pixels: images.jpegs, a fifth of the size for JPEG files of 112 x 112"),
     out("output: a folder, or a path ending in .npy, with --encoded in .jpegs (default: data/<name>)"),
     Flag("image-column", "the column of image files (default: one with a usual name)", "NAME", group=PARQUET),
     Flag("label-column", "the column of identities (default: one with a usual name)", "NAME", group=PARQUET),

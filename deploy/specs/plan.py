@@ -12,7 +12,7 @@ from typing import Any
 from deploy.pod.base.folder import RunFolder
 from deploy.pod.base.limits import OF_TARGET, Limits
 from deploy.pod.job.restarts import resuming
-from deploy.specs import memory
+from deploy.specs import memory, mining
 from deploy.specs.estimate import Phase, kind_of, predict, training_minutes
 from deploy.specs.facts import CodeFacts, DataFacts, Facts
 from deploy.specs.machine import Hardware, Image, Machine, Place
@@ -82,6 +82,7 @@ class Plan:
     image: Image | None = None  # where it decides who makes the environment
     spot: bool = False  # the provider may end the machine at any moment
     rents: tuple[tuple[str, ...], int] | None = None  # GPUs that are tried, and how many of each; see Options.rents
+    search: mining.Search | None = None  # of mining; None without, and where the images are not known
     container_image: str | None = None  # "" if there is none yet; None: no container, or the engine did not answer
 
     def to_json(self) -> dict[str, Any]:
@@ -161,6 +162,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         image=facts.image if facts.image and facts.image.has_environment is not None and not facts.warm else None,
         spot=settings.target.options.is_preemptible,
         rents=settings.target.options.rents,
+        search=mining.search(facts.config, facts.data.train_rows),
         container_image=facts.image.name if facts.image and not facts.warm else None,
     )
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from deploy.errors import command
 from deploy.pod.base.addresses import shown
 from deploy.pod.base.limits import LAPTOP
-from deploy.specs.estimate import Compared, Phase, duration, plural
+from deploy.specs.estimate import Compared, Phase, duration, plural, rough
 from deploy.specs.facts import CodeFacts
 from deploy.specs.gpus import typed
+from deploy.specs.mining import Search
 from deploy.specs.plan import Plan
 from deploy.specs.settings import OPTIONS
 
@@ -42,6 +43,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("fraction", _fraction(plan)),
         ("job", f"recipe {plan.recipe}, backbone {plan.backbone['name']}, {plural(plan.epochs, 'epoch')}"),
         ("processes", f"{_processes(plan)}, {plan.batch_size} images each"),
+        *([("mining", _search(plan.search))] if plan.search else []),
         ("precision", plan.precision),
         *([("GPU memory", plan.memory.words)] if plan.memory else []),
         ("resume", f"{plan.resume} (attempt {plan.attempt})"),
@@ -50,6 +52,13 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("expected dollars", _dollars(plan)),
         *_release(plan),
     ]
+
+
+def _search(search: Search) -> str:
+    """Which neighbour search mining makes, and how long one takes by arithmetic."""
+    how = "all pairs are compared" if search.how == "exact" else "near cells are compared (ivf)"
+    one = f"{rough(search.core_s)} of one core, or {rough(search.gpu_s)} of one GPU (not measured)"
+    return f"{plural(search.times, 'search', 'searches')} among {search.images:,} images, {how}: {one} each"
 
 
 def _rents(plan: Plan) -> list[tuple[str, str]]:

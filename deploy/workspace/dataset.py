@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import hashlib
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deploy import border
-from deploy.errors import BadAnswer, WrongUse, command
+from deploy.errors import BadAnswer, WrongUse, command, quoted
 from deploy.shell import LocalShell
 from deploy.shell.base import CHUNK_BYTES
 from deploy.shell.ranges import Piece
@@ -25,6 +26,7 @@ from deploy.workspace.npy import HEADER_BYTES, Header, header_bytes, read_header
 from deploy.workspace.sources import HERE, Files, Origin, Place
 
 NAME = "images.npy"
+REC_SUFFIX, REC = ".rec", "train.rec"  # of insightface
 SIDE = 112
 ROW_BYTES = SIDE * SIDE * 3
 GIB = 1 << 30
@@ -252,11 +254,22 @@ def _file_of(path: Place, files: Files) -> Place:
     """Return the file of images that --data means: itself, or the one in the folder."""
     if path.name.endswith((".npy", encoded.SUFFIX)):
         return path
-    if path.name.endswith(".rec"):
-        raise WrongUse(f"{path} must be converted once: `{command('prepare --source rec --path DIR --encoded')}`")
+    if path.name.endswith(REC_SUFFIX):
+        raise WrongUse(f"{path} is not sent as it is: convert it once with `{_conversion(path)}`")
     if isinstance(path, Path) and path.is_file():
         raise WrongUse(f"--data {path} is no file of images: give an images.npy or its folder, such as data/orl")
-    return path / (encoded.NAME if files.size(path / NAME) is None and files.size(path / encoded.NAME) else NAME)
+    there = next((name for name in (NAME, encoded.NAME, REC) if files.size(path / name) is not None), NAME)
+    return _file_of(path / there, files)
+
+
+def _conversion(rec: Place) -> str:
+    """Return the command that makes image files of a .rec where it is. The folder of a train.rec names the data set."""
+    at = rec.parent if rec.name == REC else rec
+    if isinstance(rec, Path):
+        return command(f"prepare --source rec --path {quoted(at)} --encoded")
+    if isinstance(rec, PurePath):
+        return command(f"prepare --on TARGET --source rec --path {shlex.quote(str(at))} --encoded")
+    return command("prepare --source rec --path DIR --encoded")  # wherever it is downloaded to
 
 
 def _check_images(path: Place, files: Files) -> Header:

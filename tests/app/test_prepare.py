@@ -187,6 +187,16 @@ def test_a_disk_that_fails_is_one_sentence_and_the_same_command_goes_on(
     assert prepare.main(words) == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_a_full_disk_is_named_with_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".labels.npy.part").symlink_to("/dev/full")
+    words = ["source=synthetic", "identities=4", "per_identity=2", f"out={tmp_path / 'images.jpegs'}"]
+    assert prepare.main(words) == 1
+    told = f"{tmp_path} has no room left; free some space, then run the same command to continue"
+    assert told in capsys.readouterr().err
+    assert prepare.main(words) == 0
+
+
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with prepare.Bar(total=2000) as bar:
         bar.mininterval = bar.delay = 0

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.data.arrays import SIDE
+from app.data.sources.photograph import FORMATS
 
 # x, y in pixels: left eye, right eye, tip of the nose, left and right corner of the mouth
 TEMPLATE = np.array(
@@ -37,7 +38,7 @@ def aligned(file: Path, points: NDArray[np.float64]) -> NDArray[np.uint8]:
     Exactly the published protocol: no EXIF, no smoothing of larger faces. Pixels outside the image are black. Raises
     Pillow's error if the file is unreadable.
     """
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
         face = image.convert("RGB").transform(
             (SIDE, SIDE),
             Image.Transform.AFFINE,

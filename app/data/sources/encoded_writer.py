@@ -1,6 +1,6 @@
 """Write a source's image files to images.jpegs and offsets.npy, block by block; an interrupted call can resume.
 
-A file that already is a JPEG, WebP or PNG of 112 x 112 is kept as it came. Every other image is stored as PNG, without
+A file that already is a JPEG, WebP or PNG of 112 x 112 is kept as it came. Every other image is stored as WebP, without
 loss. In both cases decoding gives the pixels that images.npy would have.
 
 The length of a block is known only when it is made. So each block is first a file of its own in a folder beside the
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.arrays import OFFSETS, SIDE
-from app.data.sources.photograph import UNREADABLE, decode_stored, kind, png
+from app.data.sources.photograph import UNREADABLE, decode_stored, kind, lossless
 from app.data.sources.source import Source
 from app.data.sources.worker_pool import in_order
 from app.data.sources.writer import (
@@ -204,7 +204,7 @@ def write_block(
             pixels.update(images.data)
             came = [b""] * len(piece) if stored is None else stored(piece)
             for image, data in zip(images, came, strict=True):
-                kept = data if as_wanted(data, image) else png(image)
+                kept = data if as_wanted(data, image) else lossless(image)
                 sha256.update(kept)
                 file.write(kept)
                 lengths.append(len(kept))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +24,15 @@ IMAGE_SUFFIXES = {
 }  # fmt: skip
 # The first bytes of JPEG, PNG, GIF, BMP and RIFF (WebP), to recognise images without a suffix.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
-# Errors of the decoders for broken files; Pillow raises SyntaxError for a broken PNG.
-UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError)
-EXIF = b"Exif\0\0"  # start of a JPEG's metadata, which may contain the camera's orientation
+# Errors of the decoders for broken files; Pillow raises SyntaxError for a broken PNG, RuntimeError for a broken AVIF.
+UNREADABLE = (
+    UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, RuntimeError,
+)  # fmt: skip
+# Pillow's names of the formats that are read. It knows others too, and starts Ghostscript to read one of them.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+# What a JPEG with the camera's orientation contains: the start of EXIF metadata, or a name in XMP metadata.
+TURNED = (b"Exif\0\0", b"tiff:Orientation")
+PILLOW = re.compile(r"(PIL|pillow_heif)\b")  # names of modules
 ORIENTATION = 0x0112  # EXIF tag of the orientation
 TURNS = {  # values of that tag; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -99,10 +106,29 @@ def is_image(file: Path) -> bool:
     return head.startswith(SIGNATURES) or is_heif(head)
 
 
-def _with_plugin(head: bytes) -> None:
-    """Register Pillow's plugin if the file needs it. Raises NeedsHeif if it is not installed."""
+def _opened(file: IO[bytes]) -> Image.Image:
+    """Open an image file and read its header. Raises one of UNREADABLE."""
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    _ignore_pillow()
     if not is_heif(head):
-        return
+        return Image.open(file, formats=FORMATS)
+    _register_heif()
+    return Image.open(file, formats=("HEIF",))
+
+
+def _ignore_pillow() -> None:
+    """Ignore Pillow's warnings about damaged metadata, which name one of its own files.
+
+    For good, because images are decoded in threads: after `warnings.catch_warnings` in several threads at once, all
+    later warnings of the process may be ignored.
+    """
+    if not any(module == PILLOW for *_, module, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=PILLOW.pattern)
+
+
+def _register_heif() -> None:
+    """Register Pillow's plugin. Raises NeedsHeif if it is not installed."""
     try:
         import pillow_heif
     except ImportError as error:
@@ -117,13 +143,13 @@ def decode_face(file: Path | IO[bytes] | bytes, fit: str = "crop") -> NDArray[np
     """
     if not isinstance(file, bytes):
         file = file.read_bytes() if isinstance(file, Path) else file.read()
-    fast = None if EXIF in file else fast_jpeg(file, SIDE)
+    fast = None if _may_be_turned(file) else fast_jpeg(file, SIDE)
     return np.asarray(fitted(photograph(file), fit)) if fast is None else fast
 
 
 def decode_stored(data: bytes) -> NDArray[np.uint8]:
     """Decode an image file of 112 x 112 to [112, 112, 3] RGB. Raises OtherSize, or one of UNREADABLE."""
-    fast = None if EXIF in data else fast_jpeg(data, SIDE)
+    fast = None if _may_be_turned(data) else fast_jpeg(data, SIDE)
     if fast is not None:
         return fast
     _, (width, height) = kind(data)  # before decoding, which a large image makes slow
@@ -134,23 +160,23 @@ def decode_stored(data: bytes) -> NDArray[np.uint8]:
 
 def photograph(file: bytes) -> Image.Image:
     """Decode an image file to upright 8-bit RGB in its own size. Raises one of UNREADABLE."""
-    _with_plugin(file[:HEAD_BYTES])
-    with warnings.catch_warnings():  # Pillow warns about damaged metadata, and names one of its own files
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(file)) as image:
-            return _eight_bits(_upright(image), image.format)
+    with _opened(io.BytesIO(file)) as image:
+        return _eight_bits(_upright(image), image.format)
 
 
 def kind(file: bytes) -> tuple[str | None, tuple[int, int]]:
     """Return Pillow's name of an image file's format, and its width and height as stored. Raises one of UNREADABLE."""
-    with Image.open(io.BytesIO(file)) as image:
+    with _opened(io.BytesIO(file)) as image:
         return image.format, image.size
 
 
-def png(image: NDArray[np.uint8]) -> bytes:
-    """Encode [height, width, 3] RGB without loss."""
+def lossless(image: NDArray[np.uint8]) -> bytes:
+    """Encode [height, width, 3] RGB as WebP without loss: smaller than PNG, and read and written faster.
+
+    Its fastest setting is used: the slower ones gain a few per cent (benchmarks/pack.py).
+    """
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
+    Image.fromarray(image).save(file, "WEBP", lossless=True, method=0, quality=0)
     return file.getvalue()
 
 
@@ -159,14 +185,11 @@ def outline(file: Path | bytes) -> tuple[tuple[int, int], bool]:
 
     Raises one of UNREADABLE.
     """
-    size = jpeg_size(file) if isinstance(file, bytes) and EXIF not in file else None
+    size = jpeg_size(file) if isinstance(file, bytes) and not _may_be_turned(file) else None
     if size is not None:  # much faster than Pillow, for the millions of a .rec
         return size, False
-    with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as opened, warnings.catch_warnings():
-        _with_plugin(opened.read(HEAD_BYTES))
-        opened.seek(0)
-        warnings.simplefilter("ignore")
-        image = Image.open(opened)
+    with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as opened:
+        image = _opened(opened)
         orientation = _orientation(image)
         width, height = image.size
         return ((height, width) if orientation in SIDEWAYS else (width, height)), orientation in TURNS
@@ -188,6 +211,11 @@ def fitted(image: Image.Image, fit: str) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def _may_be_turned(file: bytes) -> bool:
+    """Whether a JPEG may contain the camera's orientation, which only Pillow reads."""
+    return any(mark in file for mark in TURNED)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -6,9 +6,9 @@ record of one piece is part 0. An image record (mxnet) starts with 24 bytes: the
 label, two ids. F labels (float32) follow, then the image file.
 
 Two dialects exist. im2rec writes images only. insightface also writes records without an image, anywhere in the file: a
-header with [images + 1, end], and one record [first, last + 1] for each person. One rule reads both: skip records
-without an image, and compare the number of images with the header. Images are read in file order, with or without an
-index.
+header with [images + 1, end], and one record [first, last + 1] for each person. One rule reads both: skip records with
+extra labels and no image, and compare the number of images with the header. A record with neither is im2rec's of an
+empty file: an image that cannot be read. Images are read in file order, with or without an index.
 
 Letters: R records, N images.
 """
@@ -40,6 +40,7 @@ HEAD_BYTES = 8  # of a piece
 FIXED_BYTES = 24  # of an image record, before its extra labels
 EXACT_CLASSES = 2**24  # float32 represents every whole number below exactly
 CHUNK = 1 << 20  # records checked at once
+NO_IMAGE = -1  # instead of the bytes of an image: the record holds extra labels only
 DECODERS = ("cpu", "dali")
 
 
@@ -70,7 +71,8 @@ def rec(path: Path, decoder: str = "cpu") -> Source:
             "remove it to read all",
         )
     )
-    labels, pictured = records.heads(starts)
+    labels, sizes = records.heads(starts)
+    pictured = sizes != NO_IMAGE
     _compare_header(records, labels[~pictured], int(pictured.sum()))
     starts = starts[pictured]
     classes = _classes(file, starts, labels[pictured])
@@ -176,16 +178,22 @@ class Records:
 
     def gap(self, starts: NDArray[np.int64]) -> int | None:
         """Return the first byte that these records do not cover; None if they cover the whole file."""
-        ends = starts + HEAD_BYTES + _padded(self._lengths(starts // 4))
-        split = self.words[starts // 4 + 1] >> LENGTH_BITS == FIRST
-        ends[split] = [self._end(start) for start in starts[split].tolist()]  # few
-        ends = np.append(0, ends)
-        gaps = np.flatnonzero(ends != np.append(starts, self.size))
-        return int(ends[gaps[0]]) if len(gaps) else None
+        end = 0
+        for at in range(0, len(starts), CHUNK):
+            some = starts[at : at + CHUNK]
+            ends = some + HEAD_BYTES + _padded(self._lengths(some // 4))
+            split = self.words[some // 4 + 1] >> LENGTH_BITS == FIRST
+            ends[split] = [self._end(start) for start in some[split].tolist()]  # few
+            before = np.append(end, ends[:-1])
+            gaps = np.flatnonzero(before != some)
+            if len(gaps):
+                return int(before[gaps[0]])
+            end = int(ends[-1])
+        return None if end == self.size else end
 
-    def heads(self, starts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return the first label of every record [R], and whether it has an image [R]."""
-        labels, pictured = np.empty(len(starts), np.float32), np.empty(len(starts), bool)
+    def heads(self, starts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the first label of every record [R], and the bytes of its image [R] or NO_IMAGE."""
+        labels, sizes = np.empty(len(starts), np.float32), np.empty(len(starts), np.int64)
         for at in range(0, len(starts), CHUNK):
             words = starts[at : at + CHUNK] // 4
             lengths = self._lengths(words)
@@ -196,10 +204,10 @@ class Records:
             plain &= behind >= 0
             label_at = np.where(plain, np.where(count > 0, words + 8, words + 3), 0)
             labels[at : at + CHUNK] = self.words[label_at].view("<f4")
-            pictured[at : at + CHUNK] = behind > 0
+            sizes[at : at + CHUNK] = np.where((behind == 0) & (count > 0), NO_IMAGE, behind)
             for place in (at + np.flatnonzero(~plain)).tolist():  # few: split records, and damaged ones to refuse
-                labels[place], pictured[place] = self._head(int(starts[place]))
-        return labels, pictured
+                labels[place], sizes[place] = self._head(int(starts[place]))
+        return labels, sizes
 
     def image(self, start: int) -> bytes:
         """Return the image file in the record that starts at that byte."""
@@ -227,8 +235,8 @@ class Records:
             pieces.append(self.data[at + HEAD_BYTES : end])
         return MAGIC_BYTES.join(pieces)
 
-    def _head(self, start: int) -> tuple[float, bool]:
-        """Return the label of a record, whole or split, and whether it has an image."""
+    def _head(self, start: int) -> tuple[float, int]:
+        """Return the label of a record, whole or split, and the bytes of its image or NO_IMAGE."""
         payload = self.payload(start)
         count = int.from_bytes(payload[:4], "little")
         behind = len(payload) - FIXED_BYTES - 4 * count
@@ -237,7 +245,7 @@ class Records:
                 f"the record at byte {start} of {self.path} is not an image record; give a .rec file of images"
             )
         label: float = struct.unpack_from("<f", payload, FIXED_BYTES if count else 4)[0]
-        return label, behind > 0
+        return label, NO_IMAGE if count and not behind else behind
 
     def _piece(self, at: int, after: int) -> tuple[int, int]:
         """Read the head of the piece at byte `at`; `after` is the part before it. Return its part and end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,16 @@ import torch
 from PIL import Image
 
 from app import embed, evaluate, prepare
+from app.data import encoded
 from app.data.about import about
 from app.data.dataset import open_dataset, open_images
 from app.data.encoded import EncodedImages, decoding_threads
 from app.data.loader import feed
 from app.data.shards import file_blocks
+from app.data.sources import recordio
 from app.data.sources.encoded_writer import folder_of
-from app.data.sources.photograph import png
-from app.data.sources.recordio import image_record
+from app.data.sources.photograph import lossless
+from app.data.sources.recordio import framed, image_record
 from app.errors import WrongUse
 from app.runtime.dist import World
 from tests.app.conftest import faces
@@ -91,7 +94,7 @@ def test_the_pixels_labels_and_identity_are_those_of_images_npy(both: tuple[Path
     assert encoded.dataset_id == plain.dataset_id
 
 
-def test_files_of_112_are_kept_as_they_came_and_others_are_png(both: tuple[Path, Path], photographs: Path) -> None:
+def test_files_of_112_are_kept_as_they_came_and_others_lose_nothing(both: tuple[Path, Path], photographs: Path) -> None:
     images = open_images(both[1])
     assert isinstance(images, EncodedImages)
     files = sorted(photographs.glob("*/*"))
@@ -100,16 +103,16 @@ def test_files_of_112_are_kept_as_they_came_and_others_are_png(both: tuple[Path,
         if "as_it_came" in file.name:
             assert stored == file.read_bytes()
         else:
-            assert stored == png(images[row])
+            assert stored == lossless(images[row])
 
 
-def test_an_image_with_more_bytes_than_its_pixels_becomes_png(tmp_path: Path) -> None:
+def test_an_image_with_more_bytes_than_its_pixels_becomes_webp(tmp_path: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     for number in range(2):
         (tmp_path / "in" / "a" / f"{number}.jpg").write_bytes(jpeg(number, comment=bytes(50_000)))
     out = tmp_path / "out" / "images.jpegs"
     assert prepare.main(["source=folder", f"path={tmp_path / 'in'}", f"out={out}"]) == 0
-    assert open_images(out).stored(0).startswith(b"\x89PNG")
+    assert open_images(out).stored(0).startswith(b"RIFF")
     assert np.array_equal(open_images(out)[0], np.asarray(Image.open(io.BytesIO(jpeg(0)))))
 
 
@@ -363,6 +366,28 @@ def test_a_rec_of_another_size_is_refused_with_the_command(tmp_path: Path) -> No
     said = refusal(rec)
     assert f"image 0 of {rec} is 96x112, not 112x112" in said
     assert f"python -m app.prepare source=rec path={rec} out=images.jpegs" in said
+
+
+def test_a_rec_with_an_empty_image_is_refused_before_training_comes_to_it(tmp_path: Path) -> None:
+    rec = tmp_path / "train.rec"
+    write(rec, [image_record(jpeg(row) if row != 77 else b"", 0.0) for row in range(200)])
+    assert f"image 77 of {rec} is empty; convert it once: " in refusal(rec)
+
+
+def test_opening_a_rec_takes_few_bytes_for_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process of a machine opens the file, and 42 million images may be in it."""
+    images = 100_000
+    record = framed(image_record(saved(Image.new("RGB", (112, 112)), "JPEG", quality=5), 0.0))
+    (tmp_path / "a.rec").write_bytes(record * images)
+    # What is in memory at once, beside the result.
+    for module, name, most in ((encoded, "READ", 1000), (recordio, "CHUNK", 1000), (encoded, "CHECKED", 2)):
+        monkeypatch.setattr(module, name, most)
+    tracemalloc.start()
+    try:
+        assert len(open_images(tmp_path / "a.rec")) == images
+        assert tracemalloc.get_traced_memory()[1] < 50 * images
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_truncated_rec_is_refused_with_the_byte(tmp_path: Path) -> None:

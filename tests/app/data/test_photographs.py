@@ -8,16 +8,17 @@ import struct
 import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from app import prepare
 from app.data.sources import source as sources
-from app.data.sources.photograph import decode_face, outline
+from app.data.sources.photograph import UNREADABLE, OtherSize, decode_face, decode_stored, outline
 
 SIDE = 112
 
@@ -80,6 +81,49 @@ def test_size_and_turn_are_those_of_the_file_in_a_folder_and_in_a_container(
     turned = kind == "JPEG" and orientation in (3, 6)
     size = (60, SIDE) if turned and orientation == 6 else (SIDE, 60)
     assert outline(tmp_path / "a") == outline(data) == (size, turned)
+
+
+@pytest.mark.parametrize("side", [SIDE, 168])  # read by the fast decoder if nothing tells a turn, and by Pillow
+def test_a_turn_that_only_xmp_tells_is_made_at_any_size(side: int) -> None:
+    scene = Image.fromarray(picture()).resize((side, side), Image.Resampling.NEAREST)
+    plain = encoded("JPEG", pixels=np.rot90(np.asarray(scene), 1).copy())
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="6"/>'
+    data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp + plain[2:]
+    assert outline(data) == ((side, side), True)
+    assert np.abs(decode_face(data).astype(int) - picture()).mean() < 8
+
+
+def test_no_file_starts_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives PostScript to Ghostscript, whatever the name of the file."""
+    started = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # not looked for yet
+    with pytest.raises(UnidentifiedImageError):
+        decode_face(encoded("EPS"))
+    assert not started.exists()
+
+
+def test_decoding_in_threads_leaves_the_warnings_of_others() -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(decode_stored, [encoded("PNG")] * 1000))
+    with pytest.raises(UserWarning, match="of another module"):  # pyproject.toml makes them errors
+        warnings.warn("of another module", stacklevel=1)
+
+
+def test_a_file_that_names_a_huge_size_is_refused_without_decoding_and_without_a_warning() -> None:
+    small = encoded("JPEG")
+    at = small.index(b"\xff\xc0") + 5
+    for side in (10_000, 65_000):  # Pillow warns of the first, and refuses the second itself
+        with pytest.raises((OtherSize, Image.DecompressionBombError)):
+            decode_stored(small[:at] + struct.pack(">HH", side, side) + small[at + 4 :])
+
+
+def test_a_damaged_avif_is_unreadable() -> None:
+    whole = encoded("AVIF")
+    with pytest.raises(UNREADABLE):
+        decode_face(whole[:-40] + bytes(40))
 
 
 def test_damaged_metadata_does_not_cost_the_image() -> None:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app import prepare
-from app.data.sources import decode
+from app.data.sources import decode, recordio
 from app.data.sources.photograph import decode_face
-from app.data.sources.recordio import MAGIC_BYTES, Records, framed, image_record, rec
+from app.data.sources.recordio import MAGIC_BYTES, NO_IMAGE, Records, framed, image_record, rec
 from app.errors import WrongUse
 
 payloads = st.lists(
@@ -154,9 +154,10 @@ def test_labels_and_images_of_any_mixture(rows: list[tuple[float | list[float], 
         file = Path(folder) / "a.rec"
         starts = write(file, [image_record(image, labels) for labels, image in rows])
         records = Records(file)
-        labels, pictured = records.heads(records.scan())
+        labels, sizes = records.heads(records.scan())
         assert labels.tolist() == [told if isinstance(told, float) else told[0] for told, _ in rows]
-        assert pictured.tolist() == [bool(image) for _, image in rows]
+        wanted = [len(image) if image or isinstance(told, float) else NO_IMAGE for told, image in rows]
+        assert sizes.tolist() == wanted
         assert [records.image(start) for start in starts] == [image for _, image in rows]
 
 
@@ -267,9 +268,18 @@ def test_damage_is_refused_with_the_file_and_the_byte(
 def test_files_of_something_else_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a.rec", [b"text"])
     assert "the record at byte 0 of" in refusal(tmp_path, capsys, tmp_path / "a.rec")
-    write(tmp_path / "b.rec", [image_record(b"", 0.0)])
-    assert "no images from byte 0 to 32;" in refusal(tmp_path, capsys, tmp_path / "b.rec")
+    write(tmp_path / "b.rec", [image_record(b"", [0.0])])
+    assert "no images from byte 0 to 36;" in refusal(tmp_path, capsys, tmp_path / "b.rec")
     assert f"no file {tmp_path / 'train.rec'};" in refusal(tmp_path, capsys, tmp_path)
+
+
+def test_an_empty_image_of_im2rec_is_an_unreadable_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """im2rec with --pass-through writes an empty file as it is. Its record is not one of insightface's."""
+    file = tmp_path / "in" / "train.rec"
+    starts = write(file, [image_record(jpeg(row) if row != 2 else b"", 3.0) for row in range(6)])
+    assert f"the record at byte {starts[2]} of {file} holds no readable image" in refusal(tmp_path, capsys, file)
+    assert prepare.main(["source=rec", f"path={file}", f"out={tmp_path / 'out/images.npy'}", "unreadable=skip"]) == 0
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["skipped_rows"] == [2]
 
 
 @pytest.mark.parametrize(
@@ -343,9 +353,11 @@ def test_a_property_file_with_another_number_of_images_is_refused(
 
 @pytest.mark.parametrize(("kept", "gap"), [([0, 1, 2], 3), ([1, 2, 3], 0), ([0, 2, 3], 1), ([0, 1, 2, 3], None)])
 @pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3, recordio.CHUNK])
 def test_an_index_that_leaves_records_out_is_told(
-    tmp_path: Path, kept: list[int], gap: int | None, split: bool
+    tmp_path: Path, kept: list[int], gap: int | None, split: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recordio, "CHUNK", chunk)
     inside = MAGIC_BYTES * 2 if split else b""
     starts = write(tmp_path / "a.rec", [image_record(jpeg(i) + inside, float(i)) for i in range(4)])
     (tmp_path / "a.idx").write_text("".join(f"{key}\t{starts[key]}\n" for key in kept))

@@ -99,3 +99,31 @@ def test_the_plan_tells_what_whole_blocks_come_to(
     assert ("," in shown) == ("," in told)
     plan = dataclasses.replace(plan, data=dataclasses.replace(data, dataset_id="abc"))
     assert "block_size" not in dict(plan_rows(plan))["fraction"]
+
+
+@pytest.mark.parametrize(
+    ("search", "images", "row"),
+    [
+        (
+            "auto",
+            1_200_000,
+            "9 searches among 1,200,000 images, all pairs are compared: 2.6 h of one core, or 3.7 s of one GPU (not "
+            "measured) each",
+        ),
+        (
+            "auto",
+            42_500_000,
+            "9 searches among 42,500,000 images, near cells are compared (ivf): 11 days of one core, or 5.4 min of one "
+            "GPU (not measured) each",
+        ),
+        ("exact", 300, None),
+    ],
+)
+def test_the_plan_names_the_search_of_mining_and_how_long_one_takes(search: str, images: int, row: str | None) -> None:
+    """The times are those of the table in docs/trainer.md."""
+    config = {**FACTS.config, "mining": {"start_epoch": 2, "every_epochs": 2, "search": search}}
+    data = dataclasses.replace(FACTS.data, train_rows=images)
+    plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, config=config, data=data), tryout=True)
+    assert dict(plan_rows(plan)).get("mining") == row
+    supervised = dataclasses.replace(FACTS, config={**config, "recipe": {"name": "supervised"}}, data=data)
+    assert make(SETTINGS, Request(), supervised, tryout=True).search is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -14,7 +14,9 @@ from app import prepare
 from app.data.dataset import open_dataset
 from app.data.sources.source import Source
 from deploy.errors import StepFailed, WrongUse
+from deploy.shell import LocalShell
 from deploy.workspace import dataset, encoded
+from deploy.workspace.sources import HERE, MACHINE, URL, Origin, Url
 from tests.app.data.test_recordio import jpeg
 from tests.deploy.workspace.test_dataset import Staging, here
 
@@ -182,13 +184,32 @@ def manifest(images: Path, **changed: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
 
 
-def test_a_rec_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
-    with pytest.raises(WrongUse, match=r"train\.rec must be converted once.*prepare --source rec"):
-        dataset.find(here(tmp_path / "train.rec"), 8192)
+@pytest.mark.parametrize(
+    ("where", "path", "words"),
+    [
+        (HERE, "faces/train.rec", "--source rec --path {}/faces --encoded"),
+        (HERE, "faces/web.rec", "--source rec --path {}/faces/web.rec --encoded"),
+        (MACHINE, "/workspace/my faces/train.rec", "--on TARGET --source rec --path '/workspace/my faces' --encoded"),
+        (URL, "https://host/faces/train.rec", "--source rec --path DIR --encoded"),
+    ],
+)
+def test_a_rec_is_refused_with_the_command_that_converts_it(where: str, path: str, words: str, tmp_path: Path) -> None:
+    place = {HERE: tmp_path / path, MACHINE: PurePosixPath(path), URL: Url(path)}[where]
+    with pytest.raises(WrongUse) as error:
+        dataset.find(Origin(where, place, LocalShell()), 8192)
+    told = f"train.rec is not sent as it is: convert it once with `invoke prepare {words.format(tmp_path)}`"
+    assert str(error.value).endswith(told.replace("train.rec", place.name))
+
+
+def test_a_folder_with_a_rec_is_refused_like_it_unless_it_has_images_too(tmp_path: Path, images: Path) -> None:
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "train.rec").write_bytes(b"x")
+    with pytest.raises(WrongUse, match=r"train\.rec is not sent as it is"):
+        dataset.find(here(tmp_path / "faces"), 8192)
+    images.with_name("train.rec").write_bytes(b"x")
+    assert dataset.find(here(images.parent), 8192).path == images
 
 
 def test_offsets_of_ranges_are_moved_to_the_start(tmp_path: Path) -> None:
-    from deploy.shell import LocalShell
-
     encoded.write_offsets(LocalShell(), tmp_path / "offsets.npy", [0, 3, 4, 9, 11], [(1, 2), (3, 4)])
     assert np.load(tmp_path / "offsets.npy").tolist() == [0, 1, 3]
