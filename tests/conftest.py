@@ -21,6 +21,9 @@ os.environ.pop("SNIPERFACE_INVOKE", None)
 # The tests run hundreds of commands: without bytecode files each would compile everything again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# Before a test module imports torch. Several processes test at once: with a thread per core in each, the threads of one
+# wait in a loop for those that have no core. A training with 2 threads took ten times the processor time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts background processes with SIGINT ignored, and so would every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,9 +69,9 @@ def _place(name: str) -> int:
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Start two processes a core: tests of commands and machines wait two thirds of their time."""
+    """Start three processes a core: tests of commands and machines wait two thirds of their time."""
     del config
-    return 2 * (os.cpu_count() or 1)
+    return 3 * (os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")

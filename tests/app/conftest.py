@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# Set before a test module imports torch: two test processes must not compete for two cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from pathlib import Path
 
 import numpy as np

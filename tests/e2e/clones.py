@@ -19,6 +19,7 @@ from tests.support.load import under_load
 
 SOURCE = Path(__file__).parents[2]
 LIMIT_S = 240  # on an idle computer
+SELDOM = "mining.every_epochs=8"  # for runs of many epochs whose mining nothing depends on: a third of their time
 SMALL = [
     "backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "backbone.embedding_dim=32",
     "recipe.moco.projection_hidden=64", "train.epochs=40", "train.log_every_steps=1",

@@ -22,7 +22,7 @@ import pytest
 from deploy.pod.base import processes
 from tests.deploy.support.proxy import proxy
 from tests.deploy.support.servers import SSHD, openssh
-from tests.e2e.clones import SMALL, Clone, copy_of, make_clone, wait_for
+from tests.e2e.clones import SELDOM, SMALL, Clone, copy_of, make_clone, wait_for
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
 from tests.support.emulators.runpod_pods import Container
@@ -173,8 +173,8 @@ def test_the_whole_path(site: Site, tmp_path: Path, fault: Fault) -> None:
     clone, on = site.clone, ("--on", site.target)
     clone.invoke("deploy", *on)
     assert "already there" in clone.invoke("deploy", *on)
-    small = [word for setting in SMALL for word in ("--set", setting)]
-    started = clone.json("train", *on, "--fraction", "0.5", "--detach", "--yes", *small, "--set", "train.epochs=60")
+    small = [word for setting in (*SMALL, SELDOM, "train.epochs=60") for word in ("--set", setting)]
+    started = clone.json("train", *on, "--fraction", "0.5", "--detach", "--yes", *small)
     run_id = started["run_id"]
     printed = tmp_path / "printed"
     with printed.open("wb") as out:

@@ -33,6 +33,8 @@ from tests.support.images.engine import docker
 pytestmark = pytest.mark.slow
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: its loopback has many addresses")
 WORDS = [word for setting in (*SMALL, "train.epochs=200") for word in ("--set", setting)]
+# Two hosts that are one computer would both start a thread per core, and these wait for each other in a loop.
+OF_HOSTS = ["--env", "OMP_NUM_THREADS=1", *WORDS[:-2]]
 
 
 @pytest.fixture
@@ -168,7 +170,7 @@ def two_hosts(tmp_path: Path) -> Iterator[Clone]:
 @needs_linux
 def test_two_hosts_of_a_list_train_one_run(two_hosts: Clone, tmp_path: Path) -> None:
     """The run is followed to its end. Each host has its own run folder, and the log of the other is downloaded, too."""
-    done = two_hosts.json("train", "--on", "pair", *WORDS[:-2], "--set", "train.epochs=3")
+    done = two_hosts.json("train", "--on", "pair", *OF_HOSTS, "--set", "train.epochs=3")
     home = two_hosts.path / "runs" / done["run_id"]
     assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 2)
     assert [event["world_size"] for event in events(home) if event["event"] == "start"] == [2]
@@ -187,7 +189,7 @@ def test_two_hosts_get_each_their_shard_of_the_images(two_hosts: Clone, tmp_path
     content, labels = faces(people=12, each=4), np.repeat(np.arange(12, dtype=np.int32), 4)
     source = Source("faces", 48, lambda a, b: content[a:b], labels, held_out=16, block_rows=4)
     prepare(source, images)
-    words = ["--data", str(images), *WORDS[:-2], "--set", "train.epochs=2", "--set", "data.shards=by_node"]
+    words = ["--data", str(images), *OF_HOSTS, "--set", "train.epochs=2", "--set", "data.shards=by_node"]
     done = two_hosts.json("train", "--on", "pair", *words)
     assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 1)
     home = two_hosts.path / "runs" / done["run_id"]
