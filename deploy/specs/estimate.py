@@ -133,10 +133,3 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def total(phases: Sequence[Phase]) -> Phase:
-    """Sum the known phases. None where no phase is known."""
-    seconds = [phase.seconds for phase in phases if phase.seconds is not None]
-    dollars = [phase.usd for phase in phases if phase.usd is not None]
-    return Phase("all", sum(seconds) if seconds else None, round(sum(dollars), 2) if dollars else None)

@@ -20,11 +20,11 @@ from app.data.loader import feed
 from app.data.shards import file_blocks
 from app.data.sources.encoded_writer import folder_of
 from app.data.sources.photograph import png
-from app.data.sources.recordio import image_record
 from app.errors import WrongUse
 from app.runtime.dist import World
 from tests.app.conftest import faces
 from tests.app.data.test_recordio import insightface, jpeg, write
+from tests.app.support.recordio import image_record
 from tests.app.support.training import assert_equal_bits, run
 
 PEOPLE, EACH = 8, 6
