@@ -28,8 +28,8 @@ from app.config import MiningConfig
 from app.mining.cluster import by_overlap, number, propagate, similarity_floors
 from app.mining.gate import pair_f
 from app.mining.graph import FULL
-from app.mining.knn import nearest
 from app.runtime.dist import World
+from tests.app.support.nearest import nearest
 
 DIM, LARGEST = 128, 468
 HDBSCAN_IMAGES = 20_000  # more takes HDBSCAN hours

@@ -43,7 +43,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from a
 from app.data.dataset import epoch_order
 from app.data.loader import feed
 from app.data.positives import Positives
-from app.mining.knn import nearest
 from app.recipes.self_supervised import PseudoIds
 from app.runtime import checkpoint
 from app.runtime.folder import RunFolder
@@ -52,6 +51,7 @@ from benchmarks._growth import fitted, publish, record
 from benchmarks._planted import NOISE, normal, unit
 from benchmarks.cluster_time import K, ours, planted_lists
 from deploy.pod.agent import files
+from tests.app.support.nearest import nearest
 
 SIZES, QUICK = [10_000, 30_000, 100_000, 300_000, 1_000_000], [2_000, 6_000]
 QUERIES, DIM, IMAGES_EACH = 2_048, 64, 40

@@ -37,12 +37,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from a
 from app.config import NO_ID, MiningConfig
 from app.mining.cluster import by_overlap, number, similarity_floors
 from app.mining.gate import pair_f, pair_precision
-from app.mining.knn import nearest
 from app.mining.pseudo_ids import find_pseudo_ids
 from benchmarks._claims import Claim, quick, report
 from benchmarks._oracle import PRECISION, limits
 from benchmarks._planted import KINDS, NOISE, Floats, Ints, of_sizes, plant
 from benchmarks.clusters import ALONE, components, plain_propagation
+from tests.app.support.nearest import nearest
 
 DIM, SEED, IMAGES = 256, 11, 2000
 LARGE = (128, 200, 300, 468)  # images of a person; a list has 32

@@ -27,8 +27,9 @@ from _claims import Claim, core_seconds, in_turn, quick, report
 
 from app.data.sources import decode
 from app.data.sources.decode import simplejpeg
-from app.data.sources.recordio import framed, image_record, rec
+from app.data.sources.recordio import rec
 from app.data.sources.source import orl
+from tests.app.support.recordio import framed, image_record
 
 BATCH = 256
 QUALITY = 95

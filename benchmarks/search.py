@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from a
 from _claims import Claim, in_turn, quick, report, seconds
 
 from app.mining.candidates import HalfPrecision
-from app.mining.knn import choose_backend, nearest, neighbours, search
+from app.mining.knn import choose_backend, neighbours, search
 from app.mining.sample import recall
 from app.runtime.dist import World
+from tests.app.support.nearest import nearest
 
 DIM, K = 512, 32
 FP32_TILE = 1024  # queries; with 1.2 million columns their scores take 5 GB

@@ -24,11 +24,11 @@ from _claims import Claim, core_seconds, quick, report
 from _planted import NOISE
 
 from app.config import MiningConfig
-from app.mining.knn import nearest
 from app.mining.lists import Neighbours
 from app.mining.sample import recall
 from app.mining.search import searched
 from app.runtime.dist import ALONE
+from tests.app.support.nearest import nearest
 
 DIM, IMAGES_EACH, K, MIN_RECALL = 256, 40, 32, 0.97
 

@@ -55,9 +55,7 @@ class Identification:
         """The number of comparisons: each probe with each person of the gallery."""
         return int((~self.in_gallery).sum()) * len(self.people)
 
-    @property
-    def measure(self) -> str:
-        return "rank-1 identification"
+    measure = "rank-1 identification"
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -117,9 +115,7 @@ class TemplateSearch:
         """The number of comparisons: each probe with each person of a gallery."""
         return len(self.probes.person) * self.people
 
-    @property
-    def measure(self) -> str:
-        return "rank-1 identification"
+    measure = "rank-1 identification"
 
     def facts(self) -> dict[str, Any]:
         return {

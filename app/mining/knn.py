@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from app.errors import Failed, WrongUse
@@ -155,18 +153,6 @@ def rounds_of(counts: list[int], shard: Tensor) -> int:
     """Return how many rounds the search of a block takes: the same on every rank, from the largest shard."""
     products = max(counts) * sum(counts) * shard.shape[1]
     return max(1, min(max(counts), -(-products // PRODUCTS_A_ROUND[shard.device.type])))
-
-
-def nearest(
-    bank: NDArray[np.float32], queries: NDArray[np.int64], k: int, *, threads: int, backend: str = "faiss"
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return ids and cosines [Q, k] of the k other rows of `bank` [N, D] most similar to its rows `queries` [Q]."""
-    rows, own = torch.from_numpy(bank), torch.from_numpy(queries)
-    set_threads(threads, rows.device)
-    good = usable(rows)[own]
-    ids, cosine = nothing(len(own), k, rows.device)
-    ids[good], cosine[good] = search(rows, 0, rows[own[good]], own[good], k, choose_backend(backend, rows.device))
-    return ids.int().numpy(), cosine.numpy()
 
 
 def set_threads(count: int, device: torch.device) -> None:

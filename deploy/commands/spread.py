@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.billing.reaper import reap
-from deploy.commands.sweep_plan import Sweep, begin, check, look_ahead, newest_of, plan_to_run, run_of
+from deploy.commands.sweep_plan import Sweep, begin, check, look_ahead, newest_of, plan_to_run, run_of, say_done
 from deploy.commands.sweep_result import Ended, tell
 from deploy.commands.train import finish
 from deploy.errors import DeployError, NoMachine, WrongUse
@@ -96,11 +96,7 @@ def _show(
         for combo, state in zip(combos, states, strict=True)
     ]
     screen.table("Runs", ["run", *sweep_table.run_columns(combos), "state"], rows)
-    if any(was):
-        screen.say(
-            f"not started again: {sum(map(bool, was))} of {plural(len(combos), 'run')}, done or alive with the same "
-            "code, data and settings; --resume none runs all anew"
-        )
+    say_done(screen, sum(map(bool, was)), len(combos))
 
 
 def _agree(

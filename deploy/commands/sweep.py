@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from deploy.billing.reaper import reap
-from deploy.commands.sweep_plan import Sweep, begin, check, left_of, look_ahead, newest_of, plan_to_run, run_of
+from deploy.commands.sweep_plan import (
+    Sweep,
+    begin,
+    check,
+    left_of,
+    look_ahead,
+    newest_of,
+    plan_to_run,
+    run_of,
+    say_done,
+)
 from deploy.commands.sweep_result import Ended, tell
 from deploy.commands.train import Outcome, follow
 from deploy.errors import DeployError, WrongUse
@@ -46,7 +56,7 @@ def sweep(project: Path, texts: Sequence[str], typed: dict[str, Any], screen: Sc
             planned, done = plan_to_run(at, combos, checked, screen)
             _show(planned, done, at, screen)
             _agree(planned, done, at, screen, yes=how.yes)
-    return _Runs(project, planned, done, screen, keep=how.keep, detach=how.detach).run()
+    return _Runs(project, planned, done, screen, how).run()
 
 
 def _show(planned: Sweep, done: dict[str, Record], at: Reach, screen: Screen) -> None:
@@ -60,11 +70,7 @@ def _show(planned: Sweep, done: dict[str, Record], at: Reach, screen: Screen) ->
     columns = ["run", *sweep_table.run_columns(planned.combinations), "expected"]
     states = {place: f"{record.state}: {record.run_id}" for place, record in was.items()}
     screen.table("Runs", columns, sweep_table.planned_rows(planned.combinations, planned.plans, states))
-    if was:
-        screen.say(
-            f"not started again: {len(was)} of {plural(len(planned.plans), 'run')}, done or alive with the same code, "
-            "data and settings; --resume none runs all anew"
-        )
+    say_done(screen, len(was), len(planned.plans))
 
 
 def _agree(planned: Sweep, done: dict[str, Record], at: Reach, screen: Screen, *, yes: bool) -> None:
@@ -86,8 +92,7 @@ class _Runs:
     planned: Sweep
     done: dict[str, Record]
     screen: Screen
-    keep: bool
-    detach: bool
+    how: How
     failures: list[DeployError] = field(default_factory=list)
     ended: str | None = None  # why not all combinations were run, if so
     interrupted: bool = False
@@ -111,7 +116,7 @@ class _Runs:
         try:
             outcome = self._start(place)
             record, failure = outcome.record, outcome.failure
-            self.interrupted = not failure and not self.detach and record.state in LIVE_STATES
+            self.interrupted = not failure and not self.how.detach and record.state in LIVE_STATES
         except DeployError as error:
             record, failure = newest_of(self.project, self.planned.plans[place]), error
         except KeyboardInterrupt:
@@ -124,7 +129,7 @@ class _Runs:
             self.failures.append(failure)
         if self.interrupted:
             self.ended = "it was interrupted"
-        elif not (self.detach and record and record.state in LIVE_STATES):
+        elif not (self.how.detach and record and record.state in LIVE_STATES):
             self.ended = end_of_sweep(
                 record.state if record else None,
                 ran=bool(record and record.session),
@@ -136,9 +141,9 @@ class _Runs:
     def _start(self, place: int) -> Outcome:
         """Start one combination and, unless detached, follow it to its end."""
         with session.target(self.project, self.planned.checked[place].request.target) as at:
-            record, since = begin(at, self.planned, place, self.screen, keep=self.keep)
+            record, since = begin(at, self.planned, place, self.screen, keep=self.how.keep)
             self.screen.say(f"run {record.run_id} is {record.state}")
-            if self.detach:
+            if self.how.detach:
                 return Outcome(record, documents.of_run(record, [], None))
             return follow(at.run(record), since, self.screen)
 

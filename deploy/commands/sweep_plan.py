@@ -13,6 +13,7 @@ from deploy.runs import documents, job, records, session, sweeps
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.runs.situation import Situation
+from deploy.specs.estimate import plural
 from deploy.specs.facts import Facts
 from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
@@ -146,6 +147,15 @@ def run_of(plan: Plan, done: Mapping[str, Record]) -> Record | None:
 
 def left_of(planned: Sweep, done: Mapping[str, Record]) -> list[Plan]:
     return [plan for plan in planned.plans if run_of(plan, done) is None]
+
+
+def say_done(screen: Screen, done: int, runs: int) -> None:
+    """Say how many runs an earlier command did."""
+    if done:
+        screen.say(
+            f"not started again: {done} of {plural(runs, 'run')}, done or alive with the same code, data and settings; "
+            "--resume none runs all anew"
+        )
 
 
 def is_all_anew(request: Request) -> bool:

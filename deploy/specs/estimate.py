@@ -141,10 +141,3 @@ def rough(seconds: float) -> str:
     fitting = ((name, of) for name, of, most in UNITS if seconds / of < most)
     unit, of = next(fitting, ("days", 86400))
     return f"{float(f'{seconds / of:.2g}'):g} {unit}"
-
-
-def total(phases: Sequence[Phase]) -> Phase:
-    """Sum the known phases. None where no phase is known."""
-    seconds = [phase.seconds for phase in phases if phase.seconds is not None]
-    dollars = [phase.usd for phase in phases if phase.usd is not None]
-    return Phase("all", sum(seconds) if seconds else None, round(sum(dollars), 2) if dollars else None)

@@ -7,7 +7,6 @@ import hashlib
 import math
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -35,8 +34,6 @@ PREPARE = "prepare --source folder --path DIR"
 
 # What `app.prepare source=orl` makes, for a plan that must change nothing.
 ORL_ROWS, ORL_HELD_OUT_ROWS, ORL_BLOCK_ROWS = 400, 100, 10
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from app.config import NO_ID, Config, MiningConfig, load
 from app.data.dataset import Dataset, chances, epoch_order, open_configured
 from app.data.positives import Positives
 from app.errors import WrongUse
-from app.mining.knn import nearest
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.mining.refresh import Interlude
 from app.recipes import Batch, SelfSupervised
 from app.recipes.update import batches
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World, share
+from tests.app.support.nearest import nearest
 from tests.app.support.training import TINY, events, run
 
 Opened = tuple[Config, Dataset]

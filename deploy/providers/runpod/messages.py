@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 
-from deploy.errors import NoMachine, StepFailed, WrongUse, command
+from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse, command
 from deploy.providers.runpod.api import (
     ApiError,
     BadRequest,
@@ -28,6 +28,15 @@ ROOM = re.compile(
     r"no (longer )?(any )?(instances|machines|capacity|stock)|not? enough|does not have the resources|"
     r"no .*available|unavailable|out of (stock|capacity)|could not be placed|different machine",
     re.IGNORECASE,
+)
+ONLINE = "check that this computer is online, and check HTTPS_PROXY and RUNPOD_API_BASE_URL"
+IN_WORDS: tuple[tuple[type[ApiError], type[DeployError], str, str | None], ...] = (
+    (WrongKey, WrongUse, "RunPod does not accept the API key", WHERE_TO_GET),
+    (Forbidden, WrongUse, "the API key has no permission for this", WHERE_TO_GET),
+    (NoBalance, NoMachine, "RunPod: the balance is too low", "add credit at https://console.runpod.io/user/billing"),
+    (Unreachable, NoMachine, "RunPod cannot be reached", ONLINE),
+    (Unclear, NoMachine, "RunPod's API does not answer", None),
+    (ApiError, StepFailed, "RunPod", None),
 )
 
 
@@ -80,29 +89,11 @@ def in_words(where: str) -> Iterator[None]:
     """Translate RunPod's errors into errors that tell the user what to do. Raises WrongUse, NoMachine or StepFailed."""
     try:
         yield
-    except WrongKey as error:
-        raise WrongUse(f"RunPod does not accept the API key: {error}", next_command=WHERE_TO_GET) from error
-    except Forbidden as error:
-        raise WrongUse(f"the API key has no permission for this: {error}", next_command=WHERE_TO_GET) from error
     except BadRequest as error:
-        raise WrongUse(
-            f"RunPod rejects the request as invalid: {error.detail}",
-            evidence=error.errors,
-            next_command=f"look at {where}",
-        ) from error
-    except NoBalance as error:
-        raise NoMachine(
-            f"RunPod: the balance is too low: {error}",
-            next_command="add credit at https://console.runpod.io/user/billing",
-        ) from error
+        said = f"RunPod rejects the request as invalid: {error.detail}"
+        raise WrongUse(said, evidence=error.errors, next_command=f"look at {where}") from error
     except TooMany as error:
         raise NoMachine(f"RunPod's rate limit is exhausted for {error.retry_after_s:.0f} s: {error}") from error
-    except Unreachable as error:
-        raise NoMachine(
-            f"RunPod cannot be reached: {error}",
-            next_command="check that this computer is online, and check HTTPS_PROXY and RUNPOD_API_BASE_URL",
-        ) from error
-    except Unclear as error:
-        raise NoMachine(f"RunPod's API does not answer: {error}") from error
     except ApiError as error:
-        raise StepFailed(f"RunPod: {error}") from error
+        _, raised, words, fix = next(each for each in IN_WORDS if isinstance(error, each[0]))
+        raise raised(f"{words}: {error}", next_command=fix) from error

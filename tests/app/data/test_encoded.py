@@ -23,11 +23,11 @@ from app.data.shards import file_blocks
 from app.data.sources import recordio
 from app.data.sources.encoded_writer import folder_of
 from app.data.sources.photograph import lossless
-from app.data.sources.recordio import framed, image_record
 from app.errors import WrongUse
 from app.runtime.dist import World
 from tests.app.conftest import faces
 from tests.app.data.test_recordio import insightface, jpeg, write
+from tests.app.support.recordio import framed, image_record
 from tests.app.support.training import assert_equal_bits, run
 
 PEOPLE, EACH = 8, 6

@@ -20,8 +20,9 @@ from PIL import Image
 from app import prepare
 from app.data.sources import decode, recordio
 from app.data.sources.photograph import decode_face
-from app.data.sources.recordio import MAGIC_BYTES, NO_IMAGE, Records, framed, image_record, rec
+from app.data.sources.recordio import MAGIC_BYTES, NO_IMAGE, Records, rec
 from app.errors import WrongUse
+from tests.app.support.recordio import framed, image_record
 
 payloads = st.lists(
     st.lists(st.one_of(st.just(MAGIC_BYTES), st.binary(max_size=5)), max_size=6).map(b"".join), min_size=1, max_size=8

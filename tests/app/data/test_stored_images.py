@@ -20,7 +20,8 @@ from app.data.sources.photograph import decode_face
 from app.evaluation.gallery import open_gallery
 from app.evaluation.identification import Identification
 from tests.app.data.test_photographs import HEIC, oriented_jpeg, picture
-from tests.app.data.test_recordio import image_record, write
+from tests.app.data.test_recordio import write
+from tests.app.support.recordio import image_record
 
 
 def encoded(pixels: np.ndarray, kind: str = "JPEG", **options: object) -> bytes:

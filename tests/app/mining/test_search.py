@@ -21,11 +21,11 @@ from app.mining.knn import (
     NONE,
     Neighbours,
     choose_backend,
-    nearest,
     neighbours,
 )
 from app.mining.sample import recall, sample_rows
 from app.runtime.dist import World
+from tests.app.support.nearest import nearest
 from tests.app.support.ranks import PROJECT, run_ranks
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

@@ -21,7 +21,7 @@ from app import train
 from app.errors import EXIT_WRONG_USE
 from app.files import write_json
 from app.report import __main__, page
-from app.report.facts import read
+from app.report.facts import read, read_plan
 from app.report.leave import leave
 from app.report.page import BEGIN, BYTES_MOST, render
 from app.runtime.folder import RunFolder
@@ -119,6 +119,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def test_training_leaves_a_report(trained: RunFolder) -> None:
     assert "ROC" in harmless(trained.report.read_text(encoding="utf-8")).text
+
+
+@pytest.mark.parametrize(("attempt", "gpu"), [(2, "NVIDIA A40"), (1, None), (None, None)])
+def test_the_plan_has_what_the_machine_added_in_this_attempt(
+    tmp_path: Path, attempt: int | None, gpu: str | None
+) -> None:
+    """`invoke report` on the laptop reads plan.json and placement.json; on the machine, plan.json has all of it."""
+    folder = RunFolder(tmp_path)
+    write_json(folder.plan, {"attempt": 2, "gpu": None, "machine": "m"})
+    if attempt is not None:
+        write_json(folder.placement, {"attempt": attempt, "gpu": "NVIDIA A40"})
+    assert read_plan(folder) == {"attempt": 2, "gpu": gpu, "machine": "m"}
 
 
 def test_a_real_run_has_every_section(trained: RunFolder) -> None:
