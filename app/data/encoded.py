@@ -1,7 +1,7 @@
 """Image files as they came, read like an array of pixels: images.jpegs with offsets.npy, or a .rec of insightface.
 
 `images.jpegs` holds the bytes of JPEG, WebP and PNG files one after another. `offsets.npy`, int64 [N + 1], says where
-each begins. Threads decode the rows of a batch directly into its buffer, to the same pixels that `prepare` writes into
+each begins. Threads decode the rows of a batch into its buffer, to the same pixels that `prepare` writes into
 images.npy.
 
 Letters: N images, B images of a batch.

@@ -152,10 +152,10 @@ def decode_stored(data: bytes) -> NDArray[np.uint8]:
     fast = None if _may_be_turned(data) else fast_jpeg(data, SIDE)
     if fast is not None:
         return fast
-    _, (width, height) = kind(data)  # before decoding, which a large image makes slow
-    if (width, height) != (SIDE, SIDE):
-        raise OtherSize(f"{width}x{height}")
-    return np.asarray(photograph(data))
+    with _opened(io.BytesIO(data)) as image:
+        if image.size != (SIDE, SIDE):  # before decoding, which a large image makes slow
+            raise OtherSize(f"{image.width}x{image.height}")
+        return np.asarray(_eight_bits(_upright(image), image.format))
 
 
 def photograph(file: bytes) -> Image.Image:
