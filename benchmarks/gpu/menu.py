@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.gpu import candidates, correctness, searching, steps
+from benchmarks.gpu import candidates, correctness, ranks, searching, steps
 from benchmarks.gpu.running import Check
 
 COMPOSES = ("hydra", "omegaconf")  # needed by app.config.load
@@ -17,6 +17,7 @@ CHECKS = [
     Check("networks", correctness.networks, 25, COMPOSES),
     Check("overflow", correctness.overflow, 15, COMPOSES),
     Check("experiments", correctness.experiments, 70, COMPOSES),
+    Check("ranks", ranks.ranks, 30, COMPOSES),
     Check("waits", steps.waits, 20, COMPOSES),
     Check("augmentation_share", steps.augmentation_share, 20, COMPOSES),
     Check("profile", steps.profile, 20, COMPOSES),
@@ -25,7 +26,7 @@ CHECKS = [
     Check("partial_fc", searching.partial_fc, 25),
     Check("mining", searching.mining, 40),
     Check("steps", steps.step_speed, 60, COMPOSES, in_parts=True),
-    Check("candidates", candidates.candidates, 90, COMPOSES, in_parts=True),
-    Check("steps_compiled", steps.compiled_step_speed, 60, COMPOSES, in_parts=True),
+    Check("candidates", candidates.candidates, 75, COMPOSES, in_parts=True),
+    Check("steps_compiled", steps.compiled_step_speed, 45, COMPOSES, in_parts=True),
 ]
 CORRECTNESS = CHECKS[:9]

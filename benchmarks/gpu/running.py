@@ -69,6 +69,8 @@ def run_one(check: Check, rig: Rig, report: Report, budget_s: float) -> None:
             for record in check.measure(rig):
                 report.add(check.name, **record)
         report.add(check.name, ok=True, seconds=time.monotonic() - started)
+    except Missing as error:
+        report.add(check.name, left_out=f"needs {error}")
     except OutOfTime:
         if check.in_parts:
             report.add(check.name, left_out=f"the rest, after {budget_s:.3g} s; --only {check.name} has more time")

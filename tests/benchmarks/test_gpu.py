@@ -20,7 +20,7 @@ from benchmarks.gpu.__main__ import stretch
 from benchmarks.gpu.menu import CHECKS
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.rig import Rig
-from benchmarks.gpu.running import Check, run
+from benchmarks.gpu.running import Check, Missing, run
 
 PROJECT = Path(__file__).parents[2]
 
@@ -32,6 +32,11 @@ def fine(_: Rig) -> Iterator[dict[str, Any]]:
 def breaks(_: Rig) -> Iterator[dict[str, Any]]:
     yield {"first": 1}
     raise RuntimeError("the device is gone")
+
+
+def lacks(_: Rig) -> Iterator[dict[str, Any]]:
+    raise Missing("two GPUs")
+    yield {}
 
 
 def hangs(_: Rig) -> Iterator[dict[str, Any]]:
@@ -47,6 +52,7 @@ def test_a_check_that_fails_hangs_or_cannot_run_does_not_stop_the_others(tmp_pat
         Check("breaks", breaks, 5),
         Check("hangs", hangs, 0.02),
         Check("in parts", hangs, 0.02, in_parts=True),
+        Check("lacks", lacks, 5),
         Check("bare", fine, 5, needs=("no_such_module",)),
         Check("fine", fine, 5),
     ]
@@ -54,6 +60,7 @@ def test_a_check_that_fails_hangs_or_cannot_run_does_not_stop_the_others(tmp_pat
     records = json.loads(report.path.read_text())["records"]
     assert report.failed == ["breaks", "hangs"]
     assert {"check": "breaks", "first": 1} in records  # measured before the failure
+    assert {"check": "lacks", "left_out": "needs two GPUs"} in records
     told = "the rest, after 0.2 s; --only in parts has more time"
     assert [each for each in records if each["check"] == "in parts"] == [
         {"check": "in parts", "first": 1}, {"check": "in parts", "left_out": told},
@@ -150,3 +157,5 @@ def test_every_check_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     records = json.loads((tmp_path / "gpu-cpu.json").read_text())["records"]
     assert [record["check"] for record in records if record.get("ok")] == [check.name for check in CHECKS]
+    tried = [record for record in records if "candidate" in record]
+    assert [record for record in tried if "left_out" not in record and not record.get("equal")] == []
