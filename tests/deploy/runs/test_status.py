@@ -150,6 +150,12 @@ def test_a_long_log_and_long_metrics_are_read_to_their_ends(tmp_path: Path, monk
     assert [event["step"] for _, events in told for event in events] == list(range(30))
     assert [event["step"] for event in job.all_events(shell, folder.metrics)] == list(range(30))
     assert job.all_events(shell, tmp_path / "nothing") == []
+    long = "x" * job.PIECE_BYTES + "y\n"
+    Path(folder.log).write_text(long, encoding="utf-8", newline="\n")
+    Path(folder.metrics).write_text('{"event": "a"}\n', encoding="utf-8", newline="\n")
+    told = list(follow(shell, folder))
+    assert "".join(text for text, _ in told) == long
+    assert [event for _, events in told for event in events] == [{"event": "a"}]
 
 
 class Endless(LocalShell):
