@@ -152,6 +152,8 @@ def test_nobody_looks_and_nobody_asks(tmp_path: Path, monkeypatch: pytest.Monkey
     record = running(rented)
     asker = live.asker("rented")
     assert not asker._is_wanted()
+    live.want(record)
+    assert not live.is_watched("a")  # its state is on the page of all runs
     wait_until(lambda: live.want(record, whole=True).status)
     assert (asker._is_wanted(), live.is_watched("a"), live.is_watched("b")) == (True, True, False)
     wait_until(lambda: asker._thread is not None and not asker._thread.is_alive())

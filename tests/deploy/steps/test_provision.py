@@ -268,8 +268,9 @@ def made_ready(settings: Settings, machine: Machine, checked: Checked, **about: 
 
 
 def test_images_are_staged_and_what_the_machine_has_is_said(
-    tmp_path: Path, checked: Checked, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, checked: Checked, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     rented = Rented(tmp_path, options={"stage_to": "ram"})
     machine = rented.machine(gpus=1)
     watch = Stopwatch()
@@ -370,14 +371,15 @@ def test_images_are_packed_once(
 
 
 def test_this_computers_hardware_is_known_already(
-    tmp_path: Path, checked: Checked, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, checked: Checked, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     rented = Rented(tmp_path)
     machine = rented.machine(address=None)
     facts = replace(FACTS, hardware=Hardware(gpus=0, cores=8))
     told = made_ready(rented.settings, machine, checked, facts=facts, known=None)
     assert (told.plan.cores, told.plan.gpus) == (8, 0)
-    assert said(capsys).startswith("data: read in place from ")
+    assert said(capsys) == f"data: read in place from {Path('faces', 'images.npy')}"
 
 
 def test_images_that_are_there_are_found_or_named(tmp_path: Path, checked: Checked) -> None:
