@@ -330,8 +330,11 @@ def test_what_a_card_is_called_that_has_too_little_memory() -> None:
 
 
 @pytest.mark.parametrize("nodes", [None, 3])
-def test_code_is_uploaded_and_guarded(tmp_path: Path, nodes: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_is_uploaded_and_guarded(
+    tmp_path: Path, nodes: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The guard's limits are of all machines of the run: of the request, or else of the target's file."""
+    monkeypatch.chdir(tmp_path)
     rented = Rented(tmp_path / "here", options={"max_usd": 5.0, "nodes": 2})
     python = tmp_path / "python"  # an environment with torch
     python.write_text("#!/bin/sh\n", encoding="utf-8")
