@@ -179,7 +179,7 @@ def _digest(text: str) -> str:
 
 
 def _report(drawn: Sequence[Mutant], known: Mapping[str, str], population: int) -> None:
-    """Print a table: a row for each folder, and the sampling error of the whole (95 %, normal approximation)."""
+    """Print a table: a row for each folder, and the interval of the whole."""
     table: dict[str, Counter[str]] = {}
     for mutant in drawn:
         source = (PROJECT / mutant.file).read_text(encoding="utf-8")
@@ -195,8 +195,16 @@ def _report(drawn: Sequence[Mutant], known: Mapping[str, str], population: int) 
         counts = (judged + found["equivalent"], *(found[word] for word in words[1:-1]))
         print(f"{row:16} " + " ".join(f"{count:10}" for count in counts) + f" {share:10.1%}")
         if row == "all" and judged:
-            error = 1.96 * math.sqrt(share * (1 - share) / judged * max(0.0, 1 - judged / population))
-            print(f"sampling error: +-{error:.1%} of a population of {population}")
+            low, high = _wilson(found["killed"], judged)
+            print(f"95 % interval (Wilson): {low:.1%} to {high:.1%}, for a population of {population}")
+
+
+def _wilson(killed: int, judged: int) -> tuple[float, float]:
+    """The 95 % interval of a share, also if nearly all were killed."""
+    share, z = killed / judged, 1.96
+    middle = share + z**2 / (2 * judged)
+    half = z * math.sqrt(share * (1 - share) / judged + (z / (2 * judged)) ** 2)
+    return (middle - half) / (1 + z**2 / judged), (middle + half) / (1 + z**2 / judged)
 
 
 if __name__ == "__main__":

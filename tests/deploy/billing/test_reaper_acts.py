@@ -237,6 +237,9 @@ def test_a_run_that_was_heard_of_lately_is_not_asked_for(rented: Rented, capsys:
     long_ago = 1_000_000_000
     run = Path(records.home(rented.settings.runs, "a").run)
     os.utime(run, (long_ago, long_ago))
+    rented.machine(hours=0.1)  # it has not lived for so long
+    assert said(rented, capsys) == f"m costs $2.00 an hour: it has no run; {SEE}"
+    rented.machine(hours=1)
     assert (
         said(rented, capsys) == f"m costs $2.00 an hour: it has no run; its guard had died and was started again; {SEE}"
     )

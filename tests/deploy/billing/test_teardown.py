@@ -12,13 +12,13 @@ import pytest
 
 from deploy.billing import teardown
 from deploy.billing.teardown import bring_all_home, is_home, release_idle, run_of_another_laptop, stop_run
-from deploy.errors import StepFailed, command
+from deploy.errors import NoMachine, StepFailed, command
 from deploy.pod.base.folder import write_json
 from deploy.pod.base.heartbeat import LOST_AFTER_S
 from deploy.shell import LinkLost
-from deploy.specs.machine import Address
+from deploy.specs.machine import Address, Machine
 from deploy.ui.screen import Screen
-from tests.deploy.support.rented import Near, Noting, Rented
+from tests.deploy.support.rented import Account, Near, Noting, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer, with its python3.
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
@@ -207,6 +207,23 @@ def test_a_machine_whose_results_cannot_be_brought_stays(rented: Rented, release
     assert f"the machine was kept; it still bills: {command('down --run a --anyway')}" in said
     assert "released n" not in said
     assert rented.account.released == []
+
+
+def test_a_machine_that_cannot_be_released_keeps_no_other(rented: Rented, released) -> None:  # type: ignore[no-untyped-def]
+    class Refusing(Account):
+        def release(self, machine: Machine) -> None:
+            if machine.name == "m":
+                raise NoMachine("the account does not answer")
+            super().release(machine)
+
+    rented.account = Refusing(rented.account.machines)
+    rented.ran()
+    rented.machine("n")
+    released.others.update({"n": str(rented.ran(machine="n"))})
+    said = released()
+    assert f"the account does not answer; it still bills: {command('down --run a')}" in said
+    assert "released n: it cannot release itself" in said
+    assert rented.account.released == ["n"]
 
 
 @pytest.mark.parametrize(

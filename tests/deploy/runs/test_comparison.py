@@ -48,7 +48,7 @@ def test_settings_that_differ(tmp_path: Path) -> None:
 
 
 def test_the_best_epoch_is_the_first_of_the_best(tmp_path: Path) -> None:
-    history = History(((0, 9.0), (1, 3.0)), ((0, 0.5), (1, 0.7), (2, 0.7)), 12.0, {"lfw": ((4, 0.9),)})
+    history = History(((0, 9.0), (1, 5.0), (2, 3.0)), ((0, 0.5), (1, 0.7), (2, 0.7)), 12.0, {"lfw": ((4, 0.9),)})
     told = side(tmp_path, history=history)
     assert best_point(told, "held-out people") == Best(1, 0.7, 0.7)
     assert best_point(told, "lfw") == Best(4, 0.9, 0.9)
@@ -56,4 +56,4 @@ def test_the_best_epoch_is_the_first_of_the_best(tmp_path: Path) -> None:
     (row,) = document([told], {"a": 1.5})["runs"]
     assert (row["run_usd"], document([told])["runs"][0]["run_usd"]) == (1.5, None)
     assert (row["best_accuracy"], row["best_epoch"], row["last_loss"], row["images_per_s"]) == (0.7, 1, 3.0, 12.0)
-    assert (row["accuracy"], row["loss"]) == ([[0, 0.5], [1, 0.7], [2, 0.7]], [[0, 9.0], [1, 3.0]])
+    assert (row["accuracy"], row["loss"]) == ([[0, 0.5], [1, 0.7], [2, 0.7]], [[0, 9.0], [1, 5.0], [2, 3.0]])

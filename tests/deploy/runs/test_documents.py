@@ -24,6 +24,7 @@ def mined(count: int, accepted: bool) -> dict[str, Any]:
         ([], None),
         ([mined(3, True), mined(5, True)], {"count": 5, "coverage": 0.5, "purity": 0.9}),
         ([mined(3, True), mined(1, False)], {"count": 3, "coverage": 0.3, "purity": 0.9}),
+        ([{"event": "mining", "count": 4, "coverage": 0.4}], {"count": 4, "coverage": 0.4, "purity": None}),
         ([mined(1, False)], {"count": 0, "coverage": 0.0, "purity": None}),
     ],
 )

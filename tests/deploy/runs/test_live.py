@@ -130,6 +130,14 @@ def status(record: Record, **told: Any) -> None:
 def test_a_run_is_asked_about_while_somebody_looks_and_it_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With one connection for all questions."""
+    opened, target = [], lives.session.target
+
+    def noted(*words: Any) -> Any:
+        opened.append(words)
+        return target(*words)
+
+    monkeypatch.setattr(lives.session, "target", noted)
     monkeypatch.setattr(lives, "HERE_EVERY_S", 0.01)
     live, rented = Live(tmp_path), Rented(tmp_path)
     record = running(rented)
@@ -138,6 +146,7 @@ def test_a_run_is_asked_about_while_somebody_looks_and_it_lives(
     assert time.time() - 60 < look.at <= time.time()
     status(record, step=8)
     wait_until(lambda: (seen := live.want(record).status) and seen.step == 8)
+    assert len(opened) == 1
     asker = live.asker("rented")
     assert (asker._failures, asker._not_before) == (0, lives.NEVER)
     status(record, state="succeeded")
@@ -152,6 +161,8 @@ def test_nobody_looks_and_nobody_asks(tmp_path: Path, monkeypatch: pytest.Monkey
     record = running(rented)
     asker = live.asker("rented")
     assert not asker._is_wanted()
+    live.want(record)
+    assert not live.is_watched("a")  # its state is on the page of all runs
     wait_until(lambda: live.want(record, whole=True).status)
     assert (asker._is_wanted(), live.is_watched("a"), live.is_watched("b")) == (True, True, False)
     wait_until(lambda: asker._thread is not None and not asker._thread.is_alive())

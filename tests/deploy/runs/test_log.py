@@ -69,12 +69,12 @@ def test_a_log_that_grows_while_it_is_printed_is_left(tmp_path: Path) -> None:
         with Path(folder.log).open("a") as more:
             more.write("more")
     assert seen == "12345678"
-    Path(folder.log).write_text("abc\ndef\n", encoding="utf-8")
+    Path(folder.log).write_text("abc\ndef\n", encoding="utf-8", newline="\n")
     lines, told = NodeLines(LocalShell(), folder, 1), ""
     lines.tail.most = 4
     for piece in lines.pieces(to_the_end=False):
         told += piece
-        with Path(folder.log).open("a") as more:
+        with Path(folder.log).open("a", newline="\n") as more:
             more.write("ghi\n")
     assert told == "1| abc\n1| def\n"
 

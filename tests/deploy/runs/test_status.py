@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from deploy.pod.base.evidence import EVIDENCE_BYTES
 from deploy.pod.base.folder import RunFolder, write_json
 from deploy.pod.base.heartbeat import LOST_AFTER_S
 from deploy.runs import job
+from deploy.runs.feed import Feed
 from deploy.runs.job import Events, Status, follow
 from deploy.shell import LocalShell
 from deploy.specs.plan import Plan, make
@@ -149,6 +150,28 @@ def test_a_long_log_and_long_metrics_are_read_to_their_ends(tmp_path: Path, monk
     assert [event["step"] for _, events in told for event in events] == list(range(30))
     assert [event["step"] for event in job.all_events(shell, folder.metrics)] == list(range(30))
     assert job.all_events(shell, tmp_path / "nothing") == []
+    long = "x" * job.PIECE_BYTES + "y\n"
+    Path(folder.log).write_text(long, encoding="utf-8", newline="\n")
+    Path(folder.metrics).write_text('{"event": "a"}\n', encoding="utf-8", newline="\n")
+    told = list(follow(shell, folder))
+    assert "".join(text for text, _ in told) == long
+    assert [event for _, events in told for event in events] == [{"event": "a"}]
+
+
+class Endless(LocalShell):
+    """A machine whose metrics grow as fast as they are read."""
+
+    def read(self, path: PurePath, offset: int = 0, limit: int | None = None) -> bytes:
+        return b"\n" * (limit or 0) if path.name == "metrics.jsonl" else super().read(path, offset, limit)
+
+
+def test_metrics_that_grow_while_they_are_read_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their end is where it was: a machine cannot keep a command busy for ever."""
+    monkeypatch.setattr(job, "EVENTS_BYTES", 40)
+    folder = RunFolder(tmp_path)
+    Path(folder.metrics).write_text("\n", encoding="utf-8", newline="\n")
+    assert job.all_events(Endless(), folder.metrics) == []
+    assert Feed(Endless(), folder).read(Endless()).events == []
 
 
 @pytest.mark.parametrize(("bytes_more", "is_kept"), [(0, True), (1, False)])

@@ -141,6 +141,14 @@ def test_a_run_that_was_alive_is_asked_about_unless_only_its_record_counts(tmp_p
         assert sweeps.earlier(at, [plan], "tree") == {}  # its folder is gone: it is lost
 
 
+@pytest.mark.parametrize(("kinds", "is_home"), [((), False), (("start", "step"), False), (("step", "end"), True)])
+def test_a_run_is_here_when_its_end_is(tmp_path: Path, kinds: tuple[str, ...], is_home: bool) -> None:
+    made = written(tmp_path, "a", [])
+    lines = [json.dumps({"event": kind, "step": 1}) for kind in kinds]
+    (tmp_path / "a" / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    assert sweeps.is_home(tmp_path, made) is is_home
+
+
 @pytest.mark.parametrize("changed", [{"snapshot": "other"}, {"data": {"dataset_id": "other"}}, {}])
 def test_a_newer_run_that_differs_hides_no_earlier_one(tmp_path: Path, changed: dict[str, Any]) -> None:
     """Of two equal ones the newest counts, and none is asked about: both are over."""

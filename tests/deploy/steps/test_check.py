@@ -23,6 +23,7 @@ from deploy.specs.settings import Settings, Ssh, Target
 from deploy.steps import resolve
 from deploy.steps.continuing import start_of
 from deploy.steps.resolve import check, gather, prepare_orl
+from deploy.workspace import dataset as data
 from deploy.workspace.sources import HERE, MACHINE
 from tests.deploy.conftest import PRETEND
 from tests.deploy.specs.test_plan import FACTS
@@ -178,7 +179,15 @@ def test_a_stopped_run_continues_from_its_newest_checkpoint(rented: Rented) -> N
         file = home / "checkpoints" / f"epoch_00{epoch}.json"
         told = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps({**told, "model": {"width": 1}, "facts": {"epochs": epochs}}), encoding="utf-8")
+    stub, asked = rented.project / "app" / "resumable.py", rented.project / "asked.json"
+    noted = f"json.loads(open({str(asked)!r}, 'w').write(text := sys.stdin.read()) and text)"
+    stub.write_text(stub.read_text("utf-8").replace("json.load(sys.stdin)", noted), "utf-8")
     told = check(near(rented), Request(resume="auto"))
+    assert told.dataset is not None
+    question = json.loads(asked.read_text(encoding="utf-8"))
+    known_id = data.known_id(rented.settings.notes, told.dataset, 1.0, "none")
+    assert known_id is not None
+    assert (question["data"], question["own"], question["machines"]) == (known_id, True, 1)
     assert told.note == "continuing run a (stopped), attempt 2; train.epochs 3, was 2"
     assert told.continues is not None
     assert (told.continues.resume, told.request.resume) == ("auto", "auto")

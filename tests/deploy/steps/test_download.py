@@ -167,13 +167,19 @@ def test_where_the_report_is(
     assert download.verdict(home.reached()) == (None if expected is None else "it is good")
 
 
-def test_two_commands_do_not_download_at_once(tmp_path: Path) -> None:
+def test_two_commands_do_not_download_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second waits until the first has ended."""
     home = Home(tmp_path)
     private_folder(home.rented.settings.notes)
     reached = home.reached()
     lock = Lock(tmp_path / ".sniperface" / "home-rented.lock", {"busy": True})
-    done = threading.Event()
+    done, waits, pause = threading.Event(), threading.Event(), download.time.sleep
+
+    def wait(seconds: float) -> None:
+        waits.set()
+        pause(seconds)
+
+    monkeypatch.setattr(download.time, "sleep", wait)
 
     def bring() -> None:
         download.bring(reached, Screen())
@@ -182,7 +188,8 @@ def test_two_commands_do_not_download_at_once(tmp_path: Path) -> None:
     second = threading.Thread(target=bring)
     with lock.acquire():
         second.start()
-        assert not done.wait(0.15)
+        assert waits.wait(10)
+        assert not done.is_set()
         assert home.rented.home() == []
     assert done.wait(30)
     second.join()

@@ -23,7 +23,7 @@ from deploy.specs.plan import make as make_plan
 from deploy.specs.request import parse_request
 from deploy.specs.settings import load
 from deploy.steps.rendezvous import PORTS, meet
-from tests.deploy.conftest import SOURCE
+from tests.deploy.conftest import SOURCE, wait_until
 from tests.deploy.specs.test_plan import FACTS, SETTINGS
 from tests.deploy.support.servers import SSHD, Server, openssh
 from tests.deploy.support.supervised import TELL, Supervised
@@ -138,9 +138,16 @@ def test_two_servers_of_one_computer_meet_on_its_loopback(pair: list[tuple[Serve
 @linux
 def test_a_port_that_is_taken_is_passed_over(pair: list[tuple[Server, Shell]]) -> None:
     with socket.socket() as other:
-        with contextlib.suppress(OSError):  # another process on this computer has it: it is taken anyway
-            other.bind(("", PORTS[0]))
-            other.listen()
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also just after another process had it
+
+        def is_ours() -> bool:  # another process on this computer may have it, and free it during the test
+            with contextlib.suppress(OSError):
+                other.bind(("", PORTS[0]))
+                return True
+            return False
+
+        wait_until(is_ours)
+        other.listen()
         assert meet([(server.machine(), shell) for server, shell in pair])[0].port > PORTS[0]
 
 

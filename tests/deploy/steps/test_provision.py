@@ -268,8 +268,9 @@ def made_ready(settings: Settings, machine: Machine, checked: Checked, **about: 
 
 
 def test_images_are_staged_and_what_the_machine_has_is_said(
-    tmp_path: Path, checked: Checked, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, checked: Checked, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     rented = Rented(tmp_path, options={"stage_to": "ram"})
     machine = rented.machine(gpus=1)
     watch = Stopwatch()
@@ -329,8 +330,11 @@ def test_what_a_card_is_called_that_has_too_little_memory() -> None:
 
 
 @pytest.mark.parametrize("nodes", [None, 3])
-def test_code_is_uploaded_and_guarded(tmp_path: Path, nodes: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_is_uploaded_and_guarded(
+    tmp_path: Path, nodes: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The guard's limits are of all machines of the run: of the request, or else of the target's file."""
+    monkeypatch.chdir(tmp_path)
     rented = Rented(tmp_path / "here", options={"max_usd": 5.0, "nodes": 2})
     python = tmp_path / "python"  # an environment with torch
     python.write_text("#!/bin/sh\n", encoding="utf-8")
@@ -370,14 +374,15 @@ def test_images_are_packed_once(
 
 
 def test_this_computers_hardware_is_known_already(
-    tmp_path: Path, checked: Checked, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, checked: Checked, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     rented = Rented(tmp_path)
     machine = rented.machine(address=None)
     facts = replace(FACTS, hardware=Hardware(gpus=0, cores=8))
     told = made_ready(rented.settings, machine, checked, facts=facts, known=None)
     assert (told.plan.cores, told.plan.gpus) == (8, 0)
-    assert said(capsys).startswith("data: read in place from ")
+    assert said(capsys) == f"data: read in place from {Path('faces', 'images.npy')}"
 
 
 def test_images_that_are_there_are_found_or_named(tmp_path: Path, checked: Checked) -> None:

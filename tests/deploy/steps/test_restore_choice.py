@@ -206,6 +206,18 @@ class Failing(Noting):
         return super().call(verb, again=again, **arguments)
 
 
+def test_how_long_the_copies_may_take(tmp_path: Path) -> None:
+    rented = Rented(tmp_path, options={"sync_to": "/copies"})
+    shell = Failing("--take", b"{}")
+    place = Kept(rented.settings, rented.machine(), shell, tmp_path, RunFolder(tmp_path / "run"))
+    place.take({"file": "epoch_000.pt", "bytes": 600 << 20})
+    shell.word = "--record"
+    assert not place.record({"file": "epoch_000.pt"})
+    shell.word = "deploy.pod.backup.restore"
+    place.look(Screen())
+    assert shell.limits == [660.0, 120.0, 60.0]
+
+
 def test_a_nonsensical_list_of_copies_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rented = Rented(tmp_path)
     rented.machine()
