@@ -22,7 +22,6 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -54,10 +53,13 @@ Row = dict[str, float | str | int | bool]
 
 
 def one_floor(x: Floats, ids: Ints, cosine: Floats, config: MiningConfig) -> Ids:
-    """Return our pseudo-IDs with one floor for all ranks, where every edge needs `mining.min_overlap`."""
+    """Return our pseudo-IDs with one floor for all ranks, where every edge needs `mining.min_overlap`.
+
+    Lists have one entry more, which reaches no floor: no list is full, so no edge is excepted.
+    """
     floor = float(similarity_floors(x[:2048], len(x), 1, config.false_edges_per_image)[0])
-    with patch("app.mining.cluster.CROWD", -1):  # every image is in too many lists
-        raw = by_overlap(ids, cosine, ALONE, floor=floor, min_overlap=config.min_overlap, max_size=config.max_cluster)
+    ids, cosine = np.pad(ids, ((0, 0), (0, 1))), np.pad(cosine, ((0, 0), (0, 1)), constant_values=-np.inf)
+    raw = by_overlap(ids, cosine, ALONE, floor=floor, min_overlap=config.min_overlap, max_size=config.max_cluster)
     return number(raw.labels, config.min_cluster, config.max_cluster)
 
 

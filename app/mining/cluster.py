@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import gammaincinv, stdtrit
 
 from app.config import NO_ID
-from app.mining.graph import count_named, join, sweep, weigh
+from app.mining.graph import join, sweep, weigh
 from app.mining.partition import Lists, dealt
 from app.runtime.dist import World, any_rank, gather_rows, least, total
 from app.runtime.stop import Poll, undisturbed
@@ -35,7 +35,6 @@ SWEEPS = 50
 TIGHTER = [(0.08, 0.05), (0.16, 0.1)]  # for oversize clusters: share of the way from the floor to 1, added overlap
 ROWS_A_ROUND = 2**16  # rows of a rank between two polls: less than a second
 RARER = 7  # r neighbours at the floor of rank r are r**RARER times less probable by chance than one at the first floor
-CROWD = 3  # times k: an image in more lists than this resembles everybody, as blurry images do
 CUT = 4  # times the limit; a larger cluster that does not split is no person
 RESOLVED = 2e-6  # least distance of a cosine from 1; fp32 rounds one by less
 EVIDENCE = 8  # images of a cluster that strangers hardly form
@@ -113,7 +112,7 @@ def by_overlap(
     centre is close to that of a large one joins it: an image is then close by chance to many images of the large one.
 
     If all entries of a list reach the first floor, the person likely has more than k images. `weigh` then accepts
-    less overlap, unless too many lists contain the image.
+    less overlap, and `with_pieces` adds the images and pieces of such a person that have no edge to it.
 
     A cluster larger than `max_size` is clustered again, a few times, with a higher floor and overlap; this separates
     people joined by mistake. What stays together is cut into pieces (`_cut`). If it is too large to be one person it is
@@ -128,17 +127,15 @@ def by_overlap(
         sure, longer = (gather(list_lengths(cosine, each), here) for each in (least.max(), least))
         full = gather((cosine >= least.max()).all(axis=1).astype(np.uint8), here) > 0
         group = np.where(oversize, labels, np.int32(-1))
-        named = total(torch.from_numpy(count_named(ids, sure[first:], n)), here).numpy()
-        large = full & (named <= CROWD * k)
         overlap = min_overlap + more
         passes = [(sure, 0)] + [(longer, math.ceil(overlap * (k + 1)))] * bool((longer > sure).any())
         weight[:] = 0
         for part in pieces_of(n, here):
             own, near = (ids[part], cosine[part], first + part.start), lists.near(part, longer, group)
             for degree, common in passes:
-                weigh(*own, *near, degree, large, group, overlap, common, weight[part])
+                weigh(*own, *near, degree, full, group, overlap, common, weight[part])
             poll()
-        again = propagate(ids, longer, weight, attempt, here, poll)
+        again = with_pieces(propagate(ids, longer, weight, attempt, here, poll), ids, full, here)
         labels = by_smallest_member(np.where(oversize, again, labels))
         sizes = np.bincount(labels, minlength=n)[labels]
         oversize = sizes > max_size
@@ -213,6 +210,36 @@ def propagate(
         if not any_rank(waiting > 0, here) and not changed.any():
             break
     return labels
+
+
+def with_pieces(labels: IntArray, ids: IntArray, full: NDArray[np.bool_], here: World) -> IntArray:
+    """Return labels [N] where a cluster joins a larger one that most entries of its images' lists [n, k] are in.
+
+    A `full` [N] image likely shows a person of more than k images. Some images of such a person are in no list, so they
+    have no mutual edge; and a few images may form a cluster of their own. But their own lists name the person. The
+    lists of other images count as if their entries were in no cluster. An image that is alone is a cluster, too.
+    """
+    n, k = len(labels), ids.shape[1]
+    rows = np.flatnonzero(full[first_row(n, here) :][: len(ids)])
+    own = rows + first_row(n, here)
+    while True:
+        size = np.bincount(labels, minlength=n)
+        outside = np.zeros(n, np.int64)
+        np.add.at(outside, labels[own], (labels[ids[rows]] != labels[own, None]).sum(axis=1))
+        outside = total(torch.from_numpy(outside), here).numpy()
+        piece = (2 * outside > size * k)[labels[own]]
+        entries = np.stack([np.repeat(labels[own[piece]], k), labels[ids[rows[piece]]].ravel()], axis=1)
+        entries = dealt(entries, entries[:, 0] % here.size, here)  # each cluster is judged by one process
+        pairs, count = np.unique(entries[:, 0].astype(np.int64) * n + entries[:, 1], return_counts=True)
+        one, other = pairs // max(n, 1), pairs % max(n, 1)
+        larger = (size[other] > size[one]) | ((size[other] == size[one]) & (other < one))
+        joins = larger & (2 * count > size[one] * k)
+        joined = gather(np.stack([one[joins], other[joins]], axis=1), here)
+        if not len(joined):
+            return labels
+        into = np.arange(n, dtype=np.int32)
+        into[joined[:, 0]] = joined[:, 1]
+        labels = into[labels]
 
 
 def by_components(

@@ -109,16 +109,6 @@ def mark_near(
 
 
 @njit(cache=True, nogil=True)
-def count_named(ids: NDArray[np.int32], degree: NDArray[np.int32], count: int) -> NDArray[np.int32]:
-    """Return how many lists contain each of `count` images; of `ids` [n, k] the first `degree` [n] entries count."""
-    named = np.zeros(count, np.int32)
-    for i in range(len(ids)):
-        for s in range(degree[i]):
-            named[ids[i, s]] += 1
-    return named
-
-
-@njit(cache=True, nogil=True)
 def sweep(
     ids: NDArray[np.int32],
     degree: NDArray[np.int32],

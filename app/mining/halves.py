@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import linkage
+from scipy.linalg import eigh
 
 HALF = 2  # least images of a half
 REASSIGNED = 3  # times that the images move to the nearer mean
@@ -34,7 +35,6 @@ class Halves(NamedTuple):
 
     measure: Rows  # [m]: how far apart they are
     one: Mask  # [m, s]: the images of one part
-    scatter: Rows  # [m, 2]: mean squared difference of an image from its part's mean
 
 
 class Null(NamedTuple):
@@ -58,8 +58,11 @@ class Null(NamedTuple):
 
 def products_beside(groups: Rows) -> Rows:
     """Return the scalar products [m, s, s] of images [m, s, D] without their part along the mean of their group."""
-    rest = beside(groups, groups.mean(axis=1, keepdims=True))
-    return np.matmul(rest, rest.transpose(0, 2, 1))
+    products = np.matmul(groups, groups.transpose(0, 2, 1))
+    along = products.mean(axis=2)  # with the mean; [m, s]
+    along /= np.sqrt(np.maximum(along.mean(axis=1, keepdims=True), 1e-24))
+    products -= along[:, :, None] * along[:, None, :]
+    return products
 
 
 def beside(groups: Rows, mean: Rows) -> Rows:
@@ -68,16 +71,15 @@ def beside(groups: Rows, mean: Rows) -> Rows:
     return groups - (groups * unit).sum(2, keepdims=True) * unit
 
 
-def halves(products: Rows) -> Halves:
-    """Divide groups, given by the scalar products [m, s, s] of their images, along their widest direction.
+def halves(alike: Rows) -> Halves:
+    """Divide groups, given by the products [m, s, s] of their images' `directions`, along the widest one.
 
     The measure is the logarithm of the scatter's share along that direction, and of that between the halves.
     """
-    size = products.shape[1]
-    alike = _directions(products)
-    widths, directions = np.linalg.eigh(alike)
-    order = np.argsort(directions[:, :, -1], axis=1, kind="stable")
-    along = np.take_along_axis(directions[:, :, -1], order, 1)
+    size = alike.shape[1]
+    width, direction = widest_direction(alike)
+    order = np.argsort(direction, axis=1, kind="stable")
+    along = np.take_along_axis(direction, order, 1)
     first = np.arange(1, size)
     between = np.cumsum(along, axis=1)[:, :-1] ** 2 / (first * (size - first))
     cut = between[:, HALF - 1 : size - HALF].argmax(1) + HALF  # images of the first half
@@ -87,17 +89,16 @@ def halves(products: Rows) -> Halves:
     count = one.sum(1)
     whole = np.maximum(np.trace(alike, axis1=1, axis2=2), 1e-300)
     share = _across(alike, one) * size / (count * (size - count)) / whole
-    measure = np.log(np.maximum(share, 1e-12)) + np.log(np.maximum(widths[:, -1] / whole, 1e-12))
-    return Halves(measure, one > 0, _scatter(products, one))
+    measure = np.log(np.maximum(share, 1e-12)) + np.log(np.maximum(width / whole, 1e-12))
+    return Halves(measure, one > 0)
 
 
-def few(products: Rows) -> Halves:
-    """Divide groups, given by the scalar products [m, s, s] of their images, into those most alike and the rest.
+def few(alike: Rows) -> Halves:
+    """Divide groups, given by the products [m, s, s] of their images' `directions`, into those most alike and the rest.
 
     The measure is the mean cosine of their differences times the root of the number of pairs, in standard deviations.
     """
-    count, size, _ = products.shape
-    alike = _directions(products)
+    count, size, _ = alike.shape
     upper = np.triu_indices(size, 1)
     pairs = alike[:, upper[0], upper[1]]
     top = pairs.max(axis=1)
@@ -119,7 +120,7 @@ def few(products: Rows) -> Halves:
         for child in children[:, node].T:
             chosen[groups, child] |= chosen[:, size + node]
     one = _settled(alike, chosen[:, :size].astype(np.float64))
-    return Halves(measure.max(axis=1), one > 0, _scatter(products, one))
+    return Halves(measure.max(axis=1), one > 0)
 
 
 WAYS: tuple[Callable[[Rows], Halves], ...] = (halves, few)
@@ -137,23 +138,35 @@ def by_chance(pool: Rows, largest: int) -> Null | None:
     for size in sizes:
         groups = max(LEAST_GROUPS, min(GROUPS, ENTRIES // size**2))
         drawn = np.stack([random.choice(len(pool), size, replace=False) for _ in range(groups)])
+        alike = directions(products[drawn[:, :, None], drawn[:, None, :]])
         for way, mean, spread in zip(WAYS, null.mean, null.spread, strict=True):
-            measure = way(products[drawn[:, :, None], drawn[:, None, :]]).measure
+            measure = way(alike).measure
             mean.append(float(measure.mean()))
             spread.append(max(float(measure.std()), 1 / STEPS))
     return null
 
 
-def _directions(products: Rows) -> Rows:
+def directions(products: Rows) -> Rows:
     """Return the products [m, s, s] of the differences from the mean of all, each of length 1, and again centred."""
     centred = _centred(products)
     length = np.sqrt(np.maximum(np.einsum("mii->mi", centred), 1e-12))
-    return _centred(centred / (length[:, :, None] * length[:, None, :]))
+    centred /= length[:, :, None]
+    centred /= length[:, None, :]
+    return _centred(centred)
+
+
+def widest_direction(alike: Rows) -> tuple[Rows, Rows]:
+    """Return the largest eigenvalue [m] of the matrices [m, s, s] and its vector [m, s]."""
+    last = [alike.shape[1] - 1] * 2
+    found = [eigh(each, subset_by_index=last, driver="evr", check_finite=False) for each in alike]
+    return np.array([value[0] for value, _ in found]), np.array([vector[:, 0] for _, vector in found])
 
 
 def _centred(products: Rows) -> Rows:
     row = products.mean(axis=2, keepdims=True)
-    return products - row - row.transpose(0, 2, 1) + row.mean(axis=1, keepdims=True)
+    centred = products - (row - row.mean(axis=1, keepdims=True))
+    centred -= row.transpose(0, 2, 1)
+    return centred
 
 
 def _settled(alike: Rows, one: Rows) -> Rows:
@@ -171,8 +184,8 @@ def _across(products: Rows, part: Rows) -> Rows:
     return (np.matmul(products, part[:, :, None])[:, :, 0] * part).sum(axis=1)
 
 
-def _scatter(products: Rows, one: Rows) -> Rows:
-    """Return the mean squared difference [m, 2] of an image from the mean of its part."""
+def scatter(products: Rows, one: Rows) -> Rows:
+    """Return the mean squared difference [m, 2] of an image from the mean of its part, `one` [m, s] or the rest."""
     centred = _centred(products)
     diagonal = np.einsum("mii->mi", centred)
     return np.stack(

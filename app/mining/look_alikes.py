@@ -28,7 +28,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.mining.cluster import by_smallest_member
-from app.mining.halves import HALF, SIZES, STEPS, WAYS, Halves, Mask, Null, Rows, beside, by_chance, products_beside
+from app.mining.halves import (
+    HALF,
+    SIZES,
+    STEPS,
+    WAYS,
+    Halves,
+    Mask,
+    Null,
+    Rows,
+    beside,
+    by_chance,
+    directions,
+    products_beside,
+    scatter,
+)
 from app.mining.lists import usable
 from app.mining.sample import owned
 from app.mining.shared_axes import shared_axes
@@ -126,8 +140,8 @@ def limit_of(deviations: Rows, size: Ids) -> Limit:
 
 def widest(groups: Rows, null: Null) -> tuple[Rows, list[Halves]]:
     """Return for groups of images [m, s, D] how many deviations their parts are above chance [m], and the parts."""
-    products = products_beside(groups)
-    found = [way(products) for way in WAYS]
+    alike = directions(products_beside(groups))
+    found = [way(alike) for way in WAYS]
     above = np.stack([null.deviations(each.measure, groups.shape[1], way) for way, each in enumerate(found)])
     return above.max(axis=0), [
         Halves(*(values[at : at + 1] for values in found[way])) for at, way in enumerate(above.argmax(axis=0))
@@ -143,7 +157,8 @@ def split(images: Rows, null: Null, limit: Limit) -> list[Ids]:
     one = found.one[0]
     if above[0] <= limit.of(len(images)):
         return [whole]
-    if any(null.is_tight(scatter, half.sum()) for scatter, half in zip(found.scatter[0], (one, ~one), strict=True)):
+    scattered = scatter(products_beside(images[None]), one[None].astype(np.float64))[0]
+    if any(null.is_tight(each, half.sum()) for each, half in zip(scattered, (one, ~one), strict=True)):
         return [whole]
     return [whole[half][each] for half in (one, ~one) for each in split(images[half], null, limit)]
 

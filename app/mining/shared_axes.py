@@ -28,6 +28,8 @@ class Axes(NamedTuple):
 
     def shrunk(self, rows: Rows) -> Rows:
         """Return `rows` [*, D], whose differences along the axes are made as small as along other directions."""
+        if not len(self.directions):
+            return rows
         return rows - ((rows @ self.directions.T) * (1 - self.kept)) @ self.directions
 
 

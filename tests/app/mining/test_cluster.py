@@ -8,9 +8,17 @@ import torch
 from numpy.typing import NDArray
 
 from app.config import NO_ID
-from app.mining.cluster import by_components, by_overlap, list_lengths, number, propagate, similarity_floors
+from app.mining.cluster import (
+    by_components,
+    by_overlap,
+    list_lengths,
+    number,
+    propagate,
+    similarity_floors,
+    with_pieces,
+)
 from app.mining.gate import pair_f
-from app.mining.graph import FULL, count_named, join, sweep, weigh
+from app.mining.graph import FULL, join, sweep, weigh
 from app.runtime.dist import World
 from tests.app.support.planted import Lists, largest, lists_of, planted, unit
 
@@ -116,11 +124,6 @@ def test_weights_of_longer_lists_only_raise_weights(lists: Lists, degree: NDArra
     assert (each[0] > each[1]).any()
 
 
-def test_images_are_counted_in_the_lists_that_name_them(lists: Lists, degree: NDArray[np.int32]) -> None:
-    named = [sum(i in row[:d] for row, d in zip(lists[0], degree, strict=True)) for i in range(len(degree))]
-    assert count_named(lists[0], degree, len(degree)).tolist() == named
-
-
 def test_a_share_of_the_rows_gets_the_same_weights(lists: Lists, degree: NDArray[np.int32]) -> None:
     group, large = np.zeros(len(degree), np.int32), np.arange(len(degree)) % 2 > 0
     part = np.zeros((30, 12), np.uint16)
@@ -209,6 +212,25 @@ def test_more_copies_than_a_list_is_long_are_one_cluster() -> None:
 def test_random_vectors_form_next_to_no_clusters() -> None:
     bank, _ = planted([1] * 1000, 32, 0.0)
     assert (find(bank) != NO_ID).mean() < 0.1
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_a_piece_joins_the_cluster_that_its_full_lists_name(every: bool) -> None:
+    """Images 6 and 7 are a piece of 0 to 5, 8 is alone, and 9 to 12 are another person with one entry outside."""
+    labels = np.array([0] * 6 + [6, 6, 8] + [9] * 4, np.int32)
+    ids = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2], [5, 0, 1], [4, 0, 1], [7, 0, 1], [0, 1, 2], [6, 7, 0]])
+    ids = np.concatenate([ids, [[10, 11, 0], [9, 11, 12], [9, 10, 12], [9, 10, 11]]]).astype(np.int32)
+    full = np.ones(13, np.bool_)
+    full[7] = every
+    found = with_pieces(labels, ids, full, ALONE)
+    assert (found[9:] == 9).all()
+    assert (found[:9] == 0).all() if every else found[:9].tolist() == [0] * 6 + [6, 6, 6]
+
+
+def test_two_clusters_that_name_each_other_become_one() -> None:
+    labels = np.array([0, 1, 0, 1], np.int32)
+    ids = np.array([[1, 3, 2], [0, 2, 3], [1, 3, 0], [0, 2, 1]], np.int32)
+    assert with_pieces(labels, ids, np.ones(4, np.bool_), ALONE).tolist() == [0] * 4
 
 
 # The size limit.

@@ -7,7 +7,20 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from app.mining.halves import SIZES, WAYS, Halves, Rows, by_chance, few, halves, products_beside
+from app.mining.halves import (
+    SIZES,
+    WAYS,
+    Halves,
+    Rows,
+    beside,
+    by_chance,
+    directions,
+    few,
+    halves,
+    products_beside,
+    scatter,
+    widest_direction,
+)
 
 DIM = 64
 
@@ -17,8 +30,8 @@ def noise(count: int, seed: int) -> Rows:
     return np.random.default_rng(seed).normal(size=(count, DIM)) / DIM**0.5
 
 
-def products(group: Rows) -> Rows:
-    return (group @ group.T)[None]
+def alike(group: Rows) -> Rows:
+    return directions((group @ group.T)[None])
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -29,19 +42,19 @@ def test_the_two_people_of_a_group_are_found_whatever_the_order(way: Callable[[R
     order = np.random.default_rng(0).permutation(12)
     truth = np.arange(12) < second
     for rows, expected in ((group, truth), (group[order], truth[order])):
-        one = way(products(rows)).one[0]
+        one = way(alike(rows)).one[0]
         assert np.array_equal(one, expected) or np.array_equal(~one, expected)
-    assert way(products(group)).measure[0] == pytest.approx(way(products(group[order])).measure[0])
+    assert way(alike(group)).measure[0] == pytest.approx(way(alike(group[order])).measure[0])
 
 
 def test_few_images_of_a_second_person_are_found_that_the_widest_direction_misses() -> None:
     group = 0.8 * noise(60, 1)
     group[:4, 0] += 0.8
-    one, chance = few(products(group)).one[0], by_chance(0.8 * noise(2000, 2), 60)
+    one, chance = few(alike(group)).one[0], by_chance(0.8 * noise(2000, 2), 60)
     assert chance is not None
     assert one[:4].all() or not one[:4].any()
     assert min(one.sum(), (~one).sum()) <= 6
-    above = [float(chance.deviations(way(products(group)).measure, 60, at)[0]) for at, way in enumerate((halves, few))]
+    above = [float(chance.deviations(way(alike(group)).measure, 60, at)[0]) for at, way in enumerate((halves, few))]
     assert above[1] > 3 > above[0]
 
 
@@ -51,7 +64,7 @@ def test_groups_of_one_person_measure_what_chance_gives_at_every_size(size: int)
     assert chance is not None
     groups = noise(40 * size, 4).reshape(40, size, DIM)
     for at, way in enumerate(WAYS):
-        above = chance.deviations(way(np.matmul(groups, groups.transpose(0, 2, 1))).measure, size, at)
+        above = chance.deviations(way(directions(np.matmul(groups, groups.transpose(0, 2, 1)))).measure, size, at)
         assert abs(above.mean()) < 0.6
         assert 0.4 < above.std() < 1.6
 
@@ -66,7 +79,7 @@ def test_chance_is_measured_up_to_the_size_that_is_needed() -> None:
 def test_equal_images_have_parts_that_are_numbers() -> None:
     same = np.ones((1, 6, DIM)) / DIM**0.5
     for way in WAYS:
-        found = way(products_beside(same))
+        found = way(directions(products_beside(same)))
         assert np.isfinite(found.measure).all()
         assert 2 <= found.one.sum() <= 4
 
@@ -75,7 +88,23 @@ def test_the_scatter_of_the_parts_is_that_of_their_images() -> None:
     group = 0.3 * noise(10, 6)
     group[:4, 0] += 2
     for way in WAYS:
-        found = way(products(group))
+        found = way(alike(group))
         parts = [group[found.one[0]], group[~found.one[0]]]
         expected = [((part - part.mean(0)) ** 2).sum() / (len(part) - 1) for part in parts]
-        assert found.scatter[0] == pytest.approx(expected)
+        scattered = scatter((group @ group.T)[None], found.one.astype(np.float64))
+        assert scattered[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("size", [4, 20, 120])
+def test_the_widest_direction_is_that_of_all_eigenvectors(size: int) -> None:
+    groups = alike(noise(size, 7)).repeat(2, axis=0)
+    widths, vectors = np.linalg.eigh(groups)
+    width, direction = widest_direction(groups)
+    assert width == pytest.approx(widths[:, -1])
+    assert np.abs((direction * vectors[:, :, -1]).sum(axis=1)) == pytest.approx(1)
+
+
+def test_products_beside_the_mean_are_those_of_the_images_without_their_part_along_it() -> None:
+    groups = (0.5 + noise(30, 8)).reshape(3, 10, DIM)
+    rest = beside(groups, groups.mean(axis=1, keepdims=True))
+    assert products_beside(groups) == pytest.approx(np.matmul(rest, rest.transpose(0, 2, 1)))

@@ -98,20 +98,17 @@ def test_embeddings_that_collapsed_to_few_points_are_refused(points: int) -> Non
     assert not report.accepted
 
 
-@pytest.mark.parametrize(("images", "least"), [(64, 0.95), (128, 0.95), (200, 0.95), (468, 0.85)])
-def test_people_of_any_size_stay_whole_at_the_default_settings(images: int, least: float) -> None:
-    """Also those with many more images than a list holds, whose lists have little in common.
-
-    Of 468 images some are in over CROWD times k lists, as blurry ones are, and stay out.
-    """
+@pytest.mark.parametrize("images", [64, 128, 200, 468, 1000])
+def test_people_of_any_size_stay_whole_at_the_default_settings(images: int) -> None:
+    """Also those with many more images than a list holds, whose lists have little in common."""
     rng = np.random.default_rng(images)
-    labels = np.concatenate([np.repeat(np.arange(8), images), 8 + np.arange(300)]).astype(np.int32)
-    centres = rng.normal(size=(308, 256))
+    labels = np.concatenate([np.repeat(np.arange(8), images), 8 + np.arange(300) // 3]).astype(np.int32)
+    centres = rng.normal(size=(108, 256))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     bank = (centres[labels] + 0.8 * rng.normal(size=(len(labels), 256)) / 16).astype(np.float32)
     found, report = find_default(bank / np.linalg.norm(bank, axis=1, keepdims=True))
-    assert pair_f(found, labels) >= least
-    assert pair_precision(found, labels) >= 0.99
+    assert pair_f(found, labels) >= 0.999
+    assert pair_precision(found, labels) >= 0.999
     assert report.accepted
 
 
