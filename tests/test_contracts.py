@@ -16,6 +16,7 @@ from app.config import load
 from app.data import dataset as app_data
 from app.data import shards as app_shards
 from app.data.sources.source import Source
+from app.data.sources.writer import begun
 from app.mining import ivf
 from app.mining import search as app_search
 from app.report import page
@@ -49,6 +50,13 @@ def test_a_shard_means_the_same_blocks_on_both_sides(rows: int, held: int, block
     held, n = min(held, rows - 1), n % of
     theirs = shards.file_blocks(rows, held, block, shards.Shard(n, of))
     assert app_shards.file_blocks(rows, held, block, n, of) == theirs
+
+
+@pytest.mark.parametrize("name", ["images.npy", "images.jpegs"])
+def test_the_laptop_knows_the_file_that_an_interrupted_prepare_leaves(name: str, tmp_path: Path) -> None:
+    assert not begun(tmp_path / name)
+    deploy_data.unfinished(tmp_path / name).touch()
+    assert begun(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["auto", "exact", "ivf"])

@@ -18,6 +18,7 @@ from app.config import NO_ID, DataConfig
 from app.data.arrays import ENCODED, IMAGE_SHAPE, open_labels, open_npy
 from app.data.encoded import open_encoded
 from app.data.shards import BY_NODE, Images, LocalImages, Part, Shard, file_blocks, file_rows
+from app.data.sources.writer import begun
 from app.errors import WrongUse
 
 SAMPLED = 64  # images hashed to identify a data set without a manifest
@@ -184,7 +185,11 @@ def open_images(path: Path) -> Images:
 def read_manifest(path: Path, count: int) -> dict[str, Any]:
     """Read the manifest beside images.npy; {} if there is none. Raises WrongUse if it does not match the images."""
     file = path.with_name("manifest.json")
-    if path.suffix == ".rec" or not file.is_file():  # beside a .rec it is of another file
+    if path.suffix == ".rec":  # beside a .rec it is of another file
+        return {}
+    if not file.is_file():
+        if begun(path):  # its held-out images and labels are not written yet
+            raise WrongUse(f"{path} is not complete, `prepare` was interrupted; run the same `prepare` again")
         return {}
     try:
         manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

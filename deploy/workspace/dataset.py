@@ -89,6 +89,8 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
         header = _check_images(path, files)
         rows, data_offset = header.shape[0], header.data_offset
     manifest = _read_manifest(path.with_name("manifest.json"), rows, files, encodes=offsets is not None)
+    if not manifest and files.size(unfinished(path)) is not None:
+        raise WrongUse(f"{path} is not complete, `prepare` was interrupted: run the same `prepare` again")
     if manifest.get("shard"):
         raise WrongUse(f"{path} holds one shard of its data set: give --data the whole file")
     if labels is None and files.size(path.with_name("labels.npy")) is not None:
@@ -257,6 +259,11 @@ def _file_of(path: Place, files: Files) -> Place:
         raise WrongUse(f"--data {path} is no file of images: give an images.npy or its folder, such as data/orl")
     there = next((name for name in (NAME, encoded.NAME, REC) if files.size(path / name) is not None), NAME)
     return _file_of(path / there, files)
+
+
+def unfinished(images: Place) -> Place:
+    """Return the file that `prepare` keeps beside images until their manifest is written."""
+    return images.with_name(f".{images.name}.blocks.part")
 
 
 def _conversion(rec: Place) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 from app import prepare
 from app.config import DataConfig
 from app.data.dataset import open_dataset, with_classes
+from app.errors import WrongUse
 
 IMAGE_BYTES = 112 * 112 * 3
 
@@ -194,7 +195,10 @@ def test_a_full_disk_is_named_with_its_folder(tmp_path: Path, capsys: pytest.Cap
     assert prepare.main(words) == 1
     told = f"{tmp_path} has no room left; free some space, then run the same command to continue"
     assert told in capsys.readouterr().err
+    with pytest.raises(WrongUse, match=r"images\.jpegs is not complete, `prepare` was interrupted"):
+        open_dataset(tmp_path / "images.jpegs", labels_path=None, fraction=1.0, block_rows=1)
     assert prepare.main(words) == 0
+    assert len(open_dataset(tmp_path / "images.jpegs", labels_path=None, fraction=1.0, block_rows=1).images) == 8
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,6 +210,15 @@ def test_a_folder_with_a_rec_is_refused_like_it_unless_it_has_images_too(tmp_pat
     assert dataset.find(here(images.parent), 8192).path == images
 
 
+def test_images_of_an_interrupted_prepare_are_refused(images: Path) -> None:
+    """Their held-out images are not known before the manifest is written."""
+    dataset.unfinished(images).touch()
+    assert dataset.find(here(images), 8192).held_out_rows == HELD_OUT
+    images.with_name("manifest.json").unlink()
+    with pytest.raises(WrongUse, match=r"images\.jpegs is not complete, `prepare` was interrupted"):
+        dataset.find(here(images), 8192)
+
+
 def test_offsets_of_ranges_are_moved_to_the_start(tmp_path: Path) -> None:
     encoded.write_offsets(LocalShell(), tmp_path / "offsets.npy", [0, 3, 4, 9, 11], [(1, 2), (3, 4)])
     assert np.load(tmp_path / "offsets.npy").tolist() == [0, 1, 3]
