@@ -157,5 +157,6 @@ def test_every_check_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     records = json.loads((tmp_path / "gpu-cpu.json").read_text())["records"]
     assert [record["check"] for record in records if record.get("ok")] == [check.name for check in CHECKS]
+    assert {record["check"] for record in records if "left_out" in record} <= {"candidates"}
     tried = [record for record in records if "candidate" in record]
     assert [record for record in tried if "left_out" not in record and not record.get("equal")] == []
