@@ -91,7 +91,7 @@ def limits_of(situation: Situation, bill: Bill, on_it: Iterable[Record]) -> Limi
     The laxest value counts: a file that was edited later must not end what runs. Nothing is reserved for a checkpoint
     and a copy: the machine's guard ends it before these limits.
     """
-    plans = [records.read_plan(situation.project / "runs", record.run_id) for record in on_it]
+    plans = [records.carried_out(situation.project / "runs", record.run_id) for record in on_it]
     told: list[Mapping[str, Any]] = [plan["limits"] for plan in plans if plan.get("limits")]
     in_file = [vars(settings.target) for settings in situation.targets if settings.target.name == bill.target]
     nodes = min((int(each.get("nodes", 1)) for each in plans or in_file), default=1)

@@ -107,7 +107,7 @@ def _doomed(record: Record, folders: tuple[Path, ...], only: tuple[str, ...], st
 
 def _costs(project: Path, record: Record) -> bool:
     """Whether a machine of the run has cost money or was planned to."""
-    plan = runs.read_plan(project / "runs", record.run_id)
+    plan = runs.carried_out(project / "runs", record.run_id)
     return bool(plan.get("usd_per_hour") or record.spend_usd)
 
 

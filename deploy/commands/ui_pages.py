@@ -116,7 +116,7 @@ class Pages:
         record = self._record(run_id)
         look = self.live.want(record, whole=True)
         story = self.live.story(record)
-        plan = records.read_plan(self.live.book, run_id, border.read_document)
+        plan = records.carried_out(self.live.book, run_id)
         parts = records.compared(self.live.book, record) if _is_whole(plan) else ()
         told = documents.of_status(record, look.status, story.events, parts, None)
         return {

@@ -37,7 +37,7 @@ def read(book: Path, record: Record) -> Side:
         record,
         border.read_history(Path(folder.metrics)),
         border.read_settings(Path(folder.config)),
-        records.read_plan(book, record.run_id),
+        records.carried_out(book, record.run_id),
         notes.read(book, record.run_id),
     )
 

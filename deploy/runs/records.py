@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -87,7 +87,7 @@ def update(runs: Path, record: Record, **changes: Any) -> Record:
 
 def limit_usd(runs: Path, run_id: str) -> float | None:
     """The run's max_usd, in dollars; None without one, or if its plan.json does not fit."""
-    limits = read_plan(runs, run_id, border.read_document).get("limits")
+    limits = carried_out(runs, run_id).get("limits")
     try:
         return border.number(limits["max_usd"], "max_usd", 0) if isinstance(limits, dict) else None
     except (BadAnswer, KeyError):
@@ -132,10 +132,10 @@ def save_placement(runs: Path, plan: Plan, placed: Plan) -> None:
     write_json(Path(home(runs, plan.run_id).placement), placement_of(plan, placed))
 
 
-def read_plan(runs: Path, run_id: str, read: Callable[[Path], dict[str, Any]] = read_json) -> dict[str, Any]:
+def carried_out(runs: Path, run_id: str) -> dict[str, Any]:
     """The run's plan as it was carried out: plan.json and, of the same attempt, placement.json. {} without a plan."""
     folder = home(runs, run_id)
-    return with_placement(read(Path(folder.plan)), read(Path(folder.placement)))
+    return with_placement(read_json(Path(folder.plan)), read_json(Path(folder.placement)))
 
 
 def home(runs: Path, run_id: str) -> RunFolder:
@@ -187,7 +187,7 @@ def events(runs: Path, run_id: str) -> list[dict[str, Any]]:
 
 def plan_of(runs: Path, record: Record) -> dict[str, Any]:
     """The run's plan as it was carried out. Raises WrongUse without one."""
-    plan = read_plan(runs, record.run_id)
+    plan = carried_out(runs, record.run_id)
     if not plan:
         raise WrongUse(
             f"run {record.run_id} cannot be continued: its plan.json is missing",
@@ -198,7 +198,7 @@ def plan_of(runs: Path, record: Record) -> dict[str, Any]:
 
 def compared(runs: Path, record: Record) -> tuple[Compared, ...]:
     """Expected and actual time and cost of each phase of a run; empty until it is over."""
-    plan = read_plan(runs, record.run_id)
+    plan = carried_out(runs, record.run_id)
     if record.state not in FINAL_STATES or not plan.get("phases"):
         return ()
     training = {"training": record.seconds} if record.seconds else {}

@@ -45,7 +45,7 @@ def mark(book: Path, record: Record) -> str | None:
 
 
 def _plan(book: Path, record: Record) -> Mapping[str, Any]:
-    return records.read_plan(book, record.run_id)
+    return records.carried_out(book, record.run_id)
 
 
 def is_home(book: Path, record: Record) -> bool:

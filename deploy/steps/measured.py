@@ -23,7 +23,7 @@ def measured_in(book: Path, succeeded: Sequence[Record], config: Mapping[str, An
     wanted = (config["recipe"]["name"], config["backbone"], nodes)
     found: list[Measured] = []
     for record in succeeded:
-        plan = runs.read_plan(book, record.run_id)
+        plan = runs.carried_out(book, record.run_id)
         same = (plan.get("recipe"), plan.get("backbone"), plan.get("nodes", 1)) == wanted
         if same and len(found) < MEASURED_MOST:
             kind = kind_of(plan.get("gpu"), plan.get("gpus"), plan.get("cores"))

@@ -195,7 +195,7 @@ def test_two_hosts_get_each_their_shard_of_the_images(two_hosts: Clone, tmp_path
     home = two_hosts.path / "runs" / done["run_id"]
     assert [event["shards"] for event in events(home) if event["event"] == "start"] == [2]
     row = 112 * 112 * 3
-    assert records.read_plan(home.parent, home.name)["data"]["bytes"] == 128 + 32 * row
+    assert records.carried_out(home.parent, home.name)["data"]["bytes"] == 128 + 32 * row
 
     def staged() -> dict[str, tuple[int, int, int]]:
         found = {}
@@ -253,7 +253,7 @@ def test_two_pods_of_a_cluster_train_one_run(tmp_path: Path) -> None:
         assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 2)
         home = clone.path / "runs" / done["run_id"]
         assert [event["world_size"] for event in events(home) if event["event"] == "start"] == [4]
-        plan = records.read_plan(home.parent, home.name)
+        plan = records.carried_out(home.parent, home.name)
         assert plan["place"]["address"].startswith("10.65.")
         first, second = clone.json("ps")
         assert first["usd_per_hour"] > 0

@@ -52,7 +52,7 @@ def test_plain_ssh_reaches_a_machine_by_the_name_that_was_written(box: Box, tmp_
     included = config.parent / "sniperface.conf"
     assert config.read_text() == f'Include "{included}"\n\nHost mine\n  HostName 192.0.2.1\n'
     assert included.read_text().count("Host sniperface-") == 2
-    plan = records.read_plan(box.project.path / "runs", run)
+    plan = records.carried_out(box.project.path / "runs", run)
     assert (plan["env"]["SEEN"], plan["env"]["NCCL_DEBUG"]) == ("a b=c", "INFO")
 
 

@@ -40,7 +40,7 @@ def test_a_host_gets_the_project_without_what_is_excluded(box: Box) -> None:
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert {"tasks.py", "app/train.py"} < names
     assert not [name for name in names if name.startswith("papers")]
-    plan = records.read_plan(box.project.path / "runs", done["run_id"])
+    plan = records.carried_out(box.project.path / "runs", done["run_id"])
     assert plan["snapshot"] == folder.name
     box.target(exclude=["papers/draft.tex"])
     box.invoke("deploy")

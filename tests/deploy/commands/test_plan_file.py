@@ -56,7 +56,7 @@ def test_the_plan_is_older_than_everything_on_the_machine(any_box: Box) -> None:
     assert {"cores", "processes"} <= differing(nameless(planned(home)), nameless(dry)) <= placement.keys()
     assert not {key for key, value in placement.items() if key != "attempt" and value == planned(home)[key]}
     on_machine = planned(box.root / "runs" / run_id)
-    assert records.read_plan(home.parent, run_id) == on_machine  # its supervisor reads one file
+    assert records.carried_out(home.parent, run_id) == on_machine  # its supervisor reads one file
     assert not (box.root / "runs" / run_id / "placement.json").exists()
 
 
@@ -78,8 +78,8 @@ def test_a_run_that_is_restored_on_an_empty_machine_keeps_the_plan_of_its_attemp
     placement = json.loads((home / "placement.json").read_text(encoding="utf-8"))
     assert differing(nameless(plan), nameless(dry)) <= placement.keys()
     assert written_at(home / "plan.json") < min(written_at(path) for path in below(far) if path.is_file())
-    assert records.read_plan(home.parent, run_id) == planned(far)
-    assert records.read_plan(home.parent, run_id)["resume"] == "auto"
+    assert records.carried_out(home.parent, run_id) == planned(far)
+    assert records.carried_out(home.parent, run_id)["resume"] == "auto"
     box.json("stop")
 
 

@@ -126,7 +126,7 @@ def test_the_everyday_five(any_box: Box) -> None:
     fetched = box.json("fetch-checkpoint", "--which", "best")
     assert fetched["epoch"] == 0
     assert Path(fetched["path"]).is_file()
-    plan = records.read_plan(home.parent, home.name)
+    plan = records.carried_out(home.parent, home.name)
     assert plan["run_dir"] == str(box.root / "runs" / done["run_id"])
     assert not (box.project.path / ".sniperface" / "local").exists()
 

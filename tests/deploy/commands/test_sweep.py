@@ -220,7 +220,7 @@ def test_all_runs_train_with_the_code_that_was_there_at_the_start(project: Proje
     out, err = process.communicate(timeout=under_load(90))
     assert process.returncode == 0, err
     told = json.loads(out)
-    plans = [records.read_plan(project.path / "runs", run["run_id"]) for run in told["runs"]]
+    plans = [records.carried_out(project.path / "runs", run["run_id"]) for run in told["runs"]]
     assert len({plan["snapshot"] for plan in plans}) == 1
     assert "not started again" not in project.invoke("train", *LR, "--set", "train.epochs=2").stdout
     assert len(project.json("runs")) == 4

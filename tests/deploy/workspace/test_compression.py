@@ -156,7 +156,7 @@ def test_a_fraction_packs_its_blocks_and_no_others(box: Box, images: Path) -> No
     assert told["selection"]["of"] == f"{manifest(images)['dataset_id']}-jpeg95"
     assert told["dataset_id"].endswith("-jpeg95")
     home = box.project.path / "runs" / done["run_id"]
-    kept = records.read_plan(home.parent, home.name)
+    kept = records.carried_out(home.parent, home.name)
     sizes = [path.stat().st_size for path in cached(box, "jpeg95")]
     assert (kept["data"]["packed_bytes"], kept["request"]["pack"]) == (sum(sizes), "jpeg95")
     shown = box.invoke("train", "--dry-run", "--data", str(images), "--fraction", "0.5").stdout
