@@ -39,8 +39,9 @@ NO_ENGINE = "SNIPERFACE_NO_ENGINE"
 # These take minutes each, in one process. If one started late, the other processes would wait for its end. Those of the
 # last line mostly wait themselves, while the first ones compute.
 LONGEST = (
-    "tests/e2e", "tests/deploy/commands/test_remote", "tests/test_bootstrap", "tests/deploy/commands/test_story",
-    "tests/deploy/commands/test_hostile_machine", "tests/deploy/pod/test_guard.",
+    "tests/e2e", "tests/deploy/providers/test_image_builds", "tests/app/shadow/test_two_ranks",
+    "tests/deploy/commands/test_remote", "tests/test_bootstrap", "tests/deploy/commands/test_story",
+    "tests/deploy/commands/test_next", "tests/deploy/commands/test_hostile_machine", "tests/deploy/pod/test_guard.",
     "tests/deploy/steps/test_restore", "tests/deploy/pod/test_start", "tests/deploy/workspace/test_compression",
 )  # fmt: skip
 PASSED = pytest.StashKey[bool]()
