@@ -8,8 +8,11 @@ The `oracle` (`_oracle.py`) knows the true people, and assigns each image to the
 expected to do better. In few dimensions it fails too. The careful oracle leaves out doubtful images until its precision
 is 95 %, where it can reach that.
 
-Further sets: 20 people of 128 to 468 images, and the mix of `experiment=sniperface` (people of 72 and of 5 images).
+Further sets: 20 people of 128 to 1,000 images, and the mix of `experiment=sniperface` (people of 72 and of 5 images).
 There the peer is `one floor`.
+
+`--images 20000 --levels medium --seed 13` measures all kinds with more images, at one level, in `kinds_20000.json`. The
+peers that compare all pairs (ALL_PAIRS) are left out there.
 
 scikit-learn (DBSCAN, HDBSCAN) and infomap (GPL) are no dependencies of the project, and only this comparison uses them:
 pip install --target FOLDER scikit-learn infomap, then PYTHONPATH=FOLDER. A peer that is not installed is left out; the
@@ -18,9 +21,10 @@ claims name those that ran.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,17 +41,19 @@ from app.config import NO_ID, MiningConfig
 from app.mining.cluster import by_overlap, number, similarity_floors
 from app.mining.gate import pair_f, pair_precision
 from app.mining.pseudo_ids import find_pseudo_ids
-from benchmarks._claims import Claim, quick, report
+from benchmarks._claims import Claim, report
 from benchmarks._oracle import PRECISION, limits
 from benchmarks._planted import KINDS, NOISE, Floats, Ints, of_sizes, plant
 from benchmarks.clusters import ALONE, components, plain_propagation
 from tests.app.support.nearest import nearest
 
 DIM, SEED, IMAGES = 256, 11, 2000
-LARGE = (128, 200, 300, 468)  # images of a person; a list has 32
+LARGE = (128, 200, 300, 500, 1000)  # images of a person; a list has 32
 MIX = [72] * 20 + [5] * 200
 THRESHOLDS = np.arange(0.2, 0.9, 0.06)
 PEERS = ("components", "chinese whispers", "DBSCAN", "HDBSCAN", "Infomap", "average linkage", "FINCH")
+ALL_PAIRS = ("HDBSCAN", "average linkage", "FINCH")  # peers of which time and memory grow with the square
+MOST_FOR_ALL_PAIRS = 5000  # images
 Ids = NDArray[np.int64]
 Row = dict[str, float | str | int | bool]
 
@@ -173,24 +179,39 @@ def installed() -> tuple[str, ...]:
 
 
 def main() -> int:
-    is_quick = quick()
-    peers = installed()
-    n = IMAGES // 2 if is_quick else IMAGES
-    large = [measure("large", str(size), of_sizes([size] * 20, 0.8, DIM, SEED), ()) for size in LARGE]
-    mix = [measure("mix", str(noise), of_sizes(MIX, noise, DIM, seed), ()) for noise in (0.8, 1.15) for seed in (1, 3)]
-    rows = all_kinds(n, peers)
+    asked = arguments()
+    n = asked.images // 2 if asked.quick else asked.images
+    peers = tuple(peer for peer in installed() if n <= MOST_FOR_ALL_PAIRS or peer not in ALL_PAIRS)
+    if asked.images != IMAGES:
+        rows = all_kinds(n, asked.levels, asked.seed, peers)
+        return report(f"kinds_{asked.images}", claims(rows, peers), is_quick=asked.quick)
+    seed = asked.seed
+    large = [measure("large", str(size), of_sizes([size] * 20, 0.8, DIM, seed), ()) for size in LARGE]
+    mix = [measure("mix", str(noise), of_sizes(MIX, noise, DIM, each), ()) for noise in (0.8, 1.15) for each in (1, 3)]
+    rows = all_kinds(n, asked.levels, seed, peers)
     further = [
         *(percent(f"F, 20 people of {row['level']} images", [row], of("one floor"), 1.0) for row in large),
         percent("F, people of 72 and of 5 images", mix, of("one floor"), 1.0),
     ]
-    return report("kinds", [*claims(rows, peers), *further], is_quick=is_quick)
+    return report("kinds", [*claims(rows, peers), *further], is_quick=asked.quick)
 
 
-def all_kinds(n: int, peers: tuple[str, ...]) -> list[Row]:
-    """Measure all kinds at all levels of noise, `n` images each, and what the oracle reaches."""
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="half as many images; writes no results file")
+    parser.add_argument("--images", type=int, default=IMAGES, help="of each set")
+    parser.add_argument("--levels", nargs="+", choices=tuple(NOISE), default=tuple(NOISE), help="of noise")
+    parser.add_argument(
+        "--seed", type=int, default=SEED, help="of the generator; even ones served to choose the method"
+    )
+    return parser.parse_args()
+
+
+def all_kinds(n: int, levels: Sequence[str], seed: int, peers: tuple[str, ...]) -> list[Row]:
+    """Measure all kinds at `levels` of noise, `n` images each, and what the oracle reaches."""
     rows = []
-    for kind, level in itertools.product(KINDS, NOISE):
-        truth = plant(kind, n, level, DIM, SEED)
+    for kind, level in itertools.product(KINDS, levels):
+        truth = plant(kind, n, level, DIM, seed)
         bound = limits(truth)
         row = measure(kind, level, (truth.images, truth.labels), peers)
         reached = {"oracle": bound.f, "oracle precision": bound.precision, "careful oracle": bound.careful_f}

@@ -141,7 +141,7 @@ class MiningConfig:
     mutual_top: int = field(default=5, metadata={"least": 1})
     similarity: float = field(default=0.6, metadata=PROBABILITY)  # parity: least cosine of an edge
     min_cluster: int = field(default=2, metadata={"least": 2})  # images; the others get no pseudo-ID
-    max_cluster: int = 1000  # larger clusters are split
+    max_cluster: int = 32768  # larger clusters are split; nobody has as many images
     # the gate; labels that break one of these limits are rejected, and the old ones stay:
     # share of images with a pseudo-ID; overlap also needs twice false_edges_per_image; 0 accepts any share
     min_coverage: float = field(default=0.02, metadata=PROBABILITY)

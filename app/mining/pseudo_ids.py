@@ -186,7 +186,7 @@ def _clusters(
 ) -> Clusters:
     """Cluster by `config.method`, by overlap above `floors` [k].
 
-    A near-copy of an image (`original` [N]) joins its cluster if it fits.
+    A near-copy of an image (`original` [N]) joins its cluster if neither `max_cluster` nor the gate forbids its size.
     """
     if config.method == "parity":
         return by_components(
@@ -209,7 +209,8 @@ def _clusters(
     )
     copy = original != np.arange(len(original))
     together = labels[original]
-    full = np.bincount(together)[together] > config.max_cluster
+    most = min(config.max_cluster, config.max_largest_share * len(together))
+    full = np.bincount(together)[together] > most
     return Clusters(np.where(copy & full, labels, together), cut)
 
 

@@ -112,6 +112,13 @@ def test_people_of_any_size_stay_whole_at_the_default_settings(images: int) -> N
     assert report.accepted
 
 
+def test_people_of_2000_images_stay_whole_beside_small_ones() -> None:
+    bank, labels = planted([2000] * 2 + [3] * 100, 256, 0.8)
+    found, report = find_default(bank)
+    assert pair_f(found, labels) >= 0.999
+    assert report.cut == report.left_out == 0
+
+
 def test_an_image_1500_times_over_does_not_lose_the_clusters() -> None:
     """Pairs of copies must not pass for random pairs, from which the floors are read."""
     bank, labels = planted([30] * 20 + [1] * 50, 64, 0.6)
