@@ -26,7 +26,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="needs the address 127.0.0.2: run it on Linux"),
 ]
-WORDS = ("--on", "lambda", "--yes", *(word for setting in SMALL for word in ("--set", setting)))
+ALONE = ("--env", "OMP_NUM_THREADS=1")  # one process with one thread, on cores that other tests use too
+WORDS = ("--on", "lambda", "--yes", *ALONE, *(word for setting in SMALL for word in ("--set", setting)))
 
 
 @dataclass
@@ -41,8 +42,8 @@ class Site:
         return instance.vm
 
     def target(self, **values: Any) -> None:
-        told = {"provider": "lambda", "root": "~/sniperface", "port": self.emulator.ssh_port, "device": "cpu", **values}
-        write_target(self.clone, "lambda", **told)
+        told = {"provider": "lambda", "root": "~/sniperface", "port": self.emulator.ssh_port, "device": "cpu"}
+        write_target(self.clone, "lambda", **told, processes=1, **values)
 
 
 @pytest.fixture
