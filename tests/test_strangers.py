@@ -22,6 +22,7 @@ RIGHT = {
     "deploy/runs/checkpoints.py: folder.checkpoints / name": "a path on the machine, or in a run's folder, to read",
     "deploy/commands/execute.py: Path(folder)": "plan.json, which this computer wrote",
     "deploy/commands/execute.py: PurePath(python)": "plan.json, which this computer wrote",
+    "deploy/specs/request.py: Path(told or '')": "a flag that the user typed",
     "deploy/ui/paths.py: Path(path)": "the text of a message, never opened",
     "deploy/steps/resolve.py: project / labels": "the output of this project's own app.config",
     "deploy/steps/resolve.py: project / own": "the output of this project's own app.config",

@@ -78,10 +78,19 @@ def create(runs: Path, plan: Plan) -> Record:
 
 
 def update(runs: Path, record: Record, **changes: Any) -> Record:
-    """Change fields of a record. Writes run.json only if something changed."""
+    """Change fields of a record. Writes run.json only if something changed.
+
+    The costs in run.json stay, also if `record` was read before they were recorded: costs never decrease.
+    """
     changed = replace(record, **changes)
-    if changed != record:
-        write_json(Path(home(runs, record.run_id).run), asdict(changed))
+    if changed == record:
+        return changed
+    folder = home(runs, record.run_id)
+    written = record_in(Path(folder.path))
+    if isinstance(written, Record) and written.spend:
+        most = {**written.spend, **(changed.spend or {})}
+        changed = replace(changed, spend={name: max(usd, written.spend.get(name, 0.0)) for name, usd in most.items()})
+    write_json(Path(folder.run), asdict(changed))
     return changed
 
 

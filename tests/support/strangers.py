@@ -20,7 +20,7 @@ SOURCES = re.compile(
     r"|(.*\.|_)?(shell|link|there|files|machine|reader)\.(read|lines|stream|run|output|tail|text|hashes|size)"
     r"|border\.(document|read_document|frame|event|read_events|names|strings|text|path_text|standing|restorable"
     r"|checkpoint_note|staged_images|read_settings|read_history)"
-    r"|(records\.)?(read_document|read_json|read_plan|read_settings|read_history|read_events)"
+    r"|(read_document|read_json|read_settings|read_history|read_events)"
 )
 # Functions whose result may become a component of a path: checked names, numbers, hashes.
 TYPED = {
