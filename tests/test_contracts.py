@@ -17,8 +17,7 @@ from app.data import dataset as app_data
 from app.data import shards as app_shards
 from app.data.sources.source import Source
 from app.data.sources.writer import begun
-from app.mining import ivf
-from app.mining import search as app_search
+from app.mining import ivf, search
 from app.report import page
 from app.report.__main__ import make
 from app.report.facts import read
@@ -62,7 +61,7 @@ def test_the_laptop_knows_the_file_that_an_interrupted_prepare_leaves(name: str,
 @pytest.mark.parametrize("name", ["auto", "exact", "ivf"])
 @pytest.mark.parametrize("images", [2, mining.EXACT_UP_TO, mining.EXACT_UP_TO + 1])
 def test_the_plan_names_the_search_that_the_app_makes(name: str, images: int) -> None:
-    assert mining.choose(name, images) == app_search.choose_search(name, images, faiss=True)
+    assert mining.choose(name, images) == search.choose_search(name, images, faiss=True)
     cells = (mining.ROWS_A_CELL, mining.TRAINED_A_CELL, mining.TRAINING_ROUNDS)
     assert cells == (ivf.ROWS_A_CELL, ivf.TRAINED_A_CELL, ivf.TRAINING_ROUNDS)
 

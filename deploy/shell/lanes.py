@@ -91,7 +91,8 @@ class Lanes(Generic[T]):
         """Send `request(chunk)`, a verb and its arguments, for each chunk, and pass each answer to `took`.
 
         One thread at a time reads `chunks`; many call `took`; this one calls `report` now and then. Returns when all is
-        done. Raises the first error.
+        done. Raises the first error, after the answers to what was sent: else the machine could still write to a file
+        that the caller then removes.
         """
         self.request, self.took = request, took
         with self._changed:
@@ -106,6 +107,7 @@ class Lanes(Generic[T]):
             report()
             with self._changed:
                 if self._failure is not None:
+                    self._changed.wait_for(lambda: self._under_way == 0, GOODBYE_S)
                     raise self._failure
                 if self._is_done():
                     break
@@ -173,7 +175,10 @@ class Lanes(Generic[T]):
                 with self._changed:
                     self._under_way -= 1
                     self._changed.notify_all()
-        except BaseException:
+        except BaseException as error:
+            for _, pending in flying if not isinstance(error, LinkLost) else ():
+                with contextlib.suppress(Exception):
+                    pending.result()
             with self._changed:
                 self._under_way -= len(flying)
                 self._returned.extend(chunk for chunk, _ in flying)

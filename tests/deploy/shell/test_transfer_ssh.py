@@ -16,7 +16,7 @@ from deploy.border import chosen
 from deploy.errors import StepFailed
 from deploy.shell import lanes, link, transfer
 from deploy.shell.lanes import Lanes, count_for
-from deploy.shell.ranges import Piece
+from deploy.shell.ranges import Piece, WrongPiece
 from deploy.shell.ssh import SshShell
 from deploy.shell.transfer import send_pieces
 from tests.deploy.conftest import HOSTILE_NAMES
@@ -196,6 +196,30 @@ def test_wrong_bytes_never_arrive(shell: SshShell, here: Path, tmp_path: Path) -
             copy(shell, here, place, sha256="0" * 64)  # type: ignore[operator]
         assert place.read_bytes() == b"old"
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_an_error_waits_for_the_answers_to_what_was_sent(server: Server, tmp_path: Path) -> None:
+    """Else the machine could write to a part, and so create it again, after the caller has removed it."""
+    part, sent = tmp_path / "a.part", list[int]()
+
+    def chunks() -> Iterator[int]:
+        yield from range(8)
+        raise WrongPiece("a piece")
+
+    def request(number: int) -> tuple[str, dict[str, Any]]:
+        sent.append(number)
+        return "write_at", {"path": str(part), "offset": number * MIB, "data": b"x" * MIB}
+
+    with proxy(server.port, delay_s=0.2) as slow:
+        shell = SshShell(server.machine(port=slow.port), tmp_path / "notes")
+        shell.truncate(part, 8 * MIB)
+        with Lanes[int](shell, 2) as copy:
+            with pytest.raises(WrongPiece):
+                copy.carry(chunks(), request, lambda *_: None, lambda: None)
+            written = part.read_bytes()
+        shell.close()
+    assert sorted(sent) == [number for number in range(8) if written[number * MIB : (number + 1) * MIB] == b"x" * MIB]
+    assert sent
 
 
 def pieces_of(data: bytes, size: int, *, known: bool) -> list[Piece]:

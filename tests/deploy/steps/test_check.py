@@ -23,7 +23,7 @@ from deploy.specs.settings import Settings, Ssh, Target
 from deploy.steps import resolve
 from deploy.steps.continuing import start_of
 from deploy.steps.resolve import check, gather, prepare_orl
-from deploy.workspace import dataset as data
+from deploy.workspace import dataset
 from deploy.workspace.sources import HERE, MACHINE
 from tests.deploy.conftest import PRETEND
 from tests.deploy.specs.test_plan import FACTS
@@ -185,7 +185,7 @@ def test_a_stopped_run_continues_from_its_newest_checkpoint(rented: Rented) -> N
     told = check(near(rented), Request(resume="auto"))
     assert told.dataset is not None
     question = json.loads(asked.read_text(encoding="utf-8"))
-    known_id = data.known_id(rented.settings.notes, told.dataset, 1.0, "none")
+    known_id = dataset.known_id(rented.settings.notes, told.dataset, 1.0, "none")
     assert known_id is not None
     assert (question["data"], question["own"], question["machines"]) == (known_id, True, 1)
     assert told.note == "continuing run a (stopped), attempt 2; train.epochs 3, was 2"
