@@ -78,19 +78,11 @@ def create(runs: Path, plan: Plan) -> Record:
 
 
 def update(runs: Path, record: Record, **changes: Any) -> Record:
-    """Change fields of a record. Writes run.json only if something changed.
-
-    The costs in run.json stay, also if `record` was read before they were recorded: costs never decrease.
-    """
+    """Change fields of a record. Writes run.json only if something changed."""
     changed = replace(record, **changes)
     if changed == record:
-        return changed
-    folder = home(runs, record.run_id)
-    written = record_in(Path(folder.path))
-    if isinstance(written, Record) and written.spend:
-        most = {**written.spend, **(changed.spend or {})}
-        changed = replace(changed, spend={name: max(usd, written.spend.get(name, 0.0)) for name, usd in most.items()})
-    write_json(Path(folder.run), asdict(changed))
+        return record
+    write_json(Path(home(runs, record.run_id).run), asdict(changed))
     return changed
 
 
@@ -129,11 +121,16 @@ def hours_since(record: Record, created: float | None, now: float) -> float:
     return max(0.0, now - created) / 3600
 
 
+def most_spent(one: Mapping[str, float] | None, other: Mapping[str, float]) -> Mapping[str, float] | None:
+    """PURE: the larger cost of each machine of two records of a run; `one` where that has them all."""
+    before = one or {}
+    more = {machine: usd for machine, usd in other.items() if usd > before.get(machine, 0.0)}
+    return {**before, **more} if more else one
+
+
 def spent(runs: Path, record: Record, told: Mapping[str, float]) -> Record:
     """Record the cost of machines, as `credible_usd` computes it. A recorded cost never decreases."""
-    before = record.spend or {}
-    more = {machine: usd for machine, usd in told.items() if usd > before.get(machine, 0.0)}
-    return update(runs, record, spend={**before, **more}) if more else record
+    return update(runs, record, spend=most_spent(record.spend, told))
 
 
 def save_placement(runs: Path, plan: Plan, placed: Plan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -48,6 +48,7 @@ class Reach:
         self._asked = Renting()  # that the settings have
         self._listed: dict[str, Machine] = {}
         self._machines: dict[str, Machine | None] = {}
+        self._spent: dict[str, Mapping[str, float]] = {}  # run id -> cost of its machines, as recorded by this command
         self._shells: dict[str, Shell] = {}
 
     def __enter__(self) -> Reach:
@@ -209,8 +210,10 @@ class Reach:
     def look(self, record: Record) -> tuple[Record, job.Status | None]:
         """Read the state of a run from its machine, and update run.json.
 
-        Raises BadAnswer for an invalid answer. The cost is recorded before the machine is asked.
+        Raises BadAnswer for an invalid answer. The cost is recorded before the machine is asked. It stays when `record`
+        is from before that, as after a look that raised because the machine is gone.
         """
+        record = replace(record, spend=records.most_spent(record.spend, self._spent.get(record.run_id, {})))
         machine = self.machine(record.machine)
         record = self._charge(record, machine) if machine else record
         seen = job.look(self.shell(machine), RunFolder(machine.path(record.run_dir))) if machine else None
@@ -238,7 +241,9 @@ class Reach:
         usd_per_hour = machine.usd_per_hour * len(record.machines)
         told = seen.spend_usd if seen else 0.0
         usd = records.credible_usd(told, usd_per_hour=usd_per_hour, hours=hours, lives=lives)
-        return self.situation.note(records.spent(self.settings.runs, record, {record.machine: usd}))
+        record = records.spent(self.settings.runs, record, {record.machine: usd})
+        self._spent[record.run_id] = record.spend or {}
+        return self.situation.note(record)
 
     def unfinished(self, run_id: str | None = None) -> Reached | None:
         """The target's newest run that is stopped, failed, lost or expired, or the named one.

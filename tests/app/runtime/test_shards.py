@@ -31,7 +31,7 @@ from app.data.dataset import open_configured
 from app.data.same_data import refuse_others
 from app.data.divide import divide
 from app.errors import WrongUse
-from app.mining.exchange import exchanged
+from app.mining import exchange
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
 from app.recipes import RECIPES
@@ -78,8 +78,8 @@ with dist.world() as here:
     z = torch.arange(64.0).reshape(32, 2)
     places = data.shard.places(data.train_rows)
     mine = dist.share(np.arange(32), here)
-    for most in (1, 40, 2**26):
-        assert torch.equal(exchanged(z[places[here.rank]], places, here, most_bytes=most), z[mine])
+    for exchange.EXCHANGE_BYTES in (1, 40, 2**26):
+        assert torch.equal(exchange.exchanged(z[places[here.rank]], places, here), z[mine])
 
     # Mining finds the clusters that it finds where each machine has all images.
     net = build_backbone(config.backbone)

@@ -87,15 +87,6 @@ def test_a_recorded_cost_never_decreases(rented: Rented) -> None:
     assert records.get(rented.settings.runs, "a", "rented") == told
 
 
-def test_a_record_from_before_a_cost_does_not_undo_it(rented: Rented) -> None:
-    """As when a machine vanishes after its cost was recorded and before it answered."""
-    book, before = rented.settings.runs, rented.record(spend={"m": 1.0})
-    records.spent(book, before, {"m": 1.5, "n": 0.2})
-    lost = records.update(book, before, state="lost")
-    assert (lost.state, lost.spend) == ("lost", {"m": 1.5, "n": 0.2})
-    assert records.get(book, "a", "rented") == lost
-
-
 def test_phases_are_compared_when_a_run_is_over(rented: Rented) -> None:
     plan = {"phases": [{"name": "training", "seconds": 10.0, "source": "x"}], "usd_per_hour": 3.6}
     record = rented.record(seconds=20.0)
