@@ -128,6 +128,12 @@ def most_spent(one: Mapping[str, float] | None, other: Mapping[str, float]) -> M
     return {**before, **more} if more else one
 
 
+def written_spend(runs: Path, record: Record) -> Mapping[str, float]:
+    """The costs that run.json has by now, which may be more than the record that a command read earlier."""
+    written = record_in(Path(home(runs, record.run_id).path))
+    return (written.spend or {}) if isinstance(written, Record) else {}
+
+
 def spent(runs: Path, record: Record, told: Mapping[str, float]) -> Record:
     """Record the cost of machines, as `credible_usd` computes it. A recorded cost never decreases."""
     return update(runs, record, spend=most_spent(record.spend, told))

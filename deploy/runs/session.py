@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -48,7 +48,6 @@ class Reach:
         self._asked = Renting()  # that the settings have
         self._listed: dict[str, Machine] = {}
         self._machines: dict[str, Machine | None] = {}
-        self._spent: dict[str, Mapping[str, float]] = {}  # run id -> cost of its machines, as recorded by this command
         self._shells: dict[str, Shell] = {}
 
     def __enter__(self) -> Reach:
@@ -210,10 +209,9 @@ class Reach:
     def look(self, record: Record) -> tuple[Record, job.Status | None]:
         """Read the state of a run from its machine, and update run.json.
 
-        Raises BadAnswer for an invalid answer. The cost is recorded before the machine is asked. It stays when `record`
-        is from before that, as after a look that raised because the machine is gone.
+        Raises BadAnswer for an invalid answer. The cost is recorded before the machine is asked. It stays if the
+        machine vanishes then, although `record` is older.
         """
-        record = replace(record, spend=records.most_spent(record.spend, self._spent.get(record.run_id, {})))
         machine = self.machine(record.machine)
         record = self._charge(record, machine) if machine else record
         seen = job.look(self.shell(machine), RunFolder(machine.path(record.run_dir))) if machine else None
@@ -229,7 +227,8 @@ class Reach:
             reason = "the command that started it ended before the job ran"
             return self._update(record, state="failed", reason=reason), None
         gone = "its folder on the machine is gone" if machine else f"its machine {record.machine} is gone"
-        return self._update(record, state="lost", reason=gone), None
+        spend = records.most_spent(record.spend, records.written_spend(self.settings.runs, record))
+        return self._update(record, state="lost", reason=gone, spend=spend), None
 
     def _update(self, record: Record, **changes: Any) -> Record:
         return self.situation.note(records.update(self.settings.runs, record, **changes))
@@ -241,9 +240,7 @@ class Reach:
         usd_per_hour = machine.usd_per_hour * len(record.machines)
         told = seen.spend_usd if seen else 0.0
         usd = records.credible_usd(told, usd_per_hour=usd_per_hour, hours=hours, lives=lives)
-        record = records.spent(self.settings.runs, record, {record.machine: usd})
-        self._spent[record.run_id] = record.spend or {}
-        return self.situation.note(record)
+        return self.situation.note(records.spent(self.settings.runs, record, {record.machine: usd}))
 
     def unfinished(self, run_id: str | None = None) -> Reached | None:
         """The target's newest run that is stopped, failed, lost or expired, or the named one.
