@@ -70,9 +70,9 @@ def _place(name: str) -> int:
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Start three processes a core: tests of commands and machines wait two thirds of their time."""
+    """Start two processes a core: tests of commands and machines wait two thirds of their time."""
     del config
-    return 3 * (os.cpu_count() or 1)
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")
