@@ -7,7 +7,7 @@ import hashlib
 import math
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -222,18 +222,8 @@ def orl_facts(path: PurePath, fraction: float, where: str = HERE) -> DataFacts:
     train_rows = ORL_ROWS - ORL_HELD_OUT_ROWS
     rows = ORL_BLOCK_ROWS * len(choose_blocks(train_rows, ORL_BLOCK_ROWS, fraction))
     size = 128 + (rows + ORL_HELD_OUT_ROWS) * ROW_BYTES
-    return DataFacts(
-        name="orl",
-        path=str(path),
-        rows=ORL_ROWS,
-        train_rows=rows,
-        bytes=size,
-        dataset_id=None,
-        whole_rows=train_rows,
-        block_rows=ORL_BLOCK_ROWS,
-        ready=False,
-        where=where,
-    )
+    known = DataFacts("orl", str(path), ORL_ROWS, rows, size, dataset_id=None, ready=False, where=where)
+    return replace(known, whole_rows=train_rows, block_rows=ORL_BLOCK_ROWS)
 
 
 def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int]:
