@@ -170,11 +170,7 @@ class Lanes(Generic[T]):
                     flying.append((chunk, link.submit(verb, **arguments)))
                 if not flying:
                     return
-                value = flying[0][1].result()
-                self.took(flying.popleft()[0], value)
-                with self._changed:
-                    self._under_way -= 1
-                    self._changed.notify_all()
+                self._take(*flying.popleft())
         except BaseException as error:
             for _, pending in flying if not isinstance(error, LinkLost) else ():
                 with contextlib.suppress(Exception):
@@ -184,6 +180,17 @@ class Lanes(Generic[T]):
                 self._returned.extend(chunk for chunk, _ in flying)
                 self._changed.notify_all()
             raise
+
+    def _take(self, chunk: T, pending: Pending) -> None:
+        try:
+            self.took(chunk, pending.result())
+        except LinkLost:
+            self._returned.append(chunk)
+            raise
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
 
     def _draw(self, goes_on: Callable[[], bool], wait: bool) -> T | None:
         """Return the next chunk; None if there is none now or, with `wait`, no reason to wait longer."""

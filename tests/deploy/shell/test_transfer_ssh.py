@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -317,8 +318,10 @@ def test_lanes_leave_nothing_behind(shell: SshShell, line: Proxy, here: Path, tm
     wait_until(lambda: not [each for each in threading.enumerate() if each not in before])
 
 
-def test_what_breaks_in_a_lane_is_raised(shell: SshShell) -> None:
-    """An error of the chunks, of the answers or of the machine is raised."""
+def test_what_breaks_in_a_lane_is_raised(shell: SshShell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the chunks, of the answers or of the machine is raised at once, and the connection stays."""
+    monkeypatch.setattr(lanes, "GOODBYE_S", link.ANSWER_S)
+    before, started = shell.link(), time.monotonic()
 
     def chunks(fail: bool) -> Iterator[int]:
         yield from range(20)
@@ -343,3 +346,5 @@ def test_what_breaks_in_a_lane_is_raised(shell: SshShell) -> None:
         for count in (1, 2):
             with pytest.raises((StepFailed, OSError), match=words), Lanes[int](shell, count) as some:
                 some.carry(chunks(fail), ask, take, lambda: None)
+    assert time.monotonic() - started < link.ANSWER_S
+    assert shell.link() is before
