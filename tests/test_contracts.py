@@ -20,11 +20,12 @@ from app.data.sources.writer import begun
 from app.mining import ivf, search
 from app.report import page
 from app.report.__main__ import make
-from app.report.facts import read
+from app.report.facts import read, read_plan
 from app.report.verdict import sentence
 from app.runtime.folder import RunFolder as AppFolder
 from deploy import border
 from deploy.pod.base.folder import RunFolder as DeployFolder
+from deploy.runs.records import carried_out, home
 from deploy.shell import LocalShell
 from deploy.specs import mining, shards
 from deploy.specs.request import hydra_override
@@ -92,8 +93,25 @@ def test_the_shards_that_the_laptop_stages_are_what_the_app_reads(
 
 def test_a_run_folder_has_the_same_names_on_both_sides() -> None:
     app, deploy = AppFolder(Path("r")), DeployFolder(Path("r"))
-    names = ("path", "plan", "run", "config", "metrics", "status", "report", "verification", "checkpoints", "latest")
+    names = ["path", "plan", "placement", "run", "config", "metrics", "status", "report", "verification"]
+    names += ["checkpoints", "latest"]
     assert [getattr(app, name) for name in names] == [getattr(deploy, name) for name in names]
+
+
+@pytest.mark.parametrize("plan", [{}, {"gpus": 1}, {"attempt": 2, "gpus": 1, "command": "a"}], ids=["no", "old", "new"])
+@pytest.mark.parametrize("placement", [{}, {"attempt": 1, "gpus": 4}, {"attempt": 2, "gpus": 4}], ids=["no", "1", "2"])
+def test_both_sides_read_the_same_plan_as_carried_out(
+    plan: dict[str, object], placement: dict[str, object], tmp_path: Path
+) -> None:
+    """A report and `invoke status` show the same GPUs. Only the placement of the plan's own attempt counts."""
+    folder = AppFolder(Path(home(tmp_path, "r").path))
+    folder.path.mkdir(parents=True)
+    for path, content in ((folder.plan, plan), (folder.placement, placement)):
+        if content:
+            path.write_text(json.dumps(content))
+    read_there, read_here = read_plan(folder), carried_out(tmp_path, "r")
+    assert read_there == read_here
+    assert read_here.get("gpus") == (4 if plan.get("attempt") == placement.get("attempt") == 2 else plan.get("gpus"))
 
 
 def test_both_installers_ask_alike_whether_torch_needs_cuda() -> None:

@@ -36,7 +36,7 @@ EXPERIMENTS = {  # the project's own; test_published_experiments.py checks the o
     "tryout_supervised": Named(300, 30, (10, 10), 1, 10),
     "tryout_distill": Named(300, 30, (10, 10), 1, 10),
 }
-SELF_SUPERVISED = [name for name in EXPERIMENTS if configured(name).recipe.name == "self_supervised"]
+SELF_SUPERVISED = ["drawn", "sniperface", "tryout"]
 
 USERS = {  # settings of the users of `sniperface`, except their clustering (mining.method=parity)
     "recipe.moco": {"momentum": 0.999, "temperature": 0.05, "margin": 0.15, "queue_size": 65536, "projection_dim": 128},
@@ -55,6 +55,10 @@ USERS = {  # settings of the users of `sniperface`, except their clustering (min
 def update_size(name: str) -> int:
     batch = configured(name).train.batch
     return batch.size * batch.grad_accum_steps * EXPERIMENTS[name].processes
+
+
+def test_these_learn_without_labels() -> None:
+    assert [name for name in EXPERIMENTS if configured(name).recipe.name == "self_supervised"] == SELF_SUPERVISED
 
 
 def test_each_experiment_names_its_data_here() -> None:

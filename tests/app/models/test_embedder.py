@@ -7,7 +7,6 @@ import functools
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 
 from app.config import load
 from app.models import build_backbone
@@ -103,6 +102,8 @@ def test_copies_of_a_network_are_compiled_once_and_smaller_batches_are_filled_up
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mining copies the network anew at each refresh. Neither a copy nor the last batch may cost another minute."""
+    from torch._dynamo.testing import CompileCounter  # takes seconds, also where other tests are selected
+
     torch.manual_seed(1)
     network = build_backbone(load([f"backbone={name}", "backbone.image_size=32"]).backbone)
     images = (torch.rand(6, 3, 32, 32) * 2 - 1).contiguous(memory_format=torch.channels_last)
