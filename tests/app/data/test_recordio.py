@@ -132,8 +132,10 @@ def test_one_wrong_bit_in_a_head_is_refused_with_the_byte_or_changes_that_record
             except WrongUse as error:
                 assert re.search(r"byte \d+", str(error))  # noqa: PT017 - either is right
             else:
-                assert places.tolist() == starts
-                others = [place for place in range(len(starts)) if place != number]
+                # Without an index, a longer record may end exactly where a later one does: it then holds that too.
+                held = 0 if indexed else len(starts) - len(places)
+                assert places.tolist() == [*starts[: number + 1], *starts[number + 1 + held :]]
+                others = [place for place in range(len(starts)) if not number <= place <= number + held]
                 assert [records.image(starts[place]) for place in others] == [wanted[place] for place in others]
 
 
