@@ -31,7 +31,7 @@ from app.mining.sample import recall, sample_rows
 from app.mining.search import searched
 from app.mining.shared_direction import shared_direction, without
 from app.mining.strangers import without_strangers
-from app.runtime.dist import World, any_rank, from_main
+from app.runtime.dist import World, any_rank, from_main, least
 from app.runtime.stop import Poll, undisturbed
 
 FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
@@ -227,15 +227,24 @@ def different(sample: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def originals(listed: Neighbours, here: World, floor: float) -> NDArray[np.int32]:
-    """Return for each of N images the first image of its group of near-copies (copies of copies too), else itself."""
+    """Return for each of N images the first image of its group of near-copies (copies of copies too), else itself.
+
+    A list holds k of a group's images, which are often all later ones. So an entry counts for both of its images.
+    """
     count = len(gather(listed.ids[:, :0], here))
-    own = (first_row(count, here) + np.arange(len(listed.ids), dtype=np.int32))[:, None]
-    copy = (listed.cosine >= floor + COPY * (1 - floor)) & (listed.ids != NONE)
-    earliest = np.where(copy, listed.ids, own).min(axis=1, initial=count)
-    original = gather(np.minimum(earliest, own[:, 0]), here)
-    while not np.array_equal(original, further := original[original]):
-        original = further
-    return original
+    row, at = np.nonzero((listed.cosine >= floor + COPY * (1 - floor)) & (listed.ids != NONE))
+    one, other = (row + first_row(count, here)).astype(np.int32), listed.ids[row, at]
+    original = np.arange(count, dtype=np.int32)
+    while True:
+        earlier, nearest = original.copy(), np.minimum(original[one], original[other])
+        for image in (one, other):
+            np.minimum.at(earlier, original[image], nearest)
+        earlier = least(torch.from_numpy(earlier), here).numpy()
+        while not np.array_equal(earlier, further := earlier[earlier]):
+            earlier = further
+        if np.array_equal(earlier, original):
+            return original
+        original = earlier
 
 
 def mean_cosine(found: NDArray[np.int64], listed: Neighbours, here: World) -> float | None:

@@ -17,7 +17,7 @@ from app.mining.doubt import doubts
 from app.mining.gate import Report, pair_f, pair_precision
 from app.mining.knn import neighbours
 from app.mining.lists import Neighbours
-from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids
+from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids, originals
 from app.runtime.dist import World
 from tests.app.support.planted import blurred, largest, lists_of, planted, unit
 from tests.app.support.ranks import run_ranks
@@ -76,6 +76,15 @@ def test_frames_of_a_video_do_not_keep_a_person_apart() -> None:
     found, _ = find(bank, max_cluster=1000)
     assert pair_f(found, labels) > 0.97
     assert largest(find(bank, max_cluster=50)[0]) <= 50  # copies count towards the limit
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_are_one_group_whatever_their_order(seed: int) -> None:
+    """A list of 8 holds few of the 60 copies of an image, and rarely the first."""
+    bank, labels = planted([60] * 3, 32, 0.01, seed)
+    alone = World(0, 1, torch.device("cpu"))
+    found = originals(Neighbours(*lists_of(bank, 8)), alone, floor=0.5)
+    assert np.array_equal(found, np.unique(labels, return_index=True)[1][labels])
 
 
 def test_a_search_that_misses_neighbours_ends_the_refresh(people: tuple[NDArray, NDArray]) -> None:
