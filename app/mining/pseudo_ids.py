@@ -27,11 +27,12 @@ from app.mining.gate import Report, effective_rank, judge, keep_ids
 from app.mining.knn import SearchInexact
 from app.mining.lists import NONE, Neighbours, usable
 from app.mining.look_alikes import apart
+from app.mining.order import move_rows, order_of, places_in
 from app.mining.sample import recall, sample_rows
 from app.mining.search import searched
 from app.mining.shared_direction import shared_direction, without
 from app.mining.strangers import without_strangers
-from app.runtime.dist import World, any_rank, from_main
+from app.runtime.dist import World, any_rank, from_main, least
 from app.runtime.stop import Poll, undisturbed
 
 FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
@@ -58,51 +59,62 @@ def find_pseudo_ids(
     """Return pseudo-IDs [N] (NO_ID: none) of all ranks' images and a report, from this rank's `shard` [n, D].
 
     `shard` holds unit embeddings; a row without a direction (zero, NaN) gets no pseudo-ID. The results are the same on
-    every rank, and for every number of ranks. `previous` [N] are the current ones; a cluster that mostly stays keeps
-    its number. The report decides whether the new ones may be used; labels [N] affect only metrics. `seed` selects the
-    images on which the search is checked, and changes no pseudo-ID. Raises SearchInexact, ValueError for rows of
-    another length than 1, and Interrupted through `poll`.
+    every rank, and for every number of ranks. The order of the images changes the numbers of clusters only. `previous`
+    [N] are the current ones; a cluster that mostly stays keeps its number. The report decides whether the new ones may
+    be used; labels [N] affect only metrics. `seed` selects the images on which the search is checked, and changes no
+    pseudo-ID. The rows of `shard` are in another order until it returns, also after an exception. Raises SearchInexact,
+    ValueError for rows of another length than 1, and Interrupted through `poll`.
     """
     length = torch.linalg.vector_norm(shard, dim=1)
     wrong = usable(shard) & ((length - 1).abs() > UNIT)
     if any_rank(bool(wrong.any()), here):
         raise ValueError("embeddings must have length 1; scale each row, as torch.nn.functional.normalize does")
-    sample = different(sample_rows(shard, here, FLOOR_SAMPLE, SEED))
+    order = order_of(shard, here)
+    move_rows(shard, places_in(order), here)
+    rows = shard
+    sample = different(sample_rows(rows, here, FLOOR_SAMPLE, SEED))
     spread = from_main(effective_rank(sample), here)
     for removed in range(MOST_SHARED + 1):
         # All ranks use rank 0's numbers: CPUs of several kinds may round the last bit of a product differently.
         first, second = _floors(sample, len(previous), config, here)
-        listed, how = searched(shard, config, first, here, poll)
+        listed, how = searched(rows, config, first, here, poll)
         found_share = recall(
-            listed, shard, here, sample=RECALL_SAMPLE, seed=seed, floors=None if how == "exact" else first
+            listed, rows, here, sample=RECALL_SAMPLE, seed=seed, floors=None if how == "exact" else first
         )
         poll()
         _refuse_below(config.min_recall, found_share, how)
-        original, kept = _without_copies(shard, listed, config, here, first, poll)
+        original, kept = _without_copies(rows, listed, config, here, first, poll)
         strict = _clusters(kept, first, original, config, here, poll)
         if config.method == "parity" or removed == MOST_SHARED:
             break
-        distinct_rows = shard.where(_are_originals(original, shard, here)[:, None], 0)
         near = gather(kept.cosine[:, 0] >= first[0], here)
-        direction = shared_direction(strict.labels, distinct_rows, near, sample, config.false_edges_per_image, here)
+        direction = shared_direction(
+            strict.labels,
+            rows.where(_are_originals(original, rows, here)[:, None], 0),
+            near,
+            sample,
+            config.false_edges_per_image,
+            here,
+        )
         poll()
         if direction is None:
             break
-        shard = without(shard, direction)
-        sample = different(sample_rows(shard, here, FLOOR_SAMPLE, SEED))
+        rows = without(rows, direction)
+        sample = different(sample_rows(rows, here, FLOOR_SAMPLE, SEED))
     clusters = strict
     if config.method == "overlap":
         loose = _clusters(kept, second, original, config, here, poll)
         clusters = with_looser(strict, loose, config.max_cluster)
-        people = apart(clusters.labels, shard, original, here, poll)
-        people = without_strangers(people, shard, original, sample, config.max_cluster, here, poll)
+        people = apart(clusters.labels, rows, original, here, poll)
+        people = without_strangers(people, rows, original, sample, config.max_cluster, here, poll)
         clusters = clusters._replace(labels=people)
     floor = config.similarity if config.method == "parity" else float(first[0])
     copies = np.count_nonzero(originals(listed, here, floor=1 - RESOLVED) != np.arange(len(previous)))
     distinct = 1 - copies / max(len(previous), 1)
     sure = number(strict.labels, config.min_cluster, config.max_cluster) != NO_ID
-    found = keep_ids(previous, number(clusters.labels, config.min_cluster, config.max_cluster))
-    doubtful = doubts(found, shard, listed, here)
+    numbered = number(clusters.labels[places_in(order)], config.min_cluster, config.max_cluster)
+    found = keep_ids(previous, numbered)
+    doubtful = doubts(found[order], rows, listed, here)
     report = judge(
         found,
         previous,
@@ -112,7 +124,7 @@ def find_pseudo_ids(
         recall=found_share,
         search=how,
         unusable=listed.unusable,
-        cosine=mean_cosine(found, listed, here),
+        cosine=mean_cosine(found[order], listed, here),
         spread=spread,
         distinct=distinct,
         sure=float(sure.mean()) if len(sure) else 0.0,
@@ -123,6 +135,7 @@ def find_pseudo_ids(
         loose={str(name): cosine for name, cosine in doubtful.loose.items()},
         alike={f"{one} {other}": share for (one, other), share in doubtful.alike.items()},
     )
+    move_rows(shard, order, here)
     return found, report
 
 
@@ -227,15 +240,24 @@ def different(sample: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def originals(listed: Neighbours, here: World, floor: float) -> NDArray[np.int32]:
-    """Return for each of N images the first image of its group of near-copies (copies of copies too), else itself."""
+    """Return for each of N images the first image of its group of near-copies (copies of copies too), else itself.
+
+    A list holds k of a group's images, which are often all later ones. So an entry counts for both of its images.
+    """
     count = len(gather(listed.ids[:, :0], here))
-    own = (first_row(count, here) + np.arange(len(listed.ids), dtype=np.int32))[:, None]
-    copy = (listed.cosine >= floor + COPY * (1 - floor)) & (listed.ids != NONE)
-    earliest = np.where(copy, listed.ids, own).min(axis=1, initial=count)
-    original = gather(np.minimum(earliest, own[:, 0]), here)
-    while not np.array_equal(original, further := original[original]):
-        original = further
-    return original
+    row, at = np.nonzero((listed.cosine >= floor + COPY * (1 - floor)) & (listed.ids != NONE))
+    one, other = (row + first_row(count, here)).astype(np.int32), listed.ids[row, at]
+    original = np.arange(count, dtype=np.int32)
+    while True:
+        earlier, nearest = original.copy(), np.minimum(original[one], original[other])
+        for image in (one, other):
+            np.minimum.at(earlier, original[image], nearest)
+        earlier = least(torch.from_numpy(earlier), here).numpy()
+        while not np.array_equal(earlier, further := earlier[earlier]):
+            earlier = further
+        if np.array_equal(earlier, original):
+            return original
+        original = earlier
 
 
 def mean_cosine(found: NDArray[np.int64], listed: Neighbours, here: World) -> float | None:

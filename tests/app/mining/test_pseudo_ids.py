@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from app.config import NO_ID, MiningConfig
 from app.mining.cluster import Clusters, with_looser
 from app.mining.doubt import doubts
-from app.mining.gate import Report, pair_f, pair_precision
+from app.mining.gate import Report, keep_ids, pair_f, pair_precision
 from app.mining.knn import neighbours
 from app.mining.lists import Neighbours
-from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids
+from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids, originals
 from app.runtime.dist import World
+from benchmarks._planted import KINDS, make
 from tests.app.support.planted import blurred, largest, lists_of, planted, unit
 from tests.app.support.ranks import run_ranks
 from tests.support.ports import free_port
@@ -58,6 +59,28 @@ def test_planted_people_are_found_and_the_report_tells(people: tuple[NDArray, ND
     assert find(bank)[1].purity is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("images", "level"), [(300, "hard"), (1200, "medium")])
+def test_the_order_of_the_images_changes_no_cluster(kind: str, images: int, level: str) -> None:
+    """Some images are there twice, or have no direction; the embeddings are as before afterwards."""
+    bank = make(kind, images, level, 64, 2)[0]
+    bank = np.concatenate([bank, bank[:5], np.zeros((2, 64), np.float32)])
+    before = bank.copy()
+    found, report = find_default(bank)
+    assert np.array_equal(bank, before)
+    for seed in range(2):
+        mixed = np.random.default_rng(seed).permutation(len(bank))
+        again = np.empty_like(found)
+        again[mixed], other = find_default(np.ascontiguousarray(bank[mixed]))
+        assert np.array_equal(keep_ids(found, again), found)
+        assert (other.count, other.coverage, other.floor, other.cosine) == (
+            report.count,
+            report.coverage,
+            report.floor,
+            report.cosine,
+        )
+
+
 def test_rows_without_a_direction_have_no_pseudo_id_and_are_counted(people: tuple[NDArray, NDArray]) -> None:
     bank = people[0].copy()
     bank[5], bank[17], bank[99] = np.nan, 0.0, np.inf
@@ -76,6 +99,15 @@ def test_frames_of_a_video_do_not_keep_a_person_apart() -> None:
     found, _ = find(bank, max_cluster=1000)
     assert pair_f(found, labels) > 0.97
     assert largest(find(bank, max_cluster=50)[0]) <= 50  # copies count towards the limit
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_are_one_group_whatever_their_order(seed: int) -> None:
+    """A list of 8 holds few of the 60 copies of an image, and rarely the first."""
+    bank, labels = planted([60] * 3, 32, 0.01, seed)
+    alone = World(0, 1, torch.device("cpu"))
+    found = originals(Neighbours(*lists_of(bank, 8)), alone, floor=0.5)
+    assert np.array_equal(found, np.unique(labels, return_index=True)[1][labels])
 
 
 def test_a_search_that_misses_neighbours_ends_the_refresh(people: tuple[NDArray, NDArray]) -> None:
@@ -242,19 +274,25 @@ for size, port in ((3, ports[0]), (2, ports[1])):
                     found, report = find_pseudo_ids(shard, previous[:rows], None, config, here, seed=0)
                     np.save(folder / f"{method}_{rows}_{size}_{here.rank}.npy", found)
                     (folder / f"{method}_{rows}_{size}_{here.rank}.json").write_text(json.dumps(report.as_dict()))
+            mixed = np.load(folder / "mixed.npy")
+            shard = torch.from_numpy(dist.share(bank[mixed], here))
+            found, _ = find_pseudo_ids(shard, np.full(len(bank), -1), None, config, here, seed=0)
+            np.save(folder / f"mixed_{size}_{here.rank}.npy", found)
 print("fine")
 """
 
 
 @pytest.mark.slow
 def test_two_and_three_processes_find_what_one_finds_bit_by_bit(tmp_path: Path) -> None:
-    """The results are equal also if a process has no rows, and if clusters exceed the limit."""
+    """Also if a process has no rows, if clusters exceed the limit, and, but for the numbers, in another order."""
     bank, labels = planted([72] * 4 + [5] * 60 + [1] * 50, 64, 0.7)
     bank = np.concatenate([bank, bank[:20]])  # copies, so that the search runs twice
     bank[100:200] = blurred(bank[100:200])
     previous = np.concatenate([labels, labels[:20]]).astype(np.int64)
     np.save(tmp_path / "bank.npy", bank)
     np.save(tmp_path / "previous.npy", previous)
+    mixed = np.random.default_rng(0).permutation(len(bank))
+    np.save(tmp_path / "mixed.npy", mixed)
     ports = [str(free_port()), str(free_port())]
     run_ranks(RANKS, 3, str(tmp_path), *ports)
     alone = World(0, 1, torch.device("cpu"))
@@ -269,3 +307,8 @@ def test_two_and_three_processes_find_what_one_finds_bit_by_bit(tmp_path: Path) 
                 assert json.loads(Path(f"{name}.json").read_text()) == report.as_dict(), name
             assert rows == 2 or largest(found) > 30
             assert report.shared == (method == "overlap" and rows > 2)
+            if rows > 2 and method == "parity":
+                for size, rank in ((3, 0), (3, 1), (3, 2), (2, 0), (2, 1)):
+                    again = np.empty_like(found)
+                    again[mixed] = np.load(tmp_path / f"mixed_{size}_{rank}.npy")
+                    assert np.array_equal(keep_ids(found, again), found)
