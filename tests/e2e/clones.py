@@ -20,8 +20,9 @@ from tests.support.load import under_load
 SOURCE = Path(__file__).parents[2]
 LIMIT_S = 240  # on an idle computer
 SELDOM = "mining.every_epochs=8"  # for runs of many epochs whose mining nothing depends on: a third of their time
+NEVER = "mining.start_epoch=1000"  # for runs that nothing expects to mine: its packages load for as long as torch
 SMALL = [
-    "backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "backbone.embedding_dim=32",
+    "backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=16", "backbone.embedding_dim=32",
     "recipe.moco.projection_hidden=64", "train.epochs=40", "train.log_every_steps=1",
 ]  # fmt: skip
 
