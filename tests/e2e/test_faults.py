@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deploy.specs.names import slug
-from tests.e2e.clones import NEVER, SMALL, Clone, copy_of, make_clone, wait_for
+from tests.e2e.clones import BARE, SMALL, Clone, copy_of, make_clone, wait_for
 from tests.e2e.test_machines import log_of
 from tests.support.faults import Fault
 from tests.support.files import events
@@ -21,7 +21,7 @@ from tests.support.load import under_load
 
 pytestmark = pytest.mark.slow
 GOING_ON = ("lost", "acquiring", "preparing")  # states of a run that watch is recovering
-WORDS = [word for setting in (*SMALL, NEVER) for word in ("--set", setting)]
+WORDS = [word for setting in (*SMALL, *BARE) for word in ("--set", setting)]
 ANEW = ["--on", "docker", "--detach", "--resume", "none", *WORDS]
 
 

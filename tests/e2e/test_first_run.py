@@ -34,6 +34,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     if shutil.which("tmux") is None:
         pytest.skip("needs tmux: apt-get install tmux, or brew install tmux")
     here = make_clone(tmp_path_factory.mktemp("a user"))
+    here.as_a_user = True
     alone = {"provider": "local", "root": ".sniperface/local", "processes": 1}
     (here.path / "conf" / "deploy" / "alone.yaml").write_text(json.dumps(alone), encoding="utf-8")
     yield here

@@ -22,7 +22,7 @@ from deploy.pod.base import processes
 from deploy.runs import records
 from tests.app.conftest import faces
 from tests.deploy.support.servers import SSHD, openssh
-from tests.e2e.clones import NEVER, SMALL, Clone, make_clone, wait_for
+from tests.e2e.clones import BARE, SMALL, Clone, make_clone, wait_for
 from tests.e2e.test_machines import image_of_ours
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
@@ -33,7 +33,7 @@ from tests.support.images.engine import docker
 pytestmark = pytest.mark.slow
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: its loopback has many addresses")
 FEW = [word for setting in SMALL for word in ("--set", setting)]
-WORDS = [*FEW, "--set", "train.epochs=400", "--set", NEVER]
+WORDS = [*FEW, *(word for setting in ("train.epochs=400", *BARE) for word in ("--set", setting))]
 # Two hosts that are one computer would both start a thread per core, and these wait for each other in a loop.
 OF_HOSTS = ["--env", "OMP_NUM_THREADS=1", *FEW]
 
@@ -211,7 +211,7 @@ def test_two_hosts_get_each_their_shard_of_the_images(two_hosts: Clone, tmp_path
     target = two_hosts.path / "conf" / "deploy" / "pair.yaml"
     about = json.loads(target.read_text(encoding="utf-8"))
     target.write_text(json.dumps({**about, "hosts": about["hosts"][::-1]}), encoding="utf-8")
-    words += ["train.epochs=1", "--set", NEVER]
+    words += ["train.epochs=1", *(word for setting in BARE for word in ("--set", setting))]
     again = two_hosts.json("train", "--on", "pair", *words)
     assert again["state"] == "succeeded"
     assert staged() == before

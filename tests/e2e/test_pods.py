@@ -21,7 +21,7 @@ import pytest
 
 from deploy.pod.base.folder import read_json, write_json
 from tests.deploy.support.proxy import Proxy, proxy
-from tests.e2e.clones import NEVER, SMALL, Clone, copy_of, make_clone, wait_for
+from tests.e2e.clones import BARE, SMALL, Clone, copy_of, make_clone, wait_for
 from tests.e2e.test_machines import cut_port, image_of_ours, log_of, write_target
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
@@ -36,7 +36,7 @@ GPU = {"provider": "runpod", "gpus": ["NVIDIA A40"], "data_centers": ["EU-SE-1"]
 GPU |= {"device": "cpu", "processes": 1}  # an emulated pod has no GPU
 ALONE = ("--env", "OMP_NUM_THREADS=1")  # one process with one thread: these faults are of the pod, not of its ranks
 WORDS = ("--on", "runpod", "--detach", "--yes", *ALONE)
-WORDS += tuple(word for setting in (*SMALL, NEVER) for word in ("--set", setting))
+WORDS += tuple(word for setting in (*SMALL, *BARE) for word in ("--set", setting))
 RUNS = "/workspace/sniperface/runs"
 HOUR_S = 3600.0
 
