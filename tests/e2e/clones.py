@@ -20,7 +20,7 @@ from tests.support.load import under_load
 SOURCE = Path(__file__).parents[2]
 LIMIT_S = 240  # on an idle computer
 SELDOM = "mining.every_epochs=8"  # for runs of many epochs whose mining nothing depends on: a third of their time
-# For runs of which nothing expects to mine or to report: the packages of mining load for as long as torch.
+# For runs whose mining and report nothing reads: the packages of mining alone load for as long as torch.
 BARE = ("mining.start_epoch=1000", "run.report=false")
 SMALL = [
     "backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=16", "backbone.embedding_dim=32",

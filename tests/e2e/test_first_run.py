@@ -26,6 +26,7 @@ from tests.support.files import events
 
 pytestmark = pytest.mark.slow
 SHORT = ("--set", "train.epochs=24", "--set", "mining.every_epochs=4")
+UNREPORTED = ("--set", "run.report=false")
 ALONE = ("--on", "alone", "--env", "OMP_NUM_THREADS=1")  # one process, where the number of them does not matter
 
 
@@ -98,7 +99,7 @@ def test_the_other_commands_answer_about_a_run_that_is_over(clone: Clone, finish
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(clone: Clone, finished: dict[str, Any]) -> None:
-    run_id = clone.train(*SHORT, "--detach")["run_id"]
+    run_id = clone.train(*SHORT, *UNREPORTED, "--detach")["run_id"]
     wait_for(lambda: reached(live(clone, run_id), "step", 7))
     refused = clone.invoke("train", code=2)
     assert run_id in refused
@@ -116,7 +117,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(clone: Clone, finishe
 def test_whatever_is_killed_the_status_is_true_and_the_run_goes_on_to_the_same_bits(
     clone: Clone, finished: dict[str, Any], fault: Fault
 ) -> None:
-    run_id = clone.train(*SHORT, "--detach")["run_id"]
+    run_id = clone.train(*SHORT, *UNREPORTED, "--detach")["run_id"]
     folder = live(clone, run_id)
     for restarts, (victim, step) in enumerate((("rank", 10), ("torchrun", 20)), start=1):
         wait_for(lambda step=step: reached(folder, "checkpoint", step))
@@ -160,7 +161,7 @@ def test_a_disk_that_fills_up_ends_a_run_with_its_checkpoints_whole(
     clone: Clone, finished: dict[str, Any], small_disk: Path, fault: Fault
 ) -> None:
     """The reason or the end of the log names the full disk. Once there is room, the run resumes."""
-    run_id = clone.train(*SHORT, "--on", "small", "--detach")["run_id"]
+    run_id = clone.train(*SHORT, *UNREPORTED, "--on", "small", "--detach")["run_id"]
     folder = small_disk / run_id
     wait_for(lambda: reached(folder, "checkpoint", 10))
     with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:

@@ -126,7 +126,7 @@ def moving_site(tmp_path: Path) -> Iterator[Site]:
 def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp_path: Path, fault: Fault) -> None:
     """The connection is cut for five seconds. Then the pod has another port, and the old one refuses."""
     site, clone = moving_site, moving_site.clone
-    run_id = clone.json("train", *WORDS, "--set", "train.epochs=50")["run_id"]
+    run_id = clone.json("train", *WORDS, "--set", "train.epochs=80")["run_id"]
     pod = site.emulator.account.all()[0].machine
     assert isinstance(pod, Moving)
     printed = tmp_path / "printed"
