@@ -40,7 +40,9 @@ NO_ENGINE = "SNIPERFACE_NO_ENGINE"
 # These take minutes each, in one process. If one started late, the other processes would wait for its end. Those of the
 # last line mostly wait themselves, while the first ones compute.
 LONGEST = (
-    "tests/e2e", "tests/deploy/providers/test_image_builds", "tests/app/shadow/test_two_ranks",
+    "tests/e2e/test_first_run", "tests/e2e/test_nodes", "tests/e2e", "tests/app/shadow/test_two_ranks",
+    "tests/app/shadow/test_experiments", "tests/deploy/pod/test_image_machine",
+    "tests/deploy/providers/test_image_builds",
     "tests/deploy/commands/test_remote", "tests/test_bootstrap", "tests/deploy/commands/test_story",
     "tests/deploy/commands/test_next", "tests/deploy/commands/test_hostile_machine", "tests/deploy/pod/test_guard.",
     "tests/deploy/steps/test_restore", "tests/deploy/pod/test_start", "tests/deploy/workspace/test_compression",

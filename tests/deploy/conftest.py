@@ -48,7 +48,8 @@ def wait_until(condition: Callable[[], Any], limit_s: float = 30) -> Any:
         if answer:
             return answer
         assert time.monotonic() - began < under_load(limit_s), f"not true after {time.monotonic() - began:.0f} s"
-        time.sleep(max(0.02, time.monotonic() - asked))  # a slow poll takes cores from the awaited work: pause as long
+        # A slow poll, such as a command or `docker exec`, takes cores from the awaited work.
+        time.sleep(max(0.02, 2 * (time.monotonic() - asked)))
 
 
 def paced(step_s: float, epochs: int) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deploy.specs.names import slug
-from tests.e2e.clones import SELDOM, SMALL, Clone, copy_of, make_clone, wait_for
+from tests.e2e.clones import BARE, SMALL, Clone, copy_of, make_clone, wait_for
 from tests.e2e.test_machines import log_of
 from tests.support.faults import Fault
 from tests.support.files import events
@@ -21,7 +21,7 @@ from tests.support.load import under_load
 
 pytestmark = pytest.mark.slow
 GOING_ON = ("lost", "acquiring", "preparing")  # states of a run that watch is recovering
-WORDS = [word for setting in (*SMALL, SELDOM) for word in ("--set", setting)]
+WORDS = [word for setting in (*SMALL, *BARE) for word in ("--set", setting)]
 ANEW = ["--on", "docker", "--detach", "--resume", "none", *WORDS]
 
 
@@ -35,7 +35,8 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clone(tmp_path_factory: pytest.TempPathFactory, our_image: str, volume: Path) -> Iterator[Clone]:
     """A clone whose target `docker` is a container of our image, which all tests reuse.
 
-    One process trains: a second one would double the cost of each start, and these faults are of the machine.
+    One process trains: a second one would double the cost of each start, and these faults are of the machine. It has
+    half a core, so that on an idle computer, too, the run lasts longer than the commands that break it.
     """
     here = make_clone(tmp_path_factory.mktemp("a user"))
     target = {
@@ -45,7 +46,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, our_image: str, volume: Path
         "stage_to": "/dev/shm",
         "volumes": [f"{volume}:/volume"],
         "processes": 1,
-        "cpus": 1,
+        "cpus": 0.5,
     }
     (here.path / "conf" / "deploy" / "docker.yaml").write_text(json.dumps(target), encoding="utf-8")
     yield here

@@ -25,7 +25,9 @@ from tests.support.faults import Fault
 from tests.support.files import events
 
 pytestmark = pytest.mark.slow
-SHORT = ("--set", "train.epochs=24")
+SHORT = ("--set", "train.epochs=24", "--set", "mining.every_epochs=4")
+UNREPORTED = ("--set", "run.report=false")
+ALONE = ("--on", "alone", "--env", "OMP_NUM_THREADS=1")  # one process, where the number of them does not matter
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     if shutil.which("tmux") is None:
         pytest.skip("needs tmux: apt-get install tmux, or brew install tmux")
     here = make_clone(tmp_path_factory.mktemp("a user"))
+    here.as_a_user = True
+    alone = {"provider": "local", "root": ".sniperface/local", "processes": 1}
+    (here.path / "conf" / "deploy" / "alone.yaml").write_text(json.dumps(alone), encoding="utf-8")
     yield here
     subprocess.run(["tmux", "-L", here.socket, "kill-server"], check=False, capture_output=True)
 
@@ -94,7 +99,7 @@ def test_the_other_commands_answer_about_a_run_that_is_over(clone: Clone, finish
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(clone: Clone, finished: dict[str, Any]) -> None:
-    run_id = clone.train(*SHORT, "--detach")["run_id"]
+    run_id = clone.train(*SHORT, *UNREPORTED, "--detach")["run_id"]
     wait_for(lambda: reached(live(clone, run_id), "step", 7))
     refused = clone.invoke("train", code=2)
     assert run_id in refused
@@ -112,7 +117,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(clone: Clone, finishe
 def test_whatever_is_killed_the_status_is_true_and_the_run_goes_on_to_the_same_bits(
     clone: Clone, finished: dict[str, Any], fault: Fault
 ) -> None:
-    run_id = clone.train(*SHORT, "--detach")["run_id"]
+    run_id = clone.train(*SHORT, *UNREPORTED, "--detach")["run_id"]
     folder = live(clone, run_id)
     for restarts, (victim, step) in enumerate((("rank", 10), ("torchrun", 20)), start=1):
         wait_for(lambda step=step: reached(folder, "checkpoint", step))
@@ -156,7 +161,7 @@ def test_a_disk_that_fills_up_ends_a_run_with_its_checkpoints_whole(
     clone: Clone, finished: dict[str, Any], small_disk: Path, fault: Fault
 ) -> None:
     """The reason or the end of the log names the full disk. Once there is room, the run resumes."""
-    run_id = clone.train(*SHORT, "--on", "small", "--detach")["run_id"]
+    run_id = clone.train(*SHORT, *UNREPORTED, "--on", "small", "--detach")["run_id"]
     folder = small_disk / run_id
     wait_for(lambda: reached(folder, "checkpoint", 10))
     with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
@@ -193,11 +198,11 @@ def test_a_checkpoint_of_partial_data_never_replaces_one_of_full_data(
     mine = tmp_path / "face.pt"
     clone.invoke("fetch-checkpoint", "--run", finished["run_id"], "--to", str(mine))
     before = mine.read_bytes()
-    partial = clone.train("--fraction", "0.2", "--set", "train.epochs=1")
+    partial = clone.train(*ALONE, "--fraction", "0.2", "--set", "train.epochs=1")
     assert partial["fraction"] == 0.2
     start = next(e for e in events(live(clone, partial["run_id"])) if e["event"] == "start")
     assert start["train_rows"] == 60
-    refused = clone.invoke("fetch-checkpoint", "--to", str(mine), code=2)
+    refused = clone.invoke("fetch-checkpoint", "--on", "alone", "--to", str(mine), code=2)
     assert "0.2" in refused
     assert mine.read_bytes() == before
     assert json.loads(mine.with_suffix(".json").read_text())["fraction"] == 1.0
@@ -207,9 +212,9 @@ def test_the_users_own_checkpoint_starts_a_new_run_or_is_refused_in_a_sentence(
     clone: Clone, finished: dict[str, Any], tmp_path: Path
 ) -> None:
     path = finished["checkpoint"]["path"]
-    longer = clone.train("--resume", path, "--set", "train.epochs=25")
+    longer = clone.train(*ALONE, "--resume", path, "--set", "train.epochs=25")
     assert longer["run_id"] != finished["run_id"]
-    assert longer["checkpoint"]["step"] == 125
+    assert longer["checkpoint"]["step"] == 130  # ten updates of one process: half as many images in each
     before = len(clone.json("runs"))
     small = [word for setting in SMALL for word in ("--set", setting)]
     misfit = clone.invoke("train", *small, "--set", "backbone.width=16", "--resume", path, code=2)
@@ -226,7 +231,7 @@ def test_pseudo_ids_of_one_recipe_are_the_labels_of_the_other(clone: Clone, fini
     (mined,) = (clone.path / "runs" / finished["run_id"] / "mining").glob("epoch_*/pseudo_ids.npy")
     words = ["--recipe", "supervised", "--labels", str(mined), "--data", "data/orl", "--set", "train.epochs=8"]
     sized = [word for setting in SMALL[:4] for word in ("--set", setting)]
-    learnt = clone.json("train", *words, *sized)
+    learnt = clone.json("train", *ALONE, *words, *sized)
     assert learnt["state"] == "succeeded"
     start = next(e for e in events(live(clone, learnt["run_id"])) if e["event"] == "start")
     assert 100 < start["train_rows"] <= 300  # images without a pseudo-ID are left out

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from deploy.pod.base.folder import read_json, write_json
-from tests.e2e.clones import SMALL, Clone, make_clone, wait_for
+from tests.e2e.clones import BARE, SMALL, Clone, make_clone, wait_for
 from tests.e2e.test_machines import write_target
 from tests.support.emulators.lambda_cloud import KEY, Emulator, ProcessVm
 from tests.support.files import below, contents
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs the address 127.0.0.2: run it on Linux"),
 ]
 ALONE = ("--env", "OMP_NUM_THREADS=1")  # one process with one thread, on cores that other tests use too
-WORDS = ("--on", "lambda", "--yes", *ALONE, *(word for setting in SMALL for word in ("--set", setting)))
+WORDS = ("--on", "lambda", "--yes", *ALONE, *(word for setting in (*SMALL, *BARE) for word in ("--set", setting)))
 
 
 @dataclass

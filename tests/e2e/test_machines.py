@@ -199,10 +199,11 @@ def test_the_whole_path(site: Site, tmp_path: Path, fault: Fault) -> None:
     assert fetched["epoch"] == 59
     fault.checkpoints(site.run(run_id), clone.path / "runs" / run_id)
     fault.machines(clone.json("ps"), site.there())
-    clone.invoke("prepare", "--source", "orl")
-    weights = f"runs/{run_id}/checkpoints/epoch_059.pt"
-    clone.invoke("evaluate", "--weights", weights, "--sets", "data/orl/images.npy", "--out", str(tmp_path / "eval"))
-    assert json.loads((tmp_path / "eval" / "eval.json").read_text())
+    if site.target == "box":  # once: this computer evaluates the same file, wherever it was made
+        clone.invoke("prepare", "--source", "orl")
+        weights = f"runs/{run_id}/checkpoints/epoch_059.pt"
+        clone.invoke("evaluate", "--weights", weights, "--sets", "data/orl/images.npy", "--out", str(tmp_path / "eval"))
+        assert json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert "epoch_059" in clone.invoke("evaluate", *on, "--which", "latest")
 
 

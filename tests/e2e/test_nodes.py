@@ -22,7 +22,7 @@ from deploy.pod.base import processes
 from deploy.runs import records
 from tests.app.conftest import faces
 from tests.deploy.support.servers import SSHD, openssh
-from tests.e2e.clones import SMALL, Clone, make_clone, wait_for
+from tests.e2e.clones import BARE, SMALL, Clone, make_clone, wait_for
 from tests.e2e.test_machines import image_of_ours
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
@@ -32,9 +32,10 @@ from tests.support.images.engine import docker
 
 pytestmark = pytest.mark.slow
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: its loopback has many addresses")
-WORDS = [word for setting in (*SMALL, "train.epochs=200") for word in ("--set", setting)]
+FEW = [word for setting in SMALL for word in ("--set", setting)]
+WORDS = [*FEW, *(word for setting in ("train.epochs=400", *BARE) for word in ("--set", setting))]
 # Two hosts that are one computer would both start a thread per core, and these wait for each other in a loop.
-OF_HOSTS = ["--env", "OMP_NUM_THREADS=1", *WORDS[:-2]]
+OF_HOSTS = ["--env", "OMP_NUM_THREADS=1", *FEW]
 
 
 @pytest.fixture
@@ -189,8 +190,8 @@ def test_two_hosts_get_each_their_shard_of_the_images(two_hosts: Clone, tmp_path
     content, labels = faces(people=12, each=4), np.repeat(np.arange(12, dtype=np.int32), 4)
     source = Source("faces", 48, lambda a, b: content[a:b], labels, held_out=16, block_rows=4)
     prepare(source, images)
-    words = ["--data", str(images), *OF_HOSTS, "--set", "train.epochs=2", "--set", "data.shards=by_node"]
-    done = two_hosts.json("train", "--on", "pair", *words)
+    words = ["--data", str(images), *OF_HOSTS, "--set", "data.shards=by_node", "--set"]
+    done = two_hosts.json("train", "--on", "pair", *words, "train.epochs=2")
     assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 1)
     home = two_hosts.path / "runs" / done["run_id"]
     assert [event["shards"] for event in events(home) if event["event"] == "start"] == [2]
@@ -210,6 +211,7 @@ def test_two_hosts_get_each_their_shard_of_the_images(two_hosts: Clone, tmp_path
     target = two_hosts.path / "conf" / "deploy" / "pair.yaml"
     about = json.loads(target.read_text(encoding="utf-8"))
     target.write_text(json.dumps({**about, "hosts": about["hosts"][::-1]}), encoding="utf-8")
+    words += ["train.epochs=1", *(word for setting in BARE for word in ("--set", setting))]
     again = two_hosts.json("train", "--on", "pair", *words)
     assert again["state"] == "succeeded"
     assert staged() == before
@@ -249,7 +251,7 @@ def test_two_pods_of_a_cluster_train_one_run(tmp_path: Path) -> None:
         target |= {"gpus": ["NVIDIA H100 80GB HBM3"], "stage_to": "/dev/shm", "processes": 2, "max_usd": 50, "nodes": 2}
         target |= {"device": "cpu"}  # an emulated pod has no GPU
         (clone.path / "conf" / "deploy" / "pair.yaml").write_text(json.dumps(target), encoding="utf-8")
-        done = clone.json("train", "--on", "pair", "--yes", *WORDS[:-2], "--set", "train.epochs=3")
+        done = clone.json("train", "--on", "pair", "--yes", *FEW, "--set", "train.epochs=3")
         assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 2)
         home = clone.path / "runs" / done["run_id"]
         assert [event["world_size"] for event in events(home) if event["event"] == "start"] == [4]

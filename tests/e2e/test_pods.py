@@ -21,7 +21,7 @@ import pytest
 
 from deploy.pod.base.folder import read_json, write_json
 from tests.deploy.support.proxy import Proxy, proxy
-from tests.e2e.clones import SMALL, Clone, copy_of, make_clone, wait_for
+from tests.e2e.clones import BARE, SMALL, Clone, copy_of, make_clone, wait_for
 from tests.e2e.test_machines import cut_port, image_of_ours, log_of, write_target
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
@@ -33,8 +33,10 @@ from tests.support.load import under_load
 
 pytestmark = pytest.mark.slow
 GPU = {"provider": "runpod", "gpus": ["NVIDIA A40"], "data_centers": ["EU-SE-1"], "root": "/workspace/sniperface"}
-GPU |= {"device": "cpu"}  # an emulated pod has no GPU
-WORDS = ("--on", "runpod", "--detach", "--yes", *(word for setting in SMALL for word in ("--set", setting)))
+GPU |= {"device": "cpu", "processes": 1}  # an emulated pod has no GPU
+ALONE = ("--env", "OMP_NUM_THREADS=1")  # one process with one thread: these faults are of the pod, not of its ranks
+WORDS = ("--on", "runpod", "--detach", "--yes", *ALONE)
+WORDS += tuple(word for setting in (*SMALL, *BARE) for word in ("--set", setting))
 RUNS = "/workspace/sniperface/runs"
 HOUR_S = 3600.0
 
@@ -124,7 +126,7 @@ def moving_site(tmp_path: Path) -> Iterator[Site]:
 def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp_path: Path, fault: Fault) -> None:
     """The connection is cut for five seconds. Then the pod has another port, and the old one refuses."""
     site, clone = moving_site, moving_site.clone
-    run_id = clone.json("train", *WORDS, "--set", "train.epochs=50")["run_id"]
+    run_id = clone.json("train", *WORDS, "--set", "train.epochs=80")["run_id"]
     pod = site.emulator.account.all()[0].machine
     assert isinstance(pod, Moving)
     printed = tmp_path / "printed"

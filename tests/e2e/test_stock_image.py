@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.clones import SMALL, make_clone, wait_for
+from tests.e2e.clones import BARE, SMALL, make_clone, wait_for
 from tests.e2e.test_pods import Site
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
@@ -23,7 +23,7 @@ from tests.support.faults import Fault
 from tests.support.load import under_load
 
 pytestmark = pytest.mark.slow
-WORDS = ("--on", "runpod", "--yes", *(word for setting in SMALL for word in ("--set", setting)))
+WORDS = ("--on", "runpod", "--yes", *(word for setting in (*SMALL, *BARE) for word in ("--set", setting)))
 MAKING = "making the training environment"
 
 

@@ -22,7 +22,7 @@ from app.runtime.dist import World
 from app.runtime.stop import Interrupted, Stop
 from tests.app.conftest import faces
 from tests.app.support.training import PROJECT, events, wait_for
-from tests.support.forks import Process, start_training
+from tests.support.forks import Process, run_training, start_training
 from tests.support.load import under_load
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process at once on Windows")
@@ -266,10 +266,11 @@ def test_a_handler_that_takes_every_exception_does_not_hide_a_stop(alone: World)
 
 DIES = """
 import os, sys
+sys.path.insert(0, sys.argv[1])
 from app.errors import WrongUse
 from app.runtime import dist
 with dist.world() as here:
-    if sys.argv[1] == "orderly":
+    if sys.argv[2] == "orderly":
         with dist.together(here):
             if here.rank == 1:
                 raise WrongUse("rank 1 has none; give it one")
@@ -285,9 +286,8 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(tmp_path: Path, how: str
     """Its peers wait in a collective, and torchrun ends them once the failed rank has exited."""
     script = tmp_path / "dies.py"
     script.write_text(DIES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), how]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    job = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=under_load(60))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(PROJECT), how]
+    job = run_training(command, PROJECT, {**os.environ, "OMP_NUM_THREADS": "1"}, limit_s=60)
     assert job.returncode == 1
     wanted = "rank 1 is broken" if how == "broken" else "rank 1 has none; give it one"
     assert wanted in job.stderr

@@ -18,12 +18,14 @@ from tests.app.support.training import events
 
 # `auto` becomes bf16 or fp16 on a GPU, depending on the GPU, and fp32 on a CPU.
 PRECISIONS = {"auto": ["fp32", "bf16", "fp16"], "fp32": ["fp32"], "bf16": ["bf16"], "fp16": ["fp16"]}
-# Experiments made for one GPU; the others train on two ranks.
+# Experiments made for one GPU; the others train on two ranks. The one of 100 layers would take a minute on each rank:
+# here it shows their depth under a margin head, and the ViT shows sampled classes on two ranks.
 ONE_GPU = {
     "drawn",
     "tryout",
     "tryout_supervised",
     "ms1mv3_r50_onegpu",
+    "wf42m_pfc02_16gpus_r100",
     "wf42m_pfc03_40epoch_64gpu_vit_t_catface",
 }
 THE_PROJECTS = "sniperface"  # runs in each precision on one rank (in fp16 at full width), and in fp16 on two

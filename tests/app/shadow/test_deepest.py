@@ -13,10 +13,11 @@ from tests.app.shadow.tensor_cores import TensorCores
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("backbone", ["iresnet100", "iresnet200"])
+@pytest.mark.parametrize(
+    ("backbone", "precision"), [("iresnet100", "fp16"), ("iresnet200", "fp16"), ("iresnet200", "fp32")]
+)
 def test_the_deepest_networks_give_finite_keys(backbone: str, precision: str, data: Path, tmp_path: Path) -> None:
-    """If BN does not normalise, 100 and 200 layers overflow even fp32. The keys are those in the queue."""
+    """If BN does not normalise, they overflow even fp32, the deeper one first. The keys are those in the queue."""
     words = (f"backbone={backbone}", "train.batch.grad_accum_steps=1", "data.data_fraction=0.17")
     # In fp32 the overflow needs the channels of the full width; in fp16 it does not.
     case = Case("sniperface", precision, words, full_width=precision == "fp32")

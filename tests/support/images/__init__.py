@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ def arguments() -> dict[str, str]:
     return {"BASE_IMAGE": base_image(), "FAISS": "faiss-cpu"}
 
 
+@functools.cache
 def our_image() -> str:
     """Name and tag of our image; builds it if this checkout's environment has none yet. Raises NoDocker."""
     check_docker()
