@@ -10,10 +10,8 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, StepFailed
-from deploy.pod.agent.verbs import CHUNK_BYTES
+from deploy.pod.agent.verbs import CHUNK_BYTES as CHUNK_BYTES
 from deploy.specs.machine import Hardware
-
-__all__ = ["CHUNK_BYTES", "EVIDENCE_LINES", "Result", "Shell"]
 
 EVIDENCE_LINES = 10
 LONGEST_LINE_BYTES = 1 << 20  # a longer line is split
