@@ -124,15 +124,15 @@ class Status:
 
     state: str
     attempt: int
-    heartbeat: float
-    epoch: int | None
-    step: int | None
-    images_per_s: float | None
-    spend_usd: float
-    reason: str | None
-    started: float | None
-    ended: float | None
-    exit_code: int | None
+    heartbeat: float = 0.0  # Unix seconds of the machine's clock
+    epoch: int | None = None
+    step: int | None = None
+    images_per_s: float | None = None
+    spend_usd: float = 0.0
+    reason: str | None = None
+    started: float | None = None
+    ended: float | None = None
+    exit_code: int | None = None
     gpus: tuple[Gpu, ...] = ()
 
 
