@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from deploy.errors import CannotTrain, DeployError, NoMachine, StepFailed, WrongUse, command
 from deploy.pod.base.retry import API_PAUSES_S, MACHINE_POLLS_S, endless
+from deploy.providers.defaults import Defaults
 from deploy.providers.lambda_cloud import candidates
 from deploy.providers.lambda_cloud.api import (
     DUPLICATE,
@@ -29,7 +30,7 @@ from deploy.providers.lambda_cloud.api import (
 from deploy.providers.lambda_cloud.options import LambdaCloud
 from deploy.providers.rented import Clock, answers_ssh
 from deploy.providers.ssh_key import project_key, public_line
-from deploy.specs.machine import Address, Card, Image, Machine, MachineSpec, Rental, Volume
+from deploy.specs.machine import Address, Card, Image, Machine, MachineSpec, Rental
 from deploy.specs.names import listed_prefixes
 from deploy.specs.settings import Settings
 from deploy.specs.trial import Trial
@@ -48,17 +49,18 @@ class Unfit(Exception):
     """A machine does not match the request, or will never answer."""
 
 
-class LambdaProvider:
-    """Provide virtual machines of Lambda Cloud. `say` receives progress messages."""
+class LambdaProvider(Defaults):
+    """Provide virtual machines of Lambda Cloud. `say` receives progress messages.
+
+    Its API has no console log. File systems of the account are not used, so there are no volumes to list.
+    """
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         if not isinstance(settings.target.options, LambdaCloud):
             raise TypeError(f"not a target on Lambda Cloud: {settings.target.name}")
-        self.settings = settings
+        super().__init__(settings)
         self.options = settings.target.options
         self.clock = clock or Clock()
-        self.say: Callable[[str], None] = lambda _: None
-        self.check: Callable[[Machine], None] = lambda _: None
         self._reported: set[str] = set()  # entries that cannot be read
 
     def acquire(self, spec: MachineSpec) -> Machine:
@@ -129,20 +131,11 @@ class LambdaProvider:
         with self._words():
             return [self._machine(each) for each in self._instances() if each.is_alive and each.name.startswith(mine)]
 
-    def volumes(self) -> Sequence[Volume]:
-        """Return nothing: file systems of the account are not used."""
-        return ()
-
     def release(self, machine: Machine) -> None:
         with self._words():
             ids = [machine.id] if machine.id else [each.id for each in self._instances() if each.name == machine.name]
             for id in ids:
                 self._end(id, machine.name)
-
-    def log(self, machine: Machine) -> Iterator[str]:
-        """Yield nothing: the API has no console log."""
-        del machine
-        return iter(())
 
     # Creation
 

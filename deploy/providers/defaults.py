@@ -1,20 +1,21 @@
-"""What the providers of existing machines share: nothing is created, billed or released."""
+"""The answers of a provider that has nothing to say: it rents, lists, bills and releases nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from deploy.specs.machine import Card, Machine, Rental, Volume
+from deploy.specs.machine import Card, Image, Machine, Rental, Volume
 from deploy.specs.settings import Settings
+from deploy.specs.trial import Trial
 
 
-class Existing:
-    """The answers of a provider whose machines exist anyway. A provider adds `acquire` and `find`."""
+class Defaults:
+    """Right as they are for machines that exist anyway. A provider adds `acquire`, `find` and what it has."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.say: Callable[[str], None] = lambda _: None
-        self.check: Callable[[Machine], None] = lambda _: None  # unused: checked later, once there is an environment
+        self.check: Callable[[Machine], None] = lambda _: None
 
     def price(self) -> float | None:
         return 0.0
@@ -22,14 +23,14 @@ class Existing:
     def card(self) -> Card | None:
         return None
 
-    def image(self) -> None:
-        """Return None: the machine exists."""
+    def image(self) -> Image | None:
+        return None
 
     def offers(self) -> Sequence[Rental] | None:
         return None
 
-    def trial(self) -> None:
-        """Return None: no machine is rented."""
+    def trial(self) -> Trial | None:
+        return None
 
     def list(self) -> list[Machine]:
         """Return nothing: these machines cost nothing, so none can be an orphan."""
