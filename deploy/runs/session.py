@@ -297,6 +297,14 @@ class Reached:
         """The run's folder on this laptop."""
         return records.home(self.settings.runs, self.record.run_id)
 
+    def need_machine(self) -> Machine:
+        """The run's machine. Raises StepFailed if it is gone."""
+        if self.machine is None:
+            raise StepFailed(
+                f"the machine of run {self.record.run_id} no longer exists; downloaded results are in {self.home.path}"
+            )
+        return self.machine
+
     def read_plan(self) -> dict[str, Any]:
         """The run's plan as it was carried out. Raises WrongUse without one."""
         return records.plan_of(self.settings.runs, self.record)

@@ -386,5 +386,5 @@ def name_of(argv: Sequence[str]) -> str:
     return " ".join(words[: 3 if words[1:2] == ["-m"] else 2])
 
 
-def last_lines(output: bytes) -> list[str]:
+def last_lines(output: bytes | bytearray) -> list[str]:
     return output.decode("utf-8", errors="replace").strip().splitlines()[-EVIDENCE_LINES:]

@@ -31,14 +31,6 @@ def prove_code(settings: Settings) -> str | None:
     return tree
 
 
-def preview_code(settings: Settings) -> str | None:
-    """Return the id of the snapshot that `prove_code` would take now, without a change on the disk; None without git.
-
-    Raises WrongUse for a file that would arrive changed.
-    """
-    return code.preview(settings.project, settings.target.exclude)
-
-
 def _judged(settings: Settings, suspicious: tuple[str, ...]) -> tuple[str, ...]:
     if suspicious and settings.is_rented:
         file, *_ = suspicious
