@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -199,9 +200,8 @@ def refuse_not_finite(path: Path, content: Mapping[str, Any], modules: nn.Module
     fault = not_finite(content, modules)
     if fault is None:
         return
-    older = next(
-        (file for file in older_than(path) if not_finite(read_tensors(file, in_place=True), modules) is None), None
-    )
+    before = _intact(path.parent, _step(path.with_suffix(".json")))
+    older = next((file for file in before if not_finite(read_tensors(file, in_place=True), modules) is None), None)
     instead = f"give train.resume={older}" if older else "start without it, or with train.warm_start of another file"
     raise WrongUse(f"{path} holds values that are not finite in {fault}; {instead}")
 
@@ -268,24 +268,17 @@ def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, 
             )
 
 
-def older_than(path: Path) -> Iterator[Path]:
-    """Intact checkpoints beside this one that were saved before it, newest first."""
-    step = _step(path.with_suffix(".json"))
-    described = sorted(path.parent.glob("*.json"), key=_step, reverse=True)
-    for file in described:
-        older = file.with_suffix(".pt")
-        if _step(file) < step and older.is_file() and _described(file).get("sha256") == sha256(older):
-            yield older
-
-
 def newest(folder: RunFolder) -> Path | None:
     """The intact checkpoint with the highest step, or None. Skips damaged ones."""
-    described = sorted(folder.checkpoints.glob("*.json"), key=lambda file: _step(file), reverse=True)
-    for file in described:
+    return next(_intact(folder.checkpoints), None)
+
+
+def _intact(folder: Path, before_step: float = math.inf) -> Iterator[Path]:
+    """The intact checkpoints of a folder from before a step, newest first."""
+    for file in sorted(folder.glob("*.json"), key=_step, reverse=True):
         path = file.with_suffix(".pt")
-        if path.is_file() and _described(file).get("sha256") == sha256(path):
-            return path
-    return None
+        if _step(file) < before_step and path.is_file() and _described(file).get("sha256") == sha256(path):
+            yield path
 
 
 def prune(folder: RunFolder, keep: int, spare: Path) -> None:
@@ -294,7 +287,7 @@ def prune(folder: RunFolder, keep: int, spare: Path) -> None:
     The most accurate one of each measure stays: `fetch-checkpoint --which best` must find it at the end of a long run.
     `spare`, the one just written, stays too: after resuming from an earlier checkpoint, later ones may exist.
     """
-    described = sorted(folder.checkpoints.glob("*.json"), key=lambda file: _step(file))
+    described = sorted(folder.checkpoints.glob("*.json"), key=_step)
     stay = {spare.stem, *most_accurate({file.stem: _described(file) for file in described})}
     for file in described[:-keep]:
         if file.stem in stay:
