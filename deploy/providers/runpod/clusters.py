@@ -13,13 +13,14 @@ from dataclasses import replace
 
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
+from deploy.providers.rented import refuse_unreadable
 from deploy.providers.runpod.api import ApiError, Cluster, ClusterApi, Gone, Pod
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.readiness import Boot, Unfit
-from deploy.providers.runpod.retry import Asking, of_family, refuse_unreadable
+from deploy.providers.runpod.retry import Asking, of_family
 from deploy.specs.machine import Machine, MachineSpec, node_name, node_of
 from deploy.specs.settings import RunPod, Settings
 
