@@ -15,7 +15,7 @@ from deploy.border.documents import RESERVE_BYTES as RESERVE_BYTES
 from deploy.border.documents import RESULTS_MOST as RESULTS_MOST
 from deploy.border.documents import Gpu as Gpu
 from deploy.border.documents import Newest as Newest
-from deploy.border.documents import Status as Status
+from deploy.border.documents import RunStatus as RunStatus
 from deploy.border.documents import checkpoint_note as checkpoint_note
 from deploy.border.documents import document as document
 from deploy.border.documents import event as event

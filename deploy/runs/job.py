@@ -31,7 +31,7 @@ EVENTS_BYTES = 1 << 20  # the same of metrics.jsonl: parsed events take up to th
 
 
 @dataclass(frozen=True)
-class Status(border.Status):
+class Status(border.RunStatus):
     """What the machine reports about a job. `state` is `lost` if the heartbeat has stopped."""
 
     heartbeat_age_s: float | None = None
