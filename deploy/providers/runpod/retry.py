@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from deploy.pod.base.retry import API_PAUSES_S, endless
 from deploy.providers.rented import Clock, Listed, readable
-from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
+from deploy.providers.runpod.api import Api, ApiError, Cluster, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.ratelimit import Limits
@@ -17,26 +17,7 @@ from deploy.providers.runpod.ratelimit import Limits
 T = TypeVar("T")
 
 
-class Named(Protocol):
-    """A pod or a cluster, as an entry of a list."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def status(self) -> str: ...
-
-    @property
-    def created(self) -> float | None: ...
-
-    @property
-    def is_alive(self) -> bool: ...
-
-
-N = TypeVar("N", bound=Named)
+N = TypeVar("N", bound=Pod | Cluster)
 F = TypeVar("F", bound=Listed)
 
 
