@@ -15,8 +15,8 @@ def check_code(settings: Settings) -> tuple[str, ...]:
     """
     about = settings.target
     secrets = watchdog.named_secrets(settings)
-    names = (about.large_files, about.exclude)
-    return _judged(settings, code.check(settings.project, about.allow_files, secrets, *names))
+    suspicious, _ = code.check(settings.project, about.allow_files, secrets, about.large_files, about.exclude)
+    return _judged(settings, suspicious)
 
 
 def prove_code(settings: Settings) -> str | None:

@@ -21,7 +21,7 @@ from deploy.specs.names import family_name
 from deploy.specs.plan import TRAIN_LABELS, Plan, make
 from deploy.specs.settings import Settings
 from deploy.specs.shards import WHOLE
-from deploy.steps.code_check import check_code
+from deploy.steps.code_check import check_code, prove_code
 from deploy.steps.rendezvous import meet
 from deploy.steps.resolve import Checked, block_rows, job_secrets
 from deploy.ui.paths import near
@@ -223,10 +223,7 @@ def ready_code(
     `tree`: the snapshot of the code, if it is checked already.
     """
     machine = greet(settings, machine, shell, screen)
-    about = settings.target
-    secrets = watchdog.named_secrets(settings)
-    names = (about.large_files, about.allow_files)
-    snapshot = code.place(settings.project, shell, machine.root, *names, secrets, tree=tree, excluded_by=about.exclude)
+    snapshot = code.place(settings.project, shell, machine.root, tree or prove_code(settings))
     folder = machine.root / "code" / snapshot
     screen.say(f"code: {near(folder) if machine.is_here else folder}")
     armed = watchdog.arm(settings, machine, shell, folder, nodes)
