@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from deploy import border
 from deploy.errors import BadAnswer, NoMachine, StepFailed, WrongUse, command
 from deploy.providers import image
-from deploy.providers.defaults import Defaults
 from deploy.providers.rented import answers_ssh
 from deploy.providers.ssh_key import project_key
 from deploy.specs.machine import Address, Image, Machine, MachineSpec
 from deploy.specs.names import slug
+from deploy.specs.provider import Provider
 from deploy.specs.settings import Docker, Settings
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ HOST_KEY = "sniperface host key: "
 BAD_START = "sniperface bad start: "
 
 
-class DockerProvider(Defaults):
+class DockerProvider(Provider):
     """Provide Docker containers as machines. A machine's name is the name of its container.
 
     For a container that is gone, `find` returns None and `release` succeeds.

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from deploy.errors import CannotTrain, DeployError, NoMachine, StepFailed, WrongUse, command
 from deploy.pod.base.retry import API_PAUSES_S, MACHINE_POLLS_S, endless
-from deploy.providers.defaults import Defaults
 from deploy.providers.lambda_cloud import candidates
 from deploy.providers.lambda_cloud.api import (
     DUPLICATE,
@@ -32,6 +31,7 @@ from deploy.providers.rented import Clock, answers_ssh, readable, refuse_unreada
 from deploy.providers.ssh_key import project_key, public_line
 from deploy.specs.machine import Address, Card, Image, Machine, MachineSpec, Rental
 from deploy.specs.names import listed_prefixes
+from deploy.specs.provider import Provider
 from deploy.specs.settings import Settings
 from deploy.specs.trial import Trial
 
@@ -48,7 +48,7 @@ class Unfit(Exception):
     """A machine does not match the request, or will never answer."""
 
 
-class LambdaProvider(Defaults):
+class LambdaProvider(Provider):
     """Provide virtual machines of Lambda Cloud. `say` receives progress messages.
 
     Its API has no console log. File systems of the account are not used, so there are no volumes to list.

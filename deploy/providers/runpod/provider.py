@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from deploy.errors import CannotTrain, NoMachine
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
-from deploy.providers.defaults import Defaults
 from deploy.providers.rented import Clock, refuse_unreadable
 from deploy.providers.runpod import clusters, events, key, prices
 from deploy.providers.runpod.api import Api, Gone, LogLine, Offer, Pod
@@ -29,6 +28,7 @@ from deploy.providers.runpod.start import image_of
 from deploy.providers.ssh_key import project_key
 from deploy.specs.machine import HOST, USER, Address, Card, Image, Machine, MachineSpec, Rental, Volume
 from deploy.specs.names import listed_prefixes
+from deploy.specs.provider import Provider
 from deploy.specs.settings import RunPod, Settings
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PYTHON = "auto"  # as the machine says: that of our image, or of the environment that is made there
 
 
-class RunPodProvider(Defaults):
+class RunPodProvider(Provider):
     """Provide machines on RunPod.
 
     With `api: v2`, host keys come from the machine's log, which only the account's API key can read. With `api: sdk`
