@@ -44,7 +44,7 @@ from app.errors import Failed, WrongUse
 from app.evaluation.image_set import ImageSet
 from app.evaluation.sets import held_out, open_set
 from app.evaluation.side_by_side import Figures, side_by_side
-from app.files import atomic, make_folder, write_json
+from app.files import atomic, make_folder, read_json, write_json
 from app.files import shown as in_short
 from app.models import build_backbone
 from app.onnx import rules
@@ -249,11 +249,7 @@ def measured_of(file: Path, weights: Path) -> dict[str, Any]:
 
 def describes(file: Path, name: str) -> bool:
     """Whether a JSON file describes the file of this name. The JSON of a checkpoint does not."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return isinstance(content, dict) and content.get("file") == name
+    return read_json(file).get("file") == name
 
 
 def export(request: Request) -> str:

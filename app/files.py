@@ -127,6 +127,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; {} if it is missing, damaged or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def make_folder(path: Path, key: str, of: Path | None = None) -> None:
     """Make the folder that option `key` names, or the folder of the file `of` that it names. Raises WrongUse.
 

@@ -110,7 +110,6 @@ PARSES = {
     "deploy/steps/resolve.py": "the output of this project's own app.config and app.resumable",
     "deploy/specs/plan.py": "its own words, on their way to plan.json",
     "deploy/providers/runpod/events.py": "an event of RunPod's log stream, into a LogLine",
-    "deploy/providers/runpod/cache.py": "its own notes",
     "deploy/specs/settings_file.py": "the user's own conf/deploy",
 }
 # The only files outside deploy/providers that name a provider that rents machines. All others ask the target's options,

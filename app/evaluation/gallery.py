@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,9 +67,7 @@ def open_gallery(gallery: Path, probes: Path | None, fit: str = "crop") -> Image
             f"{bare.path} has no {PEOPLE}, so its labels cannot be matched with names; "
             f"prepare it with source=folder, or give the folder of its photographs"
         )
-    names = sorted({*one.people, *two.people})
-    number = {name: place for place, name in enumerate(names)}
-    person = np.array([number[name] for name in (*one.people, *two.people)], np.int64)
+    person = _numbered([*one.people, *two.people])
     count = len(one.people)
     protocol = Identification(person, np.arange(len(person)) < count)
     if not protocol.mated.any():
@@ -89,10 +87,13 @@ def open_gallery(gallery: Path, probes: Path | None, fit: str = "crop") -> Image
     )
 
 
+def _numbered(people: Sequence[str]) -> NDArray[np.int64]:
+    number = {name: place for place, name in enumerate(sorted(set(people)))}
+    return np.array([number[name] for name in people], np.int64)
+
+
 def _of_one(side: Side) -> ImageSet:
-    names = sorted(set(side.people))
-    number = {name: place for place, name in enumerate(names)}
-    person = np.array([number[name] for name in side.people], np.int64)
+    person = _numbered(side.people)
     in_gallery = split(person)
     if in_gallery is None:
         raise WrongUse(

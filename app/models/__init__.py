@@ -1,6 +1,6 @@
-"""Networks, by family and published size.
+"""Networks, by family.
 
-`BACKBONES` lists the families that `backbone.name` accepts; each published size has its own constructor.
+`BACKBONES` lists the families that `backbone.name` accepts; each published size is a file in conf/backbone.
 """
 
 from __future__ import annotations
@@ -10,41 +10,9 @@ from typing import Any
 from torch import nn
 
 from app.config import BackboneConfig
-from app.models.iresnet import IResNet, iresnet18, iresnet34, iresnet50, iresnet100, iresnet200, iresnet2060
-from app.models.mobilefacenet import MobileFaceNet, mobilefacenet
-from app.models.vit import (
-    VisionTransformer,
-    vit_b,
-    vit_b_dp005_mask_005,
-    vit_h,
-    vit_l,
-    vit_l_dp005_mask_005,
-    vit_s,
-    vit_s_dp005_mask_0,
-    vit_t,
-    vit_t_dp005_mask0,
-)
-
-__all__ = [
-    "BACKBONES",
-    "build_backbone",
-    "iresnet18",
-    "iresnet34",
-    "iresnet50",
-    "iresnet100",
-    "iresnet200",
-    "iresnet2060",
-    "mobilefacenet",
-    "vit_b",
-    "vit_b_dp005_mask_005",
-    "vit_h",
-    "vit_l",
-    "vit_l_dp005_mask_005",
-    "vit_s",
-    "vit_s_dp005_mask_0",
-    "vit_t",
-    "vit_t_dp005_mask0",
-]
+from app.models.iresnet import IResNet
+from app.models.mobilefacenet import MobileFaceNet
+from app.models.vit import VisionTransformer
 
 BACKBONES = {"iresnet": IResNet, "mobilefacenet": MobileFaceNet, "vit": VisionTransformer}
 VIT_ALONE = ("patch_size", "drop_path", "mask_ratio", "parity_mask_ratio", "attention_precision")

@@ -9,7 +9,6 @@ Letters: B batch, C channels, H/W height and width, D embedding size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,33 +100,3 @@ class IResNet(nn.Module):
         # 16-bit sums over 25,088 inputs lose accuracy: the tail stays in fp32 regardless of autocast.
         with torch.autocast(x.device.type, enabled=False):
             return self.features(self.fc(x.to(self.fc.weight.dtype)))
-
-
-def iresnet18(**options: Any) -> IResNet:
-    """24,025,600 parameters, 2.61 GMAC an image. Options: those of `IResNet`."""
-    return IResNet((2, 2, 2, 2), **options)
-
-
-def iresnet34(**options: Any) -> IResNet:
-    """34,139,328 parameters, 4.46 GMAC an image. Options: as of `iresnet18`."""
-    return IResNet((3, 4, 6, 3), **options)
-
-
-def iresnet50(**options: Any) -> IResNet:
-    """43,590,848 parameters, 6.31 GMAC an image. Options: as of `iresnet18`."""
-    return IResNet((3, 4, 14, 3), **options)
-
-
-def iresnet100(**options: Any) -> IResNet:
-    """65,156,160 parameters, 12.09 GMAC an image. Options: as of `iresnet18`."""
-    return IResNet((3, 13, 30, 3), **options)
-
-
-def iresnet200(**options: Any) -> IResNet:
-    """118,833,920 parameters, 23.42 GMAC an image. Options: as of `iresnet18`."""
-    return IResNet((6, 26, 60, 6), **options)
-
-
-def iresnet2060(**options: Any) -> IResNet:
-    """1,122,301,120 parameters, 238.9 GMAC an image; with gradient checkpointing. Options: as of `iresnet18`."""
-    return IResNet((3, 128, 896, 3), **{"gradient_checkpointing": True, **options})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,8 +107,3 @@ class MobileFaceNet(nn.Module):
         last_bn = self.features.layers[-1]
         with torch.autocast(x.device.type, enabled=False):
             return self.features(self.conv_sep(x.to(last_bn.weight.dtype)))
-
-
-def mobilefacenet(**options: Any) -> MobileFaceNet:
-    """2,059,520 parameters, 0.44 GMAC an image. Options: those of `MobileFaceNet`."""
-    return MobileFaceNet((1, 4, 6, 2), **options)

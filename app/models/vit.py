@@ -16,7 +16,6 @@ Letters: B batch, S side of the image, L tokens, n tokens kept, D width, E embed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -201,52 +200,3 @@ class VisionTransformer(nn.Module):
         kept = max(1, int(tokens * (1 - self.mask_ratio)))
         order = torch.rand(b, tokens, device=x.device).argsort(1)
         return order[:, :kept, None].expand(-1, -1, width)
-
-
-AS_PUBLISHED = {"drop_path": 0.1, "mask_ratio": 0.1}
-
-
-def vit_t(**options: Any) -> VisionTransformer:
-    """19,137,792 parameters, 1.5 GMAC an image. Options: those of `VisionTransformer`."""
-    return VisionTransformer((12,), **{"width": 256, **AS_PUBLISHED, **options})
-
-
-def vit_s(**options: Any) -> VisionTransformer:
-    """76,023,296 parameters, 5.7 GMAC an image. Options: as of `vit_t`."""
-    return VisionTransformer((12,), **{"width": 512, **AS_PUBLISHED, **options})
-
-
-def vit_b(**options: Any) -> VisionTransformer:
-    """113,833,472 parameters, 11.4 GMAC an image. Options: as of `vit_t`."""
-    return VisionTransformer((24,), **{"width": 512, "gradient_checkpointing": True, **AS_PUBLISHED, **options})
-
-
-def vit_l(**options: Any) -> VisionTransformer:
-    """255,684,352 parameters, 25.3 GMAC an image. Options: as of `vit_t`."""
-    return VisionTransformer((24,), **{"width": 768, "gradient_checkpointing": True, **AS_PUBLISHED, **options})
-
-
-def vit_h(**options: Any) -> VisionTransformer:
-    """756,393,984 parameters, 89.2 GMAC an image. Options: as of `vit_t`."""
-    published = {"width": 1024, "gradient_checkpointing": True, **AS_PUBLISHED, "mask_ratio": 0.0}
-    return VisionTransformer((48,), **{**published, **options})
-
-
-def vit_t_dp005_mask0(**options: Any) -> VisionTransformer:
-    """`vit_t` as trained on WebFace42M, 19,137,792 parameters."""
-    return vit_t(**{"drop_path": 0.05, "mask_ratio": 0.0, **options})
-
-
-def vit_s_dp005_mask_0(**options: Any) -> VisionTransformer:
-    """`vit_s` as trained on WebFace42M, 76,023,296 parameters."""
-    return vit_s(**{"drop_path": 0.05, "mask_ratio": 0.0, **options})
-
-
-def vit_b_dp005_mask_005(**options: Any) -> VisionTransformer:
-    """`vit_b` as trained on WebFace42M, 113,833,472 parameters. Its mask: see `parity_mask_ratio`."""
-    return vit_b(**{"drop_path": 0.05, "mask_ratio": 0.05, **options})
-
-
-def vit_l_dp005_mask_005(**options: Any) -> VisionTransformer:
-    """`vit_l` as trained on WebFace42M, 255,684,352 parameters. Its mask: see `parity_mask_ratio`."""
-    return vit_l(**{"drop_path": 0.05, "mask_ratio": 0.05, **options})

@@ -47,10 +47,6 @@ def filled(page: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(clock=clock, pct=pct)
+    environment.filters.update(clock=clock, pct=sections.pct)
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime())
     return BEGIN + environment.get_template("page.html.jinja").render(made=made, **page)
-
-
-def pct(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"

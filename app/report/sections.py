@@ -287,7 +287,7 @@ def clusters(facts: Facts) -> dict[str, Any] | None:
         (
             text(each.get("epoch")),
             _whole(each.get("count")),
-            *(_share(each.get(key)) for key in ("coverage", "churn", "purity")),
+            *(pct(number(each.get(key))) for key in ("coverage", "churn", "purity")),
             _whole(each.get("largest")),
             "used" if each.get("accepted") is True else "refused",
         )
@@ -304,14 +304,13 @@ def clusters(facts: Facts) -> dict[str, Any] | None:
     }
 
 
+def pct(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
 def _whole(value: object) -> str:
     found = number(value)
     return "-" if found is None else f"{found:,.0f}"
-
-
-def _share(value: object) -> str:
-    found = number(value)
-    return "-" if found is None else f"{found:.1%}"
 
 
 def spent(facts: Facts) -> float | None:

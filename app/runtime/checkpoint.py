@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
+import math
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import WrongUse
-from app.files import atomic, claim, write_json, write_text
+from app.files import atomic, claim, read_json, write_json, write_text
 from app.runtime import safetensors
 from app.runtime.dist import World, copied_from_main, from_main, together
 from app.runtime.finite import NotFinite, first_fault, may_hold_nan
@@ -142,7 +142,7 @@ def examine(
             theirs = foreign(path) if path.is_file() else None
             content = theirs or read(path, in_place=True)
             # Others record no settings: those of this run count as unchanged.
-            saved = facts if theirs else recorded(content, _described(path.with_suffix(".json")))
+            saved = facts if theirs else recorded(content, read_json(path.with_suffix(".json")))
             state = content["state"]
             verdict = judge(path.name, saved, facts, epoch=state["epoch"], seen=state["seen"], own=own)
             if "note" in content:
@@ -199,9 +199,8 @@ def refuse_not_finite(path: Path, content: Mapping[str, Any], modules: nn.Module
     fault = not_finite(content, modules)
     if fault is None:
         return
-    older = next(
-        (file for file in older_than(path) if not_finite(read_tensors(file, in_place=True), modules) is None), None
-    )
+    before = _intact(path.parent, _step(path.with_suffix(".json")))
+    older = next((file for file in before if not_finite(read_tensors(file, in_place=True), modules) is None), None)
     instead = f"give train.resume={older}" if older else "start without it, or with train.warm_start of another file"
     raise WrongUse(f"{path} holds values that are not finite in {fault}; {instead}")
 
@@ -214,7 +213,7 @@ def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise WrongUse(f"there is no checkpoint {path}; give train.resume=auto or an existing .pt")
     described = path.with_suffix(".json")
-    if described.is_file() and _described(described).get("sha256") != sha256(path):
+    if described.is_file() and read_json(described).get("sha256") != sha256(path):
         raise WrongUse(broken(path))
     content = read_tensors(path, in_place=in_place)
     if isinstance(content, dict) and "state_dict_backbone" in content:
@@ -268,24 +267,17 @@ def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, 
             )
 
 
-def older_than(path: Path) -> Iterator[Path]:
-    """Intact checkpoints beside this one that were saved before it, newest first."""
-    step = _step(path.with_suffix(".json"))
-    described = sorted(path.parent.glob("*.json"), key=_step, reverse=True)
-    for file in described:
-        older = file.with_suffix(".pt")
-        if _step(file) < step and older.is_file() and _described(file).get("sha256") == sha256(older):
-            yield older
-
-
 def newest(folder: RunFolder) -> Path | None:
     """The intact checkpoint with the highest step, or None. Skips damaged ones."""
-    described = sorted(folder.checkpoints.glob("*.json"), key=lambda file: _step(file), reverse=True)
-    for file in described:
+    return next(_intact(folder.checkpoints), None)
+
+
+def _intact(folder: Path, before_step: float = math.inf) -> Iterator[Path]:
+    """The intact checkpoints of a folder from before a step, newest first."""
+    for file in sorted(folder.glob("*.json"), key=_step, reverse=True):
         path = file.with_suffix(".pt")
-        if path.is_file() and _described(file).get("sha256") == sha256(path):
-            return path
-    return None
+        if _step(file) < before_step and path.is_file() and read_json(file).get("sha256") == sha256(path):
+            yield path
 
 
 def prune(folder: RunFolder, keep: int, spare: Path) -> None:
@@ -294,8 +286,8 @@ def prune(folder: RunFolder, keep: int, spare: Path) -> None:
     The most accurate one of each measure stays: `fetch-checkpoint --which best` must find it at the end of a long run.
     `spare`, the one just written, stays too: after resuming from an earlier checkpoint, later ones may exist.
     """
-    described = sorted(folder.checkpoints.glob("*.json"), key=lambda file: _step(file))
-    stay = {spare.stem, *most_accurate({file.stem: _described(file) for file in described})}
+    described = sorted(folder.checkpoints.glob("*.json"), key=_step)
+    stay = {spare.stem, *most_accurate({file.stem: read_json(file) for file in described})}
     for file in described[:-keep]:
         if file.stem in stay:
             continue
@@ -349,13 +341,4 @@ def sha256(path: Path) -> str:
 
 
 def _step(described: Path) -> int:
-    return int(_described(described).get("step", -1))
-
-
-def _described(file: Path) -> dict[str, Any]:
-    """The JSON beside a checkpoint; {} if it is damaged, which makes the checkpoint damaged too."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return int(read_json(described).get("step", -1))

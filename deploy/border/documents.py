@@ -119,24 +119,24 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Status:
+class RunStatus:
     """The fields of a run's status.json, each within its bounds."""
 
     state: str
     attempt: int
-    heartbeat: float
-    epoch: int | None
-    step: int | None
-    images_per_s: float | None
-    spend_usd: float
-    reason: str | None
-    started: float | None
-    ended: float | None
-    exit_code: int | None
+    heartbeat: float = 0.0  # Unix seconds of the machine's clock
+    epoch: int | None = None
+    step: int | None = None
+    images_per_s: float | None = None
+    spend_usd: float = 0.0
+    reason: str | None = None
+    started: float | None = None
+    ended: float | None = None
+    exit_code: int | None = None
     gpus: tuple[Gpu, ...] = ()
 
 
-def status(said: Mapping[str, Any], what: str) -> Status:
+def status(said: Mapping[str, Any], what: str) -> RunStatus:
     """Validate a status.json document. Raises BadAnswer for the first invalid field."""
 
     def some(key: str, check: Any, *bounds: float) -> Any:
@@ -144,7 +144,7 @@ def status(said: Mapping[str, Any], what: str) -> Status:
 
     if said.get("state") not in (*FINAL_STATES, *LIVE_STATES):
         raise BadAnswer(f"{what}, state is {shown(said.get('state'))} instead of a state such as running")
-    return Status(
+    return RunStatus(
         state=said["state"],
         attempt=whole(said.get("attempt"), f"{what}, attempt", 0, 1_000_000),
         heartbeat=unix_time(said.get("heartbeat"), f"{what}, heartbeat"),

@@ -64,11 +64,8 @@ def _door(project: Path, target: str, run_id: str | None) -> Iterator[Door]:
     with session.run(project, target, run_id, situation=situation) as reached:
         record = reached.record
         _refuse_local(reached.reach)
-        if reached.machine is None:
-            raise StepFailed(
-                f"the machine of run {record.run_id} no longer exists; downloaded results are in {reached.home.path}"
-            )
-        yield Door(record.run_id, reached.shell, reached.machine.path(record.run_dir), reached.machine)
+        machine = reached.need_machine()
+        yield Door(record.run_id, reached.shell, machine.path(record.run_dir), machine)
 
 
 def door_of_target(at: Reach) -> Door:

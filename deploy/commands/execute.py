@@ -38,14 +38,10 @@ def execute(project: Path, target: str, run_id: str | None, words: Sequence[str]
             return _there(door.shell, words, door.folder, settle(door.machine, door.shell, project).python, {}, project)
     with session.run(project, target, run_id, situation=situation) as reached:
         plan = reached.read_plan()
-        if reached.machine is None:
-            raise StepFailed(
-                f"the machine of run {reached.record.run_id} no longer exists; downloaded results are in "
-                f"{reached.home.path}"
-            )
+        machine = reached.need_machine()
         own = {name: value for name, value in plan["env"].items() if not name.startswith(OF_THE_JOB)}
-        folder, python = reached.machine.path(plan["cwd"]), plan["argv"][0]
-        if reached.machine.is_here:
+        folder, python = machine.path(plan["cwd"]), plan["argv"][0]
+        if machine.is_here:
             return _here(words, Path(folder), PurePath(python), own, screen)
         return _there(reached.shell, words, folder, python, own, project)
 

@@ -10,10 +10,10 @@ from typing import Any
 from deploy.billing import costs
 from deploy.errors import BadAnswer, DeployError, unknown
 from deploy.pod.base.folder import FINAL_STATES
-from deploy.runs import documents, job, notes, records, session
+from deploy.runs import documents, notes, records, session
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
-from deploy.shell import LocalShell, Misbehaves
+from deploy.shell import Misbehaves
 from deploy.steps import restore
 
 LIST_LIMIT_S = 20.0  # `runs` waits this long for the machine of each target
@@ -39,10 +39,10 @@ def list_runs(project: Path, sort: str | None = None) -> list[dict[str, Any]]:
     """
     if sort is not None and sort not in SORTED:
         raise unknown("--sort", sort, SORTED)
-    listed, seen = [], []
+    listed, seen, book = [], [], project / "runs"
     with contextlib.ExitStack() as stack:
         targets: dict[str, Reach] = {}
-        for record in records.every(project / "runs"):
+        for record in records.every(book):
             unreadable = None
             try:
                 if record.state not in FINAL_STATES or record.state == "lost":
@@ -55,21 +55,15 @@ def list_runs(project: Path, sort: str | None = None) -> list[dict[str, Any]]:
             except (DeployError, OSError):  # gone, or unreachable now: keep the state last seen
                 pass
             seen.append(record)
-            row = documents.row(record, _downloaded(project, record), notes.read(project / "runs", record.run_id))
+            row = documents.row(
+                record, records.events(project / "runs", record.run_id), notes.read(project / "runs", record.run_id)
+            )
             if record.state == "lost" and record.target in targets:
                 row["reason"] = f"{record.reason}; saved: {_saved(targets[record.target], record)}"
             listed.append({**row, "reason": unreadable} if unreadable else row)
     usd = costs.by_run(seen)
     listed = [{**row, "run_usd": usd[row["run_id"]]} for row in listed]
     return sorted(listed, key=SORTED[sort], reverse=True) if sort else listed
-
-
-def _downloaded(project: Path, record: Record) -> list[dict[str, Any]]:
-    """The run's events as far as they are on this laptop."""
-    try:
-        return job.all_events(LocalShell(), records.home(project / "runs", record.run_id).metrics)
-    except (DeployError, OSError):
-        return []
 
 
 def _saved(at: Reach, record: Record) -> str:

@@ -11,21 +11,20 @@ from typing import Any
 
 from deploy.billing.reaper import reap
 from deploy.commands.sweep_plan import Sweep, begin, check, look_ahead, newest_of, plan_to_run, run_of, say_done
-from deploy.commands.sweep_result import Ended, tell
+from deploy.commands.sweep_result import Ended, over, tell
 from deploy.commands.train import finish
 from deploy.errors import DeployError, NoMachine, WrongUse
 from deploy.pod.base.addresses import hide
 from deploy.pod.base.folder import LIVE_STATES
 from deploy.pod.base.retry import CONNECT_PATIENCE_S, FOLLOW_PATIENCE_S
-from deploy.runs import documents, session
-from deploy.runs import records as runs
+from deploy.runs import session
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, Reached
 from deploy.shell import LinkLost
 from deploy.specs.estimate import plural
 from deploy.specs.plan import Plan
 from deploy.specs.request import How
-from deploy.specs.sweep import combinations, dearest, end_of_sweep, next_place
+from deploy.specs.sweep import combinations, dearest, next_place
 from deploy.steps.consent import agree, warn_of_preemption
 from deploy.ui import sweep_table
 from deploy.ui.screen import Screen
@@ -283,19 +282,10 @@ class _Spread:
         """Note how a run ended, and decide whether its target takes another combination."""
         place, ran = lane.place, bool(record and record.session)
         self.records[place] = record
-        repeated = bool(failure and lane.failure and failure.message == lane.failure.message)
+        lane.why_over = over(record, failure, lane.failure, self.screen)
         lane.failure = failure
-        lane.why_over = end_of_sweep(
-            record.state if record else None,
-            ran=ran,
-            exit_code=failure.exit_code if failure else 0,
-            repeated=repeated,
-        )
         if failure:
-            if record and record.state in runs.UNFINISHED:
-                failure.next_command = f"{documents.resume(record)} --run {record.run_id}"
             self.failures[place] = failure
-            self.screen.failure(failure)
         if failure and not ran:
             self.refused.add((lane.name, place))
             self.left.insert(0, place)

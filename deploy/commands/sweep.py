@@ -19,18 +19,17 @@ from deploy.commands.sweep_plan import (
     run_of,
     say_done,
 )
-from deploy.commands.sweep_result import Ended, tell
+from deploy.commands.sweep_result import Ended, over, tell
 from deploy.commands.train import Outcome, follow
 from deploy.errors import DeployError, WrongUse
 from deploy.pod.base.addresses import hide
 from deploy.pod.base.folder import LIVE_STATES
 from deploy.runs import documents, session
-from deploy.runs import records as runs
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.specs.estimate import plural
 from deploy.specs.request import How, Request
-from deploy.specs.sweep import combinations, end_of_sweep, total
+from deploy.specs.sweep import combinations, total
 from deploy.steps.consent import agree, warn_of_balance
 from deploy.ui import sweep_table
 from deploy.ui.screen import Screen
@@ -121,21 +120,13 @@ class _Runs:
             record, failure = newest_of(self.project, self.planned.plans[place]), error
         except KeyboardInterrupt:
             record, self.interrupted = newest_of(self.project, self.planned.plans[place]), True
+        ended = over(record, failure, self.failures[-1] if self.failures else None, self.screen)
         if failure:
-            if record and record.state in runs.UNFINISHED:  # it is not the newest one for long
-                failure.next_command = f"{documents.resume(record)} --run {record.run_id}"
-            self.screen.failure(failure)
-            repeated = bool(self.failures) and self.failures[-1].message == failure.message
             self.failures.append(failure)
         if self.interrupted:
             self.ended = "it was interrupted"
         elif not (self.how.detach and record and record.state in LIVE_STATES):
-            self.ended = end_of_sweep(
-                record.state if record else None,
-                ran=bool(record and record.session),
-                exit_code=failure.exit_code if failure else 0,
-                repeated=bool(failure and repeated),
-            )
+            self.ended = ended
         return record
 
     def _start(self, place: int) -> Outcome:

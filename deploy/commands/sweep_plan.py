@@ -19,10 +19,11 @@ from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
 from deploy.specs.sweep import Combination, identity, refuse_same
 from deploy.steps import download, resolve, restore
-from deploy.steps.code_check import preview_code, prove_code
+from deploy.steps.code_check import prove_code
 from deploy.steps.look import look_at_host
 from deploy.steps.provision import pack_images, refuse_too_much
 from deploy.ui.screen import Screen
+from deploy.workspace import code
 
 CHECKS_AT_ONCE = 4
 WAITED_FOR = 8  # more combinations take long enough to be told
@@ -73,8 +74,10 @@ def look_ahead(
     """The plans of a target and its earlier runs of the same combinations, for a dry run: nothing changes."""
     looked_up = look_at_host(at, resolve.gather(at, checked[0]), screen)
     planned = plan_all(at, combos, checked, looked_up)
-    is_anew = is_all_anew(combos[0].request)
-    return planned, {} if is_anew else sweeps.earlier(at, planned.plans, preview_code(at.settings), look=False)
+    if is_all_anew(combos[0].request):
+        return planned, {}
+    snapshot = code.preview(at.settings.project, at.settings.target.exclude)
+    return planned, sweeps.earlier(at, planned.plans, snapshot, look=False)
 
 
 def plan_to_run(

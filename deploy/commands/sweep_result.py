@@ -15,7 +15,7 @@ from deploy.runs import records as runs
 from deploy.runs.records import Record
 from deploy.specs.estimate import plural
 from deploy.specs.plan import Plan
-from deploy.specs.sweep import Combination
+from deploy.specs.sweep import Combination, end_of_sweep
 from deploy.ui import sweep_table
 from deploy.ui.screen import Screen
 
@@ -31,6 +31,23 @@ class Ended:
     failures: Sequence[DeployError] = ()
     why: str | None = None
     interrupted: bool = False
+
+
+def over(record: Record | None, failure: DeployError | None, before: DeployError | None, screen: Screen) -> str | None:
+    """Report the failure of a run of a sweep. Returns why no other run may follow it on its machine, if so.
+
+    `before`: the failure of an earlier run there.
+    """
+    if failure:
+        if record and record.state in runs.UNFINISHED:  # it is not the newest one for long
+            failure.next_command = f"{documents.resume(record)} --run {record.run_id}"
+        screen.failure(failure)
+    return end_of_sweep(
+        record.state if record else None,
+        ran=bool(record and record.session),
+        exit_code=failure.exit_code if failure else 0,
+        repeated=bool(failure and before and failure.message == before.message),
+    )
 
 
 def tell(

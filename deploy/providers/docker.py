@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -14,9 +13,11 @@ from urllib.parse import urlsplit
 from deploy import border
 from deploy.errors import BadAnswer, NoMachine, StepFailed, WrongUse, command
 from deploy.providers import image
+from deploy.providers.rented import answers_ssh
 from deploy.providers.ssh_key import project_key
-from deploy.specs.machine import Address, Card, Image, Machine, MachineSpec, Rental, Volume
+from deploy.specs.machine import Address, Image, Machine, MachineSpec
 from deploy.specs.names import slug
+from deploy.specs.provider import Provider
 from deploy.specs.settings import Docker, Settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LABEL = "sniperface."  # prefix of the labels project, target, family, root
 PYTHON = "/opt/sniperface/bin/python"
+PROBE_S = 5.0
 READY_S = 60.0  # limit from the container's start to an answering sshd
 LOG_LINES = 1000
 SSH_PORT = "22/tcp"
@@ -33,7 +35,7 @@ HOST_KEY = "sniperface host key: "
 BAD_START = "sniperface bad start: "
 
 
-class DockerProvider:
+class DockerProvider(Provider):
     """Provide Docker containers as machines. A machine's name is the name of its container.
 
     For a container that is gone, `find` returns None and `release` succeeds.
@@ -41,9 +43,7 @@ class DockerProvider:
 
     def __init__(self, settings: Settings) -> None:
         assert isinstance(settings.target.options, Docker)
-        self.settings = settings
-        self.say: Callable[[str], None] = lambda _: None
-        self.check: Callable[[Machine], None] = lambda _: None
+        super().__init__(settings)
         self.options = settings.target.options
         self._client: DockerClient | None = None
 
@@ -87,27 +87,11 @@ class DockerProvider:
         is_starting = time.time() - _seconds(container.attrs["State"]["StartedAt"]) < READY_S
         return None if is_starting and not says_its_key else machine
 
-    def price(self) -> float | None:
-        return 0.0
-
-    def card(self) -> Card | None:
-        return None
-
     def image(self) -> Image:
         return Image(self.options.image or image.newest(self.client, self.settings.project) or "")
 
-    def offers(self) -> Sequence[Rental] | None:
-        return None
-
-    def trial(self) -> None:
-        """Return None: no machine is rented."""
-
     def list(self) -> list[Machine]:
         return [self._listed(container) for container in self._containers()]
-
-    def volumes(self) -> Sequence[Volume]:
-        """Return nothing: Docker volumes cost nothing but disk space."""
-        return ()
 
     def release(self, machine: Machine) -> None:
         from docker.errors import NotFound
@@ -247,8 +231,9 @@ class DockerProvider:
                     next_command=f"docker logs {container.name}",
                 )  # fmt: skip
             machine = self._machine(container, log)
-            assert machine.address is not None
-            return bool(machine.address.host_keys and machine.address.port) and _speaks_ssh(machine.address)
+            at = machine.address
+            # A published port accepts connections before anything listens behind it.
+            return bool(at and at.host_keys and at.port and answers_ssh(at.host, at.port, PROBE_S))
 
         if not _becomes_true(answers, READY_S) or machine is None:
             where = f"{machine.address.host}:{machine.address.port}" if machine and machine.address else "nowhere"
@@ -348,16 +333,6 @@ def _log(container: Container) -> str:
         return str(container.logs(since=since, until=started + READY_S).decode("utf-8", errors="replace"))
     except APIError:  # just removed, or its log driver keeps no readable log
         return ""
-
-
-def _speaks_ssh(address: Address) -> bool:
-    """Return whether an SSH banner arrives. A published port accepts connections before anything listens behind it."""
-    try:
-        with socket.create_connection((address.host, address.port or 22), timeout=5) as connection:
-            connection.settimeout(5)
-            return connection.recv(4) == b"SSH-"
-    except OSError:
-        return False
 
 
 def _becomes_true(condition: Callable[[], bool], limit_s: float) -> bool:

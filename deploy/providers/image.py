@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.errors import NoMachine, StepFailed, WrongUse, command
 from deploy.pod.base.folder import private_folder, write_json
-from deploy.providers import base_image, sbom
+from deploy.providers import base_image, network, sbom
 from deploy.shell import LocalShell
 from deploy.specs.options import IMAGE_NAME
 from deploy.specs.settings import Docker, Settings, load
@@ -266,7 +266,7 @@ def engine(docker_host: str | None = None) -> DockerClient:
             undo.pop_all()
             return client
     except (DockerException, OSError, ValueError) as error:
-        causes = list(_causes(error))
+        causes = list(network.causes(error))
         if any(isinstance(cause, PermissionError) for cause in causes):
             raise NoMachine(
                 f"this user has no access to the Docker engine {where}: join the group docker, then log in again",
@@ -356,11 +356,3 @@ def _tls(host: str) -> Any:
     folder = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
     pair = (str(folder / "cert.pem"), str(folder / "key.pem"))
     return TLSConfig(client_cert=pair, ca_cert=str(folder / "ca.pem"), verify=True)
-
-
-def _causes(error: BaseException) -> Iterable[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        inner = next((each for each in seen.args if isinstance(each, BaseException)), None)
-        seen = seen.__cause__ or seen.__context__ or inner

@@ -21,7 +21,7 @@ WORDS = {
 
 def in_words(error: BaseException) -> str:
     """Describe why there is no answer, without the library's addresses and counts."""
-    chain = list(_causes(error))
+    chain = list(causes(error))
     names = {type(each).__name__ for each in chain}
     if "ProxyError" in names:
         return "the connection through this computer's proxy (HTTPS_PROXY) failed"
@@ -43,10 +43,10 @@ def in_words(error: BaseException) -> str:
 
 def was_never_sent(error: BaseException) -> bool:
     """Return whether there was no connection at all: then nothing was sent, and nothing was done."""
-    return any(type(each).__name__ in NEVER_SENT for each in _causes(error))
+    return any(type(each).__name__ in NEVER_SENT for each in causes(error))
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """Yield the error and the errors inside it: its cause, context, `reason` and arguments."""
     seen: list[BaseException] = []
     left: list[object] = [error]

@@ -1,10 +1,27 @@
-"""What providers that rent machines share: the account's key, a clock that tests replace, the probe of SSH."""
+"""What providers that rent machines share: the key, a clock that tests replace, unreadable entries, the SSH probe."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from deploy.errors import NoMachine, command
+
+
+class Listed(Protocol):
+    """An entry of a list. `fault`: why it cannot be read."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fault(self) -> str | None: ...
+
+
+F = TypeVar("F", bound=Listed)
 
 
 class Key:
@@ -61,3 +78,23 @@ def answers_ssh(host: str, port: int, limit_s: float) -> bool:
     except OSError:
         pass
     return False
+
+
+def readable(found: Sequence[F], reported: set[str], say: Callable[[str], None], so: str) -> list[F]:
+    """Report entries of a list that cannot be read, each once. Those with a name stay in the list."""
+    for each in found:
+        if each.fault and each.fault not in reported:
+            reported.add(each.fault)
+            with contextlib.suppress(OSError):  # a closed terminal must not prevent a release
+                say(f"{each.fault}: {so}")
+    return [each for each in found if each.name or not each.fault]
+
+
+def refuse_unreadable(found: Sequence[F], family: str, target: str) -> None:
+    """Raise NoMachine if an entry of a family cannot be read: it may be a machine to reuse, and it may bill."""
+    for each in found:
+        if each.fault and each.name.startswith(family):
+            raise NoMachine(
+                f"{each.name} exists, and its entry cannot be read ({each.fault}): no second machine is requested",
+                next_command=f"{command(f'down --on {target}')}   (releases it)",
+            )

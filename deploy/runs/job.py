@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -31,21 +31,10 @@ EVENTS_BYTES = 1 << 20  # the same of metrics.jsonl: parsed events take up to th
 
 
 @dataclass(frozen=True)
-class Status:
+class Status(border.RunStatus):
     """What the machine reports about a job. `state` is `lost` if the heartbeat has stopped."""
 
-    state: str
-    attempt: int
     heartbeat_age_s: float | None = None
-    epoch: int | None = None
-    step: int | None = None
-    images_per_s: float | None = None
-    spend_usd: float = 0.0
-    reason: str | None = None
-    started: float | None = None
-    ended: float | None = None
-    exit_code: int | None = None
-    gpus: tuple[border.Gpu, ...] = ()
 
     @property
     def final(self) -> bool:
@@ -118,23 +107,11 @@ def look(shell: Shell, folder: RunFolder) -> Status | None:
         return None
     said = border.status(told, f"{shell.name}: status.json of run {folder.run_id}")
     age = max(0.0, border.unix_time(clock, f"{shell.name}: its clock") - said.heartbeat)
-    state, reason = said.state, said.reason
-    if state in LIVE_STATES and is_lost(age):
-        state, reason = "lost", f"no heartbeat for {age:.0f} s: the supervisor or its machine has died"
-    return Status(
-        state=state,
-        attempt=said.attempt,
-        heartbeat_age_s=round(age, 1),
-        epoch=said.epoch,
-        step=said.step,
-        images_per_s=said.images_per_s,
-        spend_usd=said.spend_usd,
-        reason=reason,
-        started=said.started,
-        ended=said.ended,
-        exit_code=said.exit_code,
-        gpus=said.gpus,
-    )
+    seen = Status(**vars(said), heartbeat_age_s=round(age, 1))
+    if seen.state in LIVE_STATES and is_lost(age):
+        words = f"no heartbeat for {age:.0f} s: the supervisor or its machine has died"
+        return replace(seen, state="lost", reason=words)
+    return seen
 
 
 def position(shell: Shell, folder: RunFolder) -> Position:

@@ -157,7 +157,12 @@ def home(runs: Path, run_id: str) -> RunFolder:
 
 def every(runs: Path, target: str | None = None) -> list[Record]:
     """All runs, newest first."""
-    records = [record for record in _read_all(runs) if target in (None, record.target)]
+    records = [
+        record
+        for _, record in each_folder(runs)
+        # Else: written by another version or by hand.
+        if isinstance(record, Record) and target in (None, record.target)
+    ]
     return sorted(records, key=lambda record: (record.created, record.run_id), reverse=True)
 
 
@@ -222,12 +227,6 @@ def each_folder(runs: Path) -> Iterator[tuple[str, Record | str]]:
     for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
         if folder.is_dir():
             yield folder.name, record_in(folder)
-
-
-def _read_all(runs: Path) -> Iterator[Record]:
-    for _, record in each_folder(runs):
-        if isinstance(record, Record):  # else: written by another version or by hand
-            yield record
 
 
 def record_in(folder: Path) -> Record | str:

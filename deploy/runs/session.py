@@ -10,8 +10,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deploy.errors import CannotTrain, NoMachine, StepFailed, WrongUse, command
-from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, private_folder
-from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
+from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, private_folder, read_json
+from deploy.pod.base.lock import Busy, Lock, is_held
 from deploy.providers import PROVIDERS
 from deploy.runs import job, records, watchdog
 from deploy.runs.records import Record
@@ -297,6 +297,14 @@ class Reached:
         """The run's folder on this laptop."""
         return records.home(self.settings.runs, self.record.run_id)
 
+    def need_machine(self) -> Machine:
+        """The run's machine. Raises StepFailed if it is gone."""
+        if self.machine is None:
+            raise StepFailed(
+                f"the machine of run {self.record.run_id} no longer exists; downloaded results are in {self.home.path}"
+            )
+        return self.machine
+
     def read_plan(self) -> dict[str, Any]:
         """The run's plan as it was carried out. Raises WrongUse without one."""
         return records.plan_of(self.settings.runs, self.record)
@@ -376,7 +384,7 @@ def launching(settings: Settings) -> Iterator[Callable[[str], None]]:
 def is_launching(settings: Settings, run_id: str | None = None) -> bool:
     """Whether a living command of this laptop is starting the run, or any run on this target."""
     lock = _launch_lock(settings)
-    return is_held(lock) and (run_id is None or read_holder(lock).get("run_id") == run_id)
+    return is_held(lock) and (run_id is None or read_json(lock).get("run_id") == run_id)
 
 
 def _launch_lock(settings: Settings) -> Path:

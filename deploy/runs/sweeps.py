@@ -24,7 +24,7 @@ def earlier(at: Reach, plans: Sequence[Plan], snapshot: str | None, *, look: boo
     wanted = {plan.request.combination: plan for plan in plans}
     found: dict[str, Record] = {}
     for record in records.every(at.settings.runs, at.settings.target.name) if snapshot else ():
-        told = _plan(at.settings.runs, record)
+        told = records.carried_out(at.settings.runs, record.run_id)
         identity = mark(at.settings.runs, record)
         plan = wanted.get(identity) if identity and identity not in found else None
         if plan is None or told.get("snapshot") != snapshot:
@@ -40,12 +40,8 @@ def earlier(at: Reach, plans: Sequence[Plan], snapshot: str | None, *, look: boo
 
 def mark(book: Path, record: Record) -> str | None:
     """The identity of the combination that a run is of; None if it is of no sweep."""
-    told = _part(_plan(book, record), "request").get("combination")
+    told = _part(records.carried_out(book, record.run_id), "request").get("combination")
     return told if isinstance(told, str) else None
-
-
-def _plan(book: Path, record: Record) -> Mapping[str, Any]:
-    return records.carried_out(book, record.run_id)
 
 
 def is_home(book: Path, record: Record) -> bool:

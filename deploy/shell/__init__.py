@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.shell.base import CHUNK_BYTES, EVIDENCE_LINES, Result, Shell
-from deploy.shell.link import LinkLost, MachineGone, Misbehaves
-from deploy.shell.local import LocalShell
+from deploy.shell.base import CHUNK_BYTES as CHUNK_BYTES
+from deploy.shell.base import EVIDENCE_LINES as EVIDENCE_LINES
+from deploy.shell.base import Result as Result
+from deploy.shell.base import Shell as Shell
+from deploy.shell.link import LinkLost as LinkLost
+from deploy.shell.link import MachineGone as MachineGone
+from deploy.shell.link import Misbehaves as Misbehaves
+from deploy.shell.local import LocalShell as LocalShell
 from deploy.specs.machine import Machine
-
-__all__ = [
-    "CHUNK_BYTES",
-    "EVIDENCE_LINES",
-    "LinkLost",
-    "LocalShell",
-    "MachineGone",
-    "Misbehaves",
-    "Result",
-    "Shell",
-    "load_ssh",
-    "open_shell",
-]
 
 
 def load_ssh() -> None:

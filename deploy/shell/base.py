@@ -10,10 +10,8 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, StepFailed
-from deploy.pod.agent.verbs import CHUNK_BYTES
+from deploy.pod.agent.verbs import CHUNK_BYTES as CHUNK_BYTES
 from deploy.specs.machine import Hardware
-
-__all__ = ["CHUNK_BYTES", "EVIDENCE_LINES", "Result", "Shell"]
 
 EVIDENCE_LINES = 10
 LONGEST_LINE_BYTES = 1 << 20  # a longer line is split
@@ -388,5 +386,5 @@ def name_of(argv: Sequence[str]) -> str:
     return " ".join(words[: 3 if words[1:2] == ["-m"] else 2])
 
 
-def last_lines(output: bytes) -> list[str]:
+def last_lines(output: bytes | bytearray) -> list[str]:
     return output.decode("utf-8", errors="replace").strip().splitlines()[-EVIDENCE_LINES:]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import WrongUse, quoted
+from deploy.shell.base import last_lines
 from deploy.shell.host_keys import HostKeys, name_of
 from deploy.shell.jump_hosts import chain, end_proxy, gateway_of, last_words, start_proxy
-from deploy.shell.link import BOOTSTRAP, LinkLost, last_lines
+from deploy.shell.link import BOOTSTRAP, LinkLost
 from deploy.shell.ssh_config import Way, way_to
 from deploy.specs.machine import Address
 

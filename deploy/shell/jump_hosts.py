@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import WrongUse
-from deploy.shell.link import last_lines
+from deploy.shell.base import last_lines
 from deploy.shell.ssh_config import MOST_JUMPS, Way, parts, way_to
 
 if TYPE_CHECKING:

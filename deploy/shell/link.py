@@ -17,6 +17,7 @@ from deploy.pod.agent import agent, frames, ram, rendezvous, snapshots, verbs
 from deploy.pod.agent.agent import WITH_BODY
 from deploy.pod.agent.frames import BODY_BYTES, GREETING, LINE_BYTES, Ended, Misspoken, exactly, lengths, pack
 from deploy.pod.base import folder, processes
+from deploy.shell.base import last_lines
 
 # The agent sends a heartbeat every two seconds. A connection silent for this long counts as dead, whatever the system
 # reports.
@@ -383,10 +384,6 @@ class Link:
         self.misbehaves = True
         self.fail(f"the machine sent an invalid message ({what})")
         return Misbehaves(f"the connection broke: {self.broken}")
-
-
-def last_lines(text: bytes | bytearray) -> list[str]:
-    return text.decode("utf-8", errors="replace").strip().splitlines()[-10:]
 
 
 def _why(exit_code: int, said: Sequence[str]) -> str:

@@ -1,52 +1,69 @@
-"""The interface that every provider of machines implements."""
+"""The base of every provider of machines, with the answers of one that rents, lists, bills and releases nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 from deploy.specs.machine import Card, Image, Machine, MachineSpec, Rental, Volume
+from deploy.specs.settings import Settings
 from deploy.specs.trial import Trial
 
 
-class Provider(Protocol):
+class Provider:
     """Creates, finds and releases machines of one kind.
 
     `find` returns None for an unknown name. `release` of a machine that is gone succeeds. `say` gets messages about
     waiting. `acquire` calls `check` with each machine, new or found, before it returns it. `check` raises NoMachine for
-    a machine that cannot train; a new machine is then released.
+    a machine that cannot train; a new machine is then released. What is answered here is right for machines that exist
+    anyway.
     """
 
-    say: Callable[[str], None]
-    check: Callable[[Machine], None]
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.say: Callable[[str], None] = lambda _: None
+        self.check: Callable[[Machine], None] = lambda _: None
 
     def acquire(self, spec: MachineSpec) -> Machine:
         """Return an existing machine of the family, or create `spec.name`. Raises NoMachine if neither works."""
+        raise NotImplementedError
 
-    def find(self, name: str) -> Machine | None: ...
+    def find(self, name: str) -> Machine | None:
+        raise NotImplementedError
 
     def price(self) -> float | None:
         """Return US dollars per hour of what `acquire` would request first. 0: free. None: nothing is available."""
+        return 0.0
 
     def card(self) -> Card | None:
         """Return the GPUs of what `acquire` would request first; None where only the machine knows them."""
+        return None
 
     def image(self) -> Image | None:
         """Return the image that `acquire` would create a machine from; None if it creates none."""
+        return None
 
     def offers(self) -> Sequence[Rental] | None:
         """Return what the provider offers now, of any GPU; None if it rents nothing."""
+        return None
 
     def trial(self) -> Trial | None:
         """Return what `doctor` asks and, with --rent, rents for a moment; None where nothing is rented."""
+        return None
 
     def list(self) -> list[Machine]:
-        """List all machines of this project that the provider knows, of any target and run."""
+        """List all machines of this project that the provider knows, of any target and run.
+
+        Those that cost nothing are left out: none can be an orphan.
+        """
+        return []
 
     def volumes(self) -> Sequence[Volume]:
         """List all billed volumes of the account, whoever created them. Empty if storage is not billed separately."""
+        return ()
 
-    def release(self, machine: Machine) -> None: ...
+    def release(self, machine: Machine) -> None:
+        """Release a machine. One that exists anyway stays."""
 
-    def log(self, machine: Machine) -> Iterator[str]:
+    def log(self, machine: Machine) -> Iterator[str]:  # noqa: ARG002 - for providers with a log
         """Yield the console output of a machine, even while SSH is down. Empty where there is no console log."""
+        return iter(())

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -187,12 +187,13 @@ class Total:
 def total(plans: Sequence[Plan]) -> Total:
     minutes = [plan.expected_minutes for plan in plans]
     dollars = [plan.expected_usd for plan in plans]
-    return Total(_sum(minutes), _sum(dollars))
+    return Total(_of_all(sum, minutes), _of_all(sum, dollars))
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
+def _of_all(join: Callable[[Sequence[float]], float], values: Sequence[float | None]) -> float | None:
+    """The sum or the greatest of the values; None if one of them is not known."""
     known = [value for value in values if value is not None]
-    return round(sum(known), 2) if len(known) == len(values) else None
+    return round(join(known), 2) if len(known) == len(values) else None
 
 
 def dearest(plans: Mapping[str, Sequence[Plan]]) -> float | None:
@@ -200,18 +201,15 @@ def dearest(plans: Mapping[str, Sequence[Plan]]) -> float | None:
 
     `plans`: of each target, for the same runs in the same order.
     """
-    return _sum([_most([plan.expected_usd for plan in of_run]) for of_run in zip(*plans.values(), strict=True)])
-
-
-def _most(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return max(known) if len(known) == len(values) else None
+    runs = zip(*plans.values(), strict=True)
+    return _of_all(sum, [_of_all(max, [plan.expected_usd for plan in of_run]) for of_run in runs])
 
 
 def limit_notes(plan: Plan, all_together: Total) -> Iterator[str]:
     """Yield sentences: how the target's limits hold for a sweep, and whether one of them will end it."""
     limits, is_paid = plan.limits, plan.usd_per_hour != 0
-    kinds = (("max_hours", limits.max_hours, _hours(all_together)), ("max_usd", limits.max_usd, all_together.usd))
+    hours = None if all_together.minutes is None else all_together.minutes / 60
+    kinds = (("max_hours", limits.max_hours, hours), ("max_usd", limits.max_usd, all_together.usd))
     named = {name: (most, expected) for name, most, expected in kinds if most is not None}
     if not is_paid:
         named.pop("max_usd", None)
@@ -224,10 +222,6 @@ def limit_notes(plan: Plan, all_together: Total) -> Iterator[str]:
     for name, (most, expected) in named.items():
         if expected is not None and expected > most:
             yield f"warning: about {expected:.2f} is more than {name} {most:g}, which will end the sweep"
-
-
-def _hours(all_together: Total) -> float | None:
-    return None if all_together.minutes is None else all_together.minutes / 60
 
 
 def targets_of(typed: str | None) -> list[str]:

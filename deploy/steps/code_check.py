@@ -15,8 +15,8 @@ def check_code(settings: Settings) -> tuple[str, ...]:
     """
     about = settings.target
     secrets = watchdog.named_secrets(settings)
-    names = (about.large_files, about.exclude)
-    return _judged(settings, code.check(settings.project, about.allow_files, secrets, *names))
+    suspicious, _ = code.check(settings.project, about.allow_files, secrets, about.large_files, about.exclude)
+    return _judged(settings, suspicious)
 
 
 def prove_code(settings: Settings) -> str | None:
@@ -29,14 +29,6 @@ def prove_code(settings: Settings) -> str | None:
     suspicious, tree = code.prove(settings.project, about.allow_files, secrets, about.large_files, about.exclude)
     _judged(settings, suspicious)
     return tree
-
-
-def preview_code(settings: Settings) -> str | None:
-    """Return the id of the snapshot that `prove_code` would take now, without a change on the disk; None without git.
-
-    Raises WrongUse for a file that would arrive changed.
-    """
-    return code.preview(settings.project, settings.target.exclude)
 
 
 def _judged(settings: Settings, suspicious: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.pod.base.folder import RunFolder
 from deploy.runs import watchdog
-from deploy.runs.session import Prepared, Reach
+from deploy.runs.session import Reach
 from deploy.shell import LinkLost, Shell, transfer
 from deploy.specs import memory, shards
 from deploy.specs.estimate import Stopwatch, plural
@@ -21,7 +21,7 @@ from deploy.specs.names import family_name
 from deploy.specs.plan import TRAIN_LABELS, Plan, make
 from deploy.specs.settings import Settings
 from deploy.specs.shards import WHOLE
-from deploy.steps.code_check import check_code
+from deploy.steps.code_check import check_code, prove_code
 from deploy.steps.rendezvous import meet
 from deploy.steps.resolve import Checked, block_rows, job_secrets
 from deploy.ui.paths import near
@@ -29,7 +29,6 @@ from deploy.ui.plan_table import gpus_of
 from deploy.ui.screen import Screen
 from deploy.workspace import code, devices, environment, staging
 from deploy.workspace import dataset as data
-from deploy.workspace.devices import Devices
 from deploy.workspace.shards import Dealing, refuse_undividable, staged_blocks
 from deploy.workspace.sources import Origin
 
@@ -62,26 +61,7 @@ def ready_all(
     for number, machine in enumerate(machines):
         if len(machines) > 1:
             screen.say(f"machine {number + 1} of {len(machines)}")
-        known = at.devices.get(machine.name)
-        shell = at.shell(machine)
-        prepared = at.prepared.get(machine.name)
-        made.append(
-            ready(
-                at.settings,
-                machine,
-                shell,
-                checked,
-                facts,
-                screen,
-                watch,
-                known=known,
-                prepared=prepared,
-                snapshot=at.snapshot,
-                trains=trains,
-                node=number,
-                dealing=dealing,
-            )
-        )
+        made.append(ready(at, machine, checked, facts, screen, watch, trains=trains, node=number, dealing=dealing))
     if len(made) == 1:
         return made
     ranked: dict[int, Ready] = {}
@@ -95,41 +75,36 @@ def ready_all(
 
 
 def ready(
-    settings: Settings,
+    at: Reach,
     machine: Machine,
-    shell: Shell,
     checked: Checked,
     facts: Facts,
     screen: Screen,
     watch: Stopwatch,
     *,
-    known: Devices | None,
-    prepared: Prepared | None,
-    snapshot: str | None,
     trains: bool,
     node: int,
     dealing: Dealing,
 ) -> Ready:
-    """Put environment, code and data on the machine, each only if it is missing.
-
-    `prepared`: code and environment. `snapshot`: the code, if it is checked already. `node`: the number of the machine.
-    """
+    """Put environment, code and data on the machine, each only if it is missing. `node`: the number of the machine."""
+    settings, shell, name = at.settings, at.shell(machine), machine.name
     with watch.phase("code"):
         nodes = checked.request.nodes or settings.target.nodes
-        machine, folder = prepared or ready_code(settings, machine, shell, screen, nodes, snapshot)
+        prepared = at.prepared.get(name)
+        machine, folder = prepared or ready_code(settings, machine, shell, screen, nodes, at.snapshot)
         if not machine.is_here:
+            known = at.devices.get(name)
             hardware = devices.seen(shell, settings, machine.python, folder, known=known, promised=machine.gpus)
             facts = replace(facts, hardware=hardware)
             if trains:
                 refuse_too_much(make(settings, checked.request, facts, tryout=checked.tryout), facts)
     with watch.phase("data"):
-        return _ready_data(settings, machine, shell, folder, checked, facts, screen, node, dealing)
+        return _ready_data(at, machine, folder, checked, facts, screen, node, dealing)
 
 
 def _ready_data(
-    settings: Settings,
+    at: Reach,
     machine: Machine,
-    shell: Shell,
     folder: PurePath,
     checked: Checked,
     facts: Facts,
@@ -137,6 +112,7 @@ def _ready_data(
     node: int,
     dealing: Dealing,
 ) -> Ready:
+    settings, shell = at.settings, at.shell(machine)
     dataset = checked.dataset or _found_there(machine, shell, checked, facts, folder, screen)
     gpus = facts.hardware.gpus if facts.hardware else 0
     fraction, pack, shard = checked.request.fraction, checked.request.pack, WHOLE
@@ -247,10 +223,7 @@ def ready_code(
     `tree`: the snapshot of the code, if it is checked already.
     """
     machine = greet(settings, machine, shell, screen)
-    about = settings.target
-    secrets = watchdog.named_secrets(settings)
-    names = (about.large_files, about.allow_files)
-    snapshot = code.place(settings.project, shell, machine.root, *names, secrets, tree=tree, excluded_by=about.exclude)
+    snapshot = code.place(settings.project, shell, machine.root, tree or prove_code(settings))
     folder = machine.root / "code" / snapshot
     screen.say(f"code: {near(folder) if machine.is_here else folder}")
     armed = watchdog.arm(settings, machine, shell, folder, nodes)

@@ -49,7 +49,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("resume", f"{plan.resume} (attempt {plan.attempt})"),
         ("expected minutes", f"{minutes} ({plan.expected_from})"),
         *_parts(plan),
-        ("expected dollars", _dollars(plan)),
+        ("expected dollars", dollars(plan, plan.expected_usd) + (" (spot)" if plan.spot else "")),
         *_release(plan),
     ]
 
@@ -137,12 +137,12 @@ def _part(phase: Phase, epochs: int) -> str:
     return f"{phase.name} {duration(seconds)}" + (f" ({', '.join(more)})" if more else "")
 
 
-def _dollars(plan: Plan) -> str:
+def dollars(plan: Plan, usd: float | None, of: str = "") -> str:
+    """Dollars, and the price of an hour. `of`: of what, if not of one run."""
     if plan.usd_per_hour == 0:
         return "0.00"
     rate = "an unknown price" if plan.usd_per_hour is None else f"${plan.usd_per_hour:.2f}"
-    spot = " (spot)" if plan.spot else ""
-    return f"{'unknown' if plan.expected_usd is None else f'{plan.expected_usd:.2f}'}, at {rate} an hour{spot}"
+    return f"{'unknown' if usd is None else f'{usd:.2f}'}{of}, at {rate} an hour"
 
 
 def _hardware(plan: Plan) -> str:

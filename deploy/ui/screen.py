@@ -6,8 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from deploy.border import Gpu, cut
 from deploy.errors import DeployError
@@ -37,20 +36,6 @@ LABELS = {
     "run_id": "run",
 }
 SPOKEN = {"accuracy": "{:.1%}", "spend_usd": "${:.2f}", "run_usd": "${:.2f}"}
-
-
-class Follower(Protocol):
-    """Shows a running job; used as a context manager."""
-
-    def __enter__(self) -> Follower: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None: ...
-
-    def gauges(self, gpus: Sequence[Gpu], spend_usd: float) -> None: ...
 
 
 class Screen:
@@ -232,7 +217,7 @@ class Screen:
         """Whether a followed job shows its own log lines: there is no terminal to draw progress on."""
         return not self.console.is_terminal
 
-    def follower(self, limit_usd: float | None = None) -> Follower:
+    def follower(self, limit_usd: float | None = None) -> Lines | Bars:
         """Show a job that is followed. `limit_usd`: shown beside its cost."""
         return Lines(self) if self.shows_the_log else Bars(self.console, limit_usd)
 

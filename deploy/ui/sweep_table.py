@@ -8,7 +8,7 @@ from typing import Any
 from deploy.specs.estimate import duration
 from deploy.specs.plan import Plan
 from deploy.specs.sweep import Combination, Total, limit_notes, short_keys, total
-from deploy.ui.plan_table import plan_rows
+from deploy.ui.plan_table import dollars, plan_rows
 
 OF_ONE_RUN = ("expected minutes", "parts", "expected dollars")
 NOT_STARTED = "not started"
@@ -29,7 +29,7 @@ def plan_of_sweep(plans: Sequence[Plan], all_together: Total) -> Rows:
     return [
         *same,
         ("expected minutes", f"{minutes} for all runs ({sources})"),
-        ("expected dollars", _dollars(plans[0], all_together)),
+        ("expected dollars", dollars(plans[0], all_together.usd, " for all runs")),
         *(("limits", note) for note in limit_notes(plans[0], all_together)),
     ]
 
@@ -103,11 +103,3 @@ def _accuracy(run: Mapping[str, Any]) -> str:
     if run["accuracy"] is None:
         return "-"
     return f"{run['accuracy']:.1%} (epoch {run['epoch']})" + (" best" if run["best"] else "")
-
-
-def _dollars(plan: Plan, all_together: Total) -> str:
-    if plan.usd_per_hour == 0:
-        return "0.00"
-    rate = "an unknown price" if plan.usd_per_hour is None else f"${plan.usd_per_hour:.2f}"
-    total = "unknown" if all_together.usd is None else f"{all_together.usd:.2f}"
-    return f"{total} for all runs, at {rate} an hour"

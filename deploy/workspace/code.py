@@ -79,24 +79,14 @@ def check(
     secrets: Mapping[str, str],
     large_files: tuple[str, ...] = (),
     excluded_by: tuple[str, ...] = (),
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], Listing | None]:
     """Refuse files that must not or cannot be uploaded, before anything is recorded or paid for.
 
-    Returns tracked files to warn about. `allowed`: names or patterns of files that look like credentials and are
-    uploaded anyway. `large_files`: names of files over 50 MB that are uploaded anyway. `secrets`: names and values that
-    a run may get. `excluded_by`: patterns of files that are not uploaded.
+    Returns tracked files to warn about, and the listing of files to upload; None without git. `allowed`: names or
+    patterns of files that look like credentials and are uploaded anyway. `large_files`: names of files over 50 MB that
+    are uploaded anyway. `secrets`: names and values that a run may get. `excluded_by`: patterns of files that are not
+    uploaded.
     """
-    return _checked(project, allowed, secrets, large_files, excluded_by)[0]
-
-
-def _checked(
-    project: Path,
-    allowed: tuple[str, ...],
-    secrets: Mapping[str, str],
-    large_files: tuple[str, ...],
-    excluded_by: tuple[str, ...],
-) -> tuple[tuple[str, ...], Listing | None]:
-    """Return the tracked files to warn about, and the listing of files to upload; None without git."""
     if not is_repository(project):
         _refuse_without_git(excluded_by)
         names = [file.relative_to(project).as_posix() for file in _code_files(project)]
@@ -119,7 +109,7 @@ def prove(
     Returns the tracked files to warn about, and the snapshot's id; None without git. Raises WrongUse for a file that
     would arrive changed.
     """
-    warned, listed = _checked(project, allowed, secrets or {}, large_files, excluded_by)
+    warned, listed = check(project, allowed, secrets or {}, large_files, excluded_by)
     return warned, Snapshots(project, excluded_by).take(listed) if listed else None
 
 
@@ -134,25 +124,12 @@ def preview(project: Path, excluded_by: tuple[str, ...] = ()) -> str | None:
         return Snapshots(project, excluded_by, Path(scratch) / "code.git").take()
 
 
-def place(
-    project: Path,
-    shell: Shell,
-    root: PurePath,
-    large_files: tuple[str, ...] = (),
-    allowed: tuple[str, ...] = (),
-    secrets: Mapping[str, str] | None = None,
-    *,
-    tree: str | None = None,
-    excluded_by: tuple[str, ...] = (),
-) -> str:
+def place(project: Path, shell: Shell, root: PurePath, tree: str | None) -> str:
     """Upload a snapshot of the code to `<root>/code/<id>` unless the machine has it. Returns the id.
 
-    Only what the machine lacks is sent: a bundle based on the newest snapshot that both sides have. `large_files`,
-    `allowed`, `secrets` and `excluded_by` are those of `check`. `tree`: a snapshot that `prove` took, which saves
-    checking again.
+    Only what the machine lacks is sent: a bundle based on the newest snapshot that both sides have. `tree`: the
+    snapshot that `prove` took; None without git.
     """
-    if tree is None:
-        _, tree = prove(project, allowed, secrets, large_files, excluded_by)
     shelf = str(root / "code")
     if tree:
         is_there, commits = _state(shell, shelf, tree)

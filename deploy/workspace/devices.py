@@ -49,19 +49,19 @@ class Devices:
 
 def ask(shell: Shell, python: str, cwd: PurePath | None = None) -> Devices:
     """Run the probe with the training Python. Raises StepFailed without a valid answer."""
-    result = shell.run([python, "-"], stdin=PROBE.read_bytes(), cwd=cwd, limit_s=PROBE_S, check=False, again=True)
-    devices = parse(result.text) if result else None
-    if devices is None:
-        raise StepFailed(f"{python} could not detect which GPUs it can use", evidence=result.complaint)
-    return devices
+    return _probed(shell, [python, "-"], f"{python} could not detect which GPUs it can use", cwd)
 
 
 def ask_driver(shell: Shell) -> Devices:
     """Run the probe where the training Python does not exist yet: without torch. Raises StepFailed."""
-    result = shell.run(["python3", "-", "driver"], stdin=PROBE.read_bytes(), limit_s=PROBE_S, check=False, again=True)
+    return _probed(shell, ["python3", "-", "driver"], "python3 could not ask nvidia-smi for the GPUs")
+
+
+def _probed(shell: Shell, argv: list[str], failed: str, cwd: PurePath | None = None) -> Devices:
+    result = shell.run(argv, stdin=PROBE.read_bytes(), cwd=cwd, limit_s=PROBE_S, check=False, again=True)
     devices = parse(result.text) if result else None
     if devices is None:
-        raise StepFailed("python3 could not ask nvidia-smi for the GPUs", evidence=result.complaint)
+        raise StepFailed(failed, evidence=result.complaint)
     return devices
 
 

@@ -31,10 +31,6 @@ class Url:
         return self.text
 
     @property
-    def shown(self) -> str:
-        return shown(self.text)
-
-    @property
     def name(self) -> str:
         return self._path.rsplit("/", 1)[-1]
 

@@ -20,10 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from app import export
-from app.config import BackboneConfig
+from app.config import BackboneConfig, load
 from app.data.augment import to_float
 from app.errors import WrongUse
-from app.models import build_backbone, mobilefacenet
+from app.models import build_backbone
 from app.models.fourier import FourierLayer
 from app.onnx import compare, make, rules
 from app.runtime import checkpoint, published
@@ -160,7 +160,7 @@ def test_making_a_file_leaves_the_network_as_it_was_and_is_repeatable() -> None:
 
 def test_a_whole_published_network() -> None:
     torch.manual_seed(0)
-    net = settled(mobilefacenet())
+    net = settled(build_backbone(load(["backbone=mobilefacenet"]).backbone))
     model = make.to_onnx(net, image_size=112, opset=11, inside=True)
     found = compare.compare(model, net, faces(2, 1, seed=2), image_size=112, inside=True)
     assert found.good

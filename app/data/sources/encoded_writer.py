@@ -11,10 +11,9 @@ its lengths and of its pixels. A later call verifies them and makes only the oth
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from app.data.sources.photograph import UNREADABLE, decode_stored, kind, lossles
 from app.data.sources.source import Source
 from app.data.sources.worker_pool import in_order
 from app.data.sources.writer import (
+    COPY_BYTES,
     PIECE_ROWS,
     ROW_BYTES,
     BadImage,
@@ -35,12 +35,12 @@ from app.data.sources.writer import (
     Unfinished,
     Unreadable,
     bad_images,
+    hash_of,
 )
 from app.errors import WrongUse
 from app.files import atomic, replace, settle
 
 KEPT = ("JPEG", "WEBP", "PNG")  # Pillow's names of the formats that are kept as they came
-COPY_BYTES = 1 << 20
 
 Stored = Callable[[Any], Sequence[bytes]]
 
@@ -73,7 +73,7 @@ def write_encoded(
             bad += unreadable
             if not unreadable:
                 made[block] = hashes
-                notes.write(unfinished.note(block, hashes))
+                notes.write(unfinished.of.note(block, *hashes))
                 notes.flush()
                 joined = unfinished.join(made, joined)
             progress(unfinished.of.rows_of(block))
@@ -112,9 +112,6 @@ class UnfinishedEncoded:
     def lengths(self, block: int) -> Path:
         return self.folder / f"{block}.npy"
 
-    def note(self, block: int, made: Made) -> str:
-        return json.dumps([block, *made, self.of.made_of(block)]) + "\n"
-
     def resume(self) -> tuple[dict[int, Made], int]:
         """Return the blocks of an earlier call whose hashes still match, and how many are joined already."""
         noted = self._noted()
@@ -126,15 +123,15 @@ class UnfinishedEncoded:
         self.of.path.touch()
         right, joined, at = dict[int, Made](), 0, 0
         with self.of.path.open("r+b") as file:
-            while (made := noted.get(joined)) and made.sha256 == _hash(file, at, size := self._size(joined)):
+            while (made := noted.get(joined)) and made.sha256 == hash_of(file, at, size := self._size(joined)):
                 right[joined], joined, at = made, joined + 1, at + size
             file.truncate(at)
         for block, made in noted.items():
             if block not in right and self.bytes(block).is_file():
                 with self.bytes(block).open("rb") as file:
-                    if _hash(file, 0, self._size(block)) == made.sha256:
+                    if hash_of(file, 0, self._size(block)) == made.sha256:
                         right[block] = made
-        self.of.notes.write_text("".join(self.note(*each) for each in right.items()), encoding="utf-8")
+        self.of.notes.write_text("".join(self.of.note(block, *made) for block, made in right.items()), encoding="utf-8")
         return right, joined
 
     def join(self, made: dict[int, Made], joined: int) -> int:
@@ -158,19 +155,12 @@ class UnfinishedEncoded:
 
     def _noted(self) -> dict[int, Made]:
         """The blocks noted as done whose images have the same origin and whose lengths are as noted."""
-        if not self.of.notes.is_file():
-            return {}
         noted: dict[int, Made] = {}
-        for line in self.of.notes.read_text(encoding="utf-8").splitlines():
-            try:
-                block, sha256, lengths_sha256, pixels_sha256, made_of = json.loads(line)
-                lengths = np.load(self.lengths(block), allow_pickle=False)
-            except (ValueError, TypeError, OSError, EOFError):  # a truncated last line, or lengths that are gone
-                continue
-            if not (0 <= block < self.of.blocks and made_of == self.of.made_of(block)):
-                continue
-            if lengths.shape == (self.of.rows_of(block),) and _sha256(lengths) == lengths_sha256:
-                noted[block] = Made(sha256, lengths_sha256, pixels_sha256)
+        for block, hashes in self.of.noted():
+            with suppress(ValueError, TypeError, OSError, EOFError):  # other notes, or lengths that are gone
+                made, lengths = Made(*hashes), np.load(self.lengths(block), allow_pickle=False)
+                if lengths.shape == (self.of.rows_of(block),) and _sha256(lengths) == made.lengths_sha256:
+                    noted[block] = made
         return noted
 
 
@@ -226,12 +216,3 @@ def as_wanted(data: bytes, image: NDArray[np.uint8]) -> bool:
 
 def _sha256(lengths: NDArray[np.int64]) -> str:
     return hashlib.sha256(lengths.tobytes()).hexdigest()
-
-
-def _hash(file: Any, at: int, size: int) -> str:
-    file.seek(at)
-    sha256 = hashlib.sha256()
-    while size and (piece := file.read(min(size, COPY_BYTES))):
-        sha256.update(piece)
-        size -= len(piece)
-    return sha256.hexdigest()

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from app.files import atomic, claim, replace, settle
 
 ROW_BYTES = int(np.prod(IMAGE_SHAPE))
 PIECE_ROWS = 256  # rows decoded at once; limits the memory of a process for any block size
+COPY_BYTES = 1 << 20
 SHOWN = 20  # unreadable images listed on the terminal
 
 Decode = Callable[[Any], NDArray[np.uint8]]
@@ -140,8 +141,16 @@ class Unfinished:
         told = self.source.origin_of(start, stop)
         return hashlib.sha256(f"{told}\0{start}\0{stop}".encode()).hexdigest()
 
-    def note(self, block: int, sha256: str) -> str:
-        return json.dumps([block, sha256, self.made_of(block)]) + "\n"
+    def note(self, block: int, *hashes: str) -> str:
+        return json.dumps([block, *hashes, self.made_of(block)]) + "\n"
+
+    def noted(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the blocks that are noted as done, with their hashes, and whose images still have the same origin."""
+        for line in self.notes.read_text(encoding="utf-8").splitlines() if self.notes.is_file() else ():
+            with suppress(ValueError, TypeError):  # a truncated last line, or a note of an earlier version
+                block, *hashes, made_of = json.loads(line)
+                if 0 <= block < self.blocks and made_of == self.made_of(block):
+                    yield block, hashes
 
     @property
     def blocks(self) -> int:
@@ -162,14 +171,18 @@ class Unfinished:
 
     def resume(self) -> dict[int, str]:
         """Reserve the file's room and return the blocks of an earlier call whose hashes still match."""
-        noted = self._noted()
+        noted = {block: hashes[0] for block, hashes in self.noted() if len(hashes) == 1}
         if noted and self.out.exists() and not self.path.exists():
             replace(self.out, self.path)  # complete, but the call ended before `finish`
         if not noted or not self.path.exists():
             self.forget()
         self._claim()
         with self.path.open("rb") as file:
-            right = {block: sha256 for block, sha256 in noted.items() if self._hash(file, block) == sha256}
+            right = {
+                block: sha256
+                for block, sha256 in noted.items()
+                if hash_of(file, self.offset(block), self.rows_of(block) * ROW_BYTES) == sha256
+            }
         self.notes.write_text("".join(self.note(*each) for each in right.items()), encoding="utf-8")
         return right
 
@@ -186,31 +199,19 @@ class Unfinished:
             file.seek(0)
             file.write(self.header)
 
-    def _noted(self) -> dict[int, str]:
-        """The blocks noted as done whose images still have the same origin."""
-        if not self.notes.is_file():
-            return {}
-        noted: dict[int, str] = {}
-        for line in self.notes.read_text(encoding="utf-8").splitlines():
-            try:
-                block, sha256, made_of = json.loads(line)
-            except (ValueError, TypeError):  # a truncated last line, or a note of an earlier version
-                continue
-            if 0 <= block < self.blocks and made_of == self.made_of(block):
-                noted[block] = sha256
-        return noted
-
-    def _hash(self, file: io.BufferedReader, block: int) -> str:
-        file.seek(self.offset(block))
-        sha256, left = hashlib.sha256(), self.rows_of(block) * ROW_BYTES
-        while left and (piece := file.read(min(left, PIECE_ROWS * ROW_BYTES))):
-            sha256.update(piece)
-            left -= len(piece)
-        return sha256.hexdigest()
-
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
         self.notes.unlink(missing_ok=True)
+
+
+def hash_of(file: IO[bytes], at: int, size: int) -> str:
+    """The sha256 of `size` bytes of a file, from byte `at` on."""
+    file.seek(at)
+    sha256 = hashlib.sha256()
+    while size and (piece := file.read(min(size, COPY_BYTES))):
+        sha256.update(piece)
+        size -= len(piece)
+    return sha256.hexdigest()
 
 
 def _make(source: Source, unfinished: Unfinished, blocks: list[int], workers: int) -> Generator[tuple[int, Written]]:

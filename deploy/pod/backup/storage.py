@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from deploy.pod.agent import verbs
 from deploy.pod.base import folder
@@ -24,20 +24,6 @@ class NoPlace(Exception):
     """Why the storage cannot be used, in one sentence."""
 
 
-class Place(Protocol):
-    def put(self, source: IO[bytes], name: str) -> str:
-        """Copy `source` to `name`; returns the sha256 of the bytes read back from there."""
-
-    def get(self, name: str, target: IO[bytes]) -> str:
-        """Copy `name` to `target`; returns its sha256. Raises FileNotFoundError if it does not exist."""
-
-    def listing(self, above: str) -> dict[str, int]:
-        """Return name -> bytes of each file in the folder `above`; empty if there is no such folder."""
-
-    def remove(self, name: str) -> None:
-        """Remove a file. Does nothing if it does not exist."""
-
-
 class Folder:
     """A mounted path on this machine."""
 
@@ -45,6 +31,7 @@ class Folder:
         self.path = path
 
     def put(self, source: IO[bytes], name: str) -> str:
+        """Copy `source` to `name`; returns the sha256 of the bytes read back from there."""
         place = self.path / name
         place.parent.mkdir(parents=True, exist_ok=True)
         part = place.with_name(f".{place.name}.part")
@@ -59,10 +46,12 @@ class Folder:
         return digest
 
     def get(self, name: str, target: IO[bytes]) -> str:
+        """Copy `name` to `target`; returns its sha256. Raises FileNotFoundError if it does not exist."""
         with open(self.path / name, "rb") as source:
             return _copy(source, target)
 
     def listing(self, above: str) -> dict[str, int]:
+        """Return name -> bytes of each file in the folder `above`; empty if there is no such folder."""
         try:
             with os.scandir(self.path / above) as entries:
                 return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
@@ -70,6 +59,7 @@ class Folder:
             return {}
 
     def remove(self, name: str) -> None:
+        """Remove a file. Does nothing if it does not exist."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path / name)
 
@@ -120,6 +110,9 @@ class Bucket:
 
     def _at(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
+
+
+Place = Folder | Bucket
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> str:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from deploy.pod.base.folder import read_json
+
 # Windows locks are mandatory: locking a byte far behind the text keeps the text readable.
 _LOCKED_BYTE = 1 << 30
 
@@ -46,9 +48,9 @@ class Lock:
             if _try_lock(file):
                 break
             # `is_held` in another process takes the lock for a moment; a killed holder leaves its name in the file.
-            if look >= 2 and read_holder(self.path):
+            if look >= 2 and read_json(self.path):
                 file.close()
-                raise Busy(read_holder(self.path))
+                raise Busy(read_json(self.path))
             time.sleep(0.02)
         else:
             file.close()
@@ -87,15 +89,6 @@ class Lock:
         with contextlib.suppress(OSError):  # on a full disk the name is lost, the lock is kept
             self._file.write(json.dumps(holder).encode("utf-8"))
             self._file.flush()
-
-
-def read_holder(path: Path) -> dict[str, Any]:
-    """Return what the last holder wrote; {} after a release, or if the file cannot be read."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def is_held(path: Path) -> bool:

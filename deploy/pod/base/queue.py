@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deploy.pod.base.folder import Root
-from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
+from deploy.pod.base.folder import Root, read_json
+from deploy.pod.base.lock import Busy, Lock, is_held
 
 
 class Ticket:
@@ -44,7 +44,7 @@ def _waiting(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     alive = []
     for number in _numbers(folder):
         file = _file(folder, number)
-        holder = read_holder(file)
+        holder = read_json(file)
         if is_held(file):
             alive.append((number, holder))
         elif holder:  # an empty ticket is just being created

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from deploy.pod.base import checkpoints
 from deploy.pod.base.clock import Clock
@@ -27,19 +27,6 @@ class Crash:
     restarts: int
 
 
-class Rule(Protocol):
-    """Decides whether a crashed job is restarted."""
-
-    def begin(self) -> None:
-        """Prepare; called before the first start."""
-
-    def refusal(self, crash: Crash) -> str | None:
-        """Return why there is no restart ('' if the reason needs no mention), or None to restart."""
-
-    def words(self) -> str:
-        """Describe the restart."""
-
-
 class FromCheckpoint:
     """Rule of the machine that writes checkpoints: restart as long as each start makes a new checkpoint."""
 
@@ -48,9 +35,11 @@ class FromCheckpoint:
         self.newest: dict[str, Any] | None = None  # newest complete checkpoint at the last start or crash
 
     def begin(self) -> None:
+        """Prepare; called before the first start."""
         self.newest = checkpoints.newest(self.folder, self.tick)
 
     def refusal(self, crash: Crash) -> str | None:
+        """Return why there is no restart ('' if the reason needs no mention), or None to restart."""
         before = self.newest["step"] if self.newest else -1
         self.newest = checkpoints.newest(self.folder, self.tick)
         return refusal(crash.exit_code, crash.ending, crash.restarts, self.most, before, self.newest)

@@ -104,7 +104,7 @@ class Supervisor:
         """Whether another machine writes checkpoints and metrics, and decides how the run ends."""
         return bool(self.place.get("rank"))
 
-    def _rule(self) -> restarts.Rule:
+    def _rule(self) -> restarts.FromCheckpoint | restarts.WithTheOthers:
         if not self.is_follower:
             return restarts.FromCheckpoint(self.folder, int(self.limits.max_restarts), self.status.beat)
         # Rank 0's machine may have to end its job, pause before the restart, and wait for all machines.

@@ -11,7 +11,7 @@ from typing import Any
 from deploy.pod.base import processes, queue
 from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import Root, RunFolder, read_json
-from deploy.pod.base.lock import is_held, read_holder
+from deploy.pod.base.lock import is_held
 from deploy.pod.watchdog.ceilings import Seen
 
 BUSY_PCT = 5.0  # of a GPU, or of one core without GPUs; at or below it counts as idle
@@ -50,7 +50,7 @@ class Activity:
         now = self.clock.monotonic()
         before = _identity(self.job)
         self.waiting = queue.waiting(self.root)
-        self.job = read_holder(Path(self.root.busy_lock)) if is_held(Path(self.root.busy_lock)) else None
+        self.job = read_json(Path(self.root.busy_lock)) if is_held(Path(self.root.busy_lock)) else None
         if _identity(self.job) != before:
             self._job_at = self._computed_at = now
             self._step_at, self._position = None, None

@@ -90,7 +90,7 @@ def release(action: str, env: Mapping[str, str], pause: Callable[[float], None],
 
 
 def _by_api(action: str, path: str, env: Mapping[str, str], pause: Callable[[float], None]) -> Outcome:
-    key, base = env.get("RUNPOD_API_KEY"), _base(env)
+    key, base = env.get("RUNPOD_API_KEY"), base_url(env)
     if not key:
         return Outcome(False, "RUNPOD_API_KEY is not set")
     if not base.startswith(("https://", "http://")):
@@ -110,7 +110,7 @@ def _ask(action: str, address: str, key: str) -> tuple[Outcome | None, float, st
     """Make one API call. Returns (outcome, 0, ""), or (None, seconds to wait, reason) if a retry may help."""
     method, body = ("DELETE", None) if action == "terminate" else ("POST", json.dumps({"action": action}).encode())
     try:
-        with _sent(method, address if action == "terminate" else f"{address}/action", key, body) as answer:
+        with sent(method, address if action == "terminate" else f"{address}/action", key, body) as answer:
             return Outcome(True, f"the API accepted {action} ({answer.status})"), 0.0, ""
     except urllib.error.HTTPError as error:
         with error:
@@ -125,12 +125,12 @@ def _ask(action: str, address: str, key: str) -> tuple[Outcome | None, float, st
 
 def _by_graphql(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
     """Make one call, as RunPod's own package does. The answer is always 200; errors are in its text."""
-    key, base = env.get("RUNPOD_API_KEY"), _base(env)
+    key, base = env.get("RUNPOD_API_KEY"), base_url(env)
     if action != "terminate" or not key or not base.startswith(("https://", "http://")):
         return Outcome(False, "")
     query = f"mutation {{ podTerminate(input: {{ podId: {json.dumps(pod)} }}) }}"
     try:
-        with _sent("POST", f"{base}/graphql", key, json.dumps({"query": query}).encode()) as answer:
+        with sent("POST", f"{base}/graphql", key, json.dumps({"query": query}).encode()) as answer:
             told = json.loads(answer.read(ANSWER_BYTES))
         is_done, errors = "podTerminate" in (told.get("data") or {}), str(told.get("errors") or "")
     except (OSError, ValueError, AttributeError, TypeError, http.client.HTTPException) as error:
@@ -140,15 +140,15 @@ def _by_graphql(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
     return Outcome(False, f"GraphQL refused: {visible(errors, newlines=False)[:WORDS]}")
 
 
-def _sent(method: str, address: str, key: str, body: bytes | None) -> http.client.HTTPResponse:
-    """Send one request and return the open answer. Raises OSError, ValueError or HTTPException."""
+def sent(method: str, address: str, key: str, body: bytes | None) -> http.client.HTTPResponse:
+    """Send one request to a checked address; returns the open answer. Raises OSError, ValueError or HTTPException."""
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "User-Agent": "sniperface"}
     request = urllib.request.Request(address, body, headers, method=method)  # noqa: S310 - the scheme was checked
     answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=LIMIT_S)  # noqa: S310
     return answer
 
 
-def _base(env: Mapping[str, str]) -> str:
+def base_url(env: Mapping[str, str]) -> str:
     return (env.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/")
 
 

@@ -17,7 +17,7 @@ from deploy.pod.base import queue
 from deploy.pod.base.folder import Root, read_json
 from deploy.pod.base.heartbeat import is_lost
 from deploy.pod.base.limits import parse_for_job
-from deploy.pod.base.lock import is_held, read_holder
+from deploy.pod.base.lock import is_held
 from deploy.pod.watchdog.shutdown import only_copies
 
 
@@ -34,7 +34,7 @@ def standing(root: Root) -> dict[str, Any]:
     checkpoint, if it has no other copy.
     """
     said = read_json(Path(root.guard_status))
-    busy = [read_holder(Path(root.busy_lock))] if is_held(Path(root.busy_lock)) else []
+    busy = [read_json(Path(root.busy_lock))] if is_held(Path(root.busy_lock)) else []
     heart_age_s = time.time() - float(said.get("heartbeat") or 0)
     return {
         "at_work": [str(each.get("run_id", "of another command")) for each in [*busy, *queue.waiting(root)]],

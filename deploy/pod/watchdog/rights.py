@@ -16,13 +16,12 @@ import subprocess
 import sys
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
 from deploy.pod.base.redact import Redactor, of_environment
 from deploy.pod.base.text import visible
-from deploy.pod.watchdog.release import ANSWER_BYTES, BASE_URL, BASE_URL_VARIABLE, LIMIT_S, WORDS, environment
+from deploy.pod.watchdog.release import ANSWER_BYTES, BASE_URL_VARIABLE, WORDS, base_url, environment, sent
 
 PROGRAMS = ("git", "tmux", "runpodctl", "nvidia-smi")
 VENV = "import ensurepip, venv"
@@ -31,7 +30,7 @@ VERSION_S = 20.0
 
 def rights(env: Mapping[str, str]) -> dict[str, Any]:
     """Return the machine's variables (names), the answers to its own key, and its programs."""
-    base, pod = (env.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/"), env.get("RUNPOD_POD_ID", "")
+    base, pod = base_url(env), env.get("RUNPOD_POD_ID", "")
     own = urllib.parse.quote(pod, safe="")
     of_pod = f"query {{ pod(input: {{ podId: {json.dumps(pod)} }}) {{ id }} }}"
     asked = {
@@ -57,11 +56,9 @@ def _asked(env: Mapping[str, str], address: str, query: str | None = None) -> st
         return "not asked: RUNPOD_API_KEY is not set"
     if not address.startswith(("https://", "http://")):
         return f"not asked: {BASE_URL_VARIABLE} is no address"
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "User-Agent": "sniperface"}
-    body = None if query is None else json.dumps({"query": query}).encode()
-    request = urllib.request.Request(address, body, headers)  # noqa: S310 - the scheme was checked
+    method, body = ("GET", None) if query is None else ("POST", json.dumps({"query": query}).encode())
     try:
-        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310
+        with sent(method, address, key, body) as answer:
             told = json.loads(answer.read(ANSWER_BYTES)) if query else {}
             words = f"{answer.status} {answer.reason}"
         if told.get("errors"):

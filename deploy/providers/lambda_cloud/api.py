@@ -40,7 +40,6 @@ ENDED = frozenset({"terminating", "terminated", "preempted"})  # no longer bille
 CALL_EVERY_S, LAUNCH_EVERY_S = 1.0, 12.0
 CONNECT_S, ANSWER_S = 5.0, 30.0
 ANSWER_BYTES = 8 << 20
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MEMORY = re.compile(r"\((\d{1,4}) ?GB\b")  # "A10 (24 GB PCIe)"
 
 
@@ -166,7 +165,7 @@ class LambdaApi:
         ids = _list(said.get("instance_ids"), "Lambda: launch, instance_ids")
         if len(ids) != 1:
             raise BadAnswer(f"Lambda: launch answers with {len(ids)} machines instead of one")
-        return _id(ids[0])
+        return border.identifier(ids[0], "Lambda: the id of a machine")
 
     def terminate(self, id: str) -> None:
         self._call("POST", "instance-operations/terminate", {"instance_ids": [id]}, urgent=True)
@@ -245,12 +244,6 @@ def _list(value: object, what: str) -> Sequence[Any]:
     return value
 
 
-def _id(value: object) -> str:
-    if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise BadAnswer("Lambda: the id of a machine is not made of letters, digits, - and _")
-    return value
-
-
 def _named_type(pair: tuple[str, Any]) -> InstanceType:
     return _type_with_regions(pair[1], f"Lambda: instance type {border.text(pair[0], 'name', 80)}")
 
@@ -289,7 +282,7 @@ def _name(value: Any) -> object:
 
 def _instance(value: object) -> Instance:
     said = border.mapping(value, "Lambda: an instance")
-    id = _id(said.get("id"))
+    id = border.identifier(said.get("id"), "Lambda: the id of a machine")
     what = f"Lambda: instance {id}"
     tags = {}
     for each in _list(said.get("tags") or [], f"{what}, tags"):

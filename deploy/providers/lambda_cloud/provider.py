@@ -27,15 +27,15 @@ from deploy.providers.lambda_cloud.api import (
     load_key,
 )
 from deploy.providers.lambda_cloud.options import LambdaCloud
-from deploy.providers.rented import Clock, answers_ssh
+from deploy.providers.rented import Clock, answers_ssh, readable, refuse_unreadable
 from deploy.providers.ssh_key import project_key, public_line
-from deploy.specs.machine import Address, Card, Image, Machine, MachineSpec, Rental, Volume
+from deploy.specs.machine import Address, Card, Image, Machine, MachineSpec, Rental
 from deploy.specs.names import listed_prefixes
+from deploy.specs.provider import Provider
 from deploy.specs.settings import Settings
 from deploy.specs.trial import Trial
 
 T = TypeVar("T")
-F = TypeVar("F", Instance, InstanceType)
 PYTHON = "auto"  # of the environment that is made there
 LOOK_S = 20.0  # of retries of calls that only read
 PATIENCE_S = 90.0  # the same for calls that end a machine, or look for one that may exist
@@ -48,17 +48,18 @@ class Unfit(Exception):
     """A machine does not match the request, or will never answer."""
 
 
-class LambdaProvider:
-    """Provide virtual machines of Lambda Cloud. `say` receives progress messages."""
+class LambdaProvider(Provider):
+    """Provide virtual machines of Lambda Cloud. `say` receives progress messages.
+
+    Its API has no console log. File systems of the account are not used, so there are no volumes to list.
+    """
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         if not isinstance(settings.target.options, LambdaCloud):
             raise TypeError(f"not a target on Lambda Cloud: {settings.target.name}")
-        self.settings = settings
+        super().__init__(settings)
         self.options = settings.target.options
         self.clock = clock or Clock()
-        self.say: Callable[[str], None] = lambda _: None
-        self.check: Callable[[Machine], None] = lambda _: None
         self._reported: set[str] = set()  # entries that cannot be read
 
     def acquire(self, spec: MachineSpec) -> Machine:
@@ -69,13 +70,7 @@ class LambdaProvider:
             )
         with self._words():
             found_all = self._instances()
-            for each in found_all:
-                if each.fault and each.name.startswith(spec.family):
-                    raise NoMachine(
-                        f"{each.name} exists, and its entry cannot be read ({each.fault}): no second machine is "
-                        "requested",
-                        next_command=f"{command(f'down --on {self.settings.target.name}')}   (releases it)",
-                    )
+            refuse_unreadable(found_all, spec.family, self.settings.target.name)
             mine = [each for each in found_all if each.is_alive and spec.fits(each.name)]
             for found in sorted(mine, key=lambda each: (each.status != "active", each.created or 0.0)):
                 self.say(f"found existing {found}, named {found.name}")
@@ -129,20 +124,11 @@ class LambdaProvider:
         with self._words():
             return [self._machine(each) for each in self._instances() if each.is_alive and each.name.startswith(mine)]
 
-    def volumes(self) -> Sequence[Volume]:
-        """Return nothing: file systems of the account are not used."""
-        return ()
-
     def release(self, machine: Machine) -> None:
         with self._words():
             ids = [machine.id] if machine.id else [each.id for each in self._instances() if each.name == machine.name]
             for id in ids:
                 self._end(id, machine.name)
-
-    def log(self, machine: Machine) -> Iterator[str]:
-        """Yield nothing: the API has no console log."""
-        del machine
-        return iter(())
 
     # Creation
 
@@ -288,7 +274,7 @@ class LambdaProvider:
 
     @cached_property
     def _types(self) -> Sequence[InstanceType]:
-        return self._readable(self._ask(self._api.types), "it is not offered")
+        return readable(self._ask(self._api.types), self._reported, self.say, "it is not offered")
 
     @cached_property
     def _candidates(self) -> Sequence[tuple[InstanceType, str]]:
@@ -324,16 +310,7 @@ class LambdaProvider:
         )
 
     def _instances(self, patience_s: float = LOOK_S) -> Sequence[Instance]:
-        return self._readable(self._ask(self._api.instances, patience_s), "it may bill")
-
-    def _readable(self, found: Sequence[F], so: str) -> Sequence[F]:
-        """Report entries of a list that cannot be read, each once. Those with a name stay in the list."""
-        for each in found:
-            if each.fault and each.fault not in self._reported:
-                self._reported.add(each.fault)
-                with contextlib.suppress(OSError):
-                    self.say(f"{each.fault}: {so}")
-        return [each for each in found if each.name or not each.fault]
+        return readable(self._ask(self._api.instances, patience_s), self._reported, self.say, "it may bill")
 
     def _ask(self, call: Callable[[], T], patience_s: float = LOOK_S) -> T:
         """Retry a call that is safe to repeat. Raises the last ApiError after `patience_s`."""

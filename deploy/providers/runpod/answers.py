@@ -9,6 +9,7 @@ from typing import Any
 from deploy import border
 from deploy.errors import BadAnswer
 from deploy.providers.runpod.api import UNREADABLE, Cluster, NetworkVolume, Offer, Pod, Unclear
+from deploy.providers.runpod.graphql import errors_in
 from deploy.providers.runpod.pod_request import Wanted
 from deploy.specs.trial import Funds
 
@@ -173,10 +174,7 @@ def funds(told: Mapping[str, Any]) -> Funds | str:
     what = "RunPod: the account"
     mine = border.mapping(border.mapping(told.get("data") or {}, what).get("myself") or {}, what)
     if mine.get("clientBalance") is None:
-        errors = told.get("errors")
-        listed = [each for each in errors[:5] if isinstance(each, dict)] if isinstance(errors, list) else []
-        reasons = [border.cut(str(each.get("message", each)), 300) for each in listed if each]
-        return "; ".join(reasons) or "GraphQL reports no balance"
+        return errors_in(told) or "GraphQL reports no balance"
     limit = mine.get("spendLimit")
     return Funds(
         border.number(mine["clientBalance"], f"{what}, clientBalance", -1e12, 1e12),

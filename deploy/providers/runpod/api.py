@@ -151,22 +151,6 @@ class Api(Protocol):
         """Stream a pod's log. The stream ends after some silence; `live` allows a longer one."""
 
 
-class ClusterApi(Api, Protocol):
-    """The API with Instant Clusters. Their pods are created and ended with the cluster, never alone."""
-
-    def create_cluster(self, wanted: Wanted) -> Cluster: ...
-
-    def clusters(self) -> list[Cluster]: ...
-
-    def cluster(self, cluster_id: str) -> Cluster:
-        """Raises Gone when the cluster does not exist."""
-
-    def members(self, cluster_id: str) -> list[Pod]:
-        """List the pods of a cluster. Raises Gone when the cluster does not exist."""
-
-    def end_cluster(self, cluster_id: str) -> None: ...
-
-
 class ApiError(Exception):
     def __init__(self, detail: str, errors: Sequence[str] = ()) -> None:
         super().__init__("; ".join([detail, *errors]))

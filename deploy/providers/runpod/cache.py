@@ -6,15 +6,11 @@ pods/<id>.json       its identity from its log, so that not every command reads 
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deploy.pod.base import folder
+from deploy.pod.base.folder import read_json, write_json
 from deploy.providers.runpod.api import Pod
 from deploy.providers.runpod.identity import Identity
 
@@ -27,15 +23,15 @@ class Notes:
         self.pods = folder / "pods"
 
     def intend(self, name: str, **what: Any) -> None:
-        _write(self.intents / f"{name}.json", {"name": name, **what})
+        write_json(self.intents / f"{name}.json", {"name": name, **what})
 
     def intended(self, name: str) -> dict[str, Any]:
-        return _read(self.intents / f"{name}.json")
+        return read_json(self.intents / f"{name}.json")
 
     def tidy(self, there: set[str], now: float, kind: str = "pod") -> None:
         """Delete intents of one kind without a listed pod. Recent ones stay (KEEP_S): their pod may still appear."""
         for path in self.intents.glob("*.json"):
-            what = _read(path)
+            what = read_json(path)
             age = now - (what.get("made") or what.get("asked") or 0)
             if what.get("kind", "pod") == kind and path.stem not in there and age > KEEP_S:
                 path.unlink(missing_ok=True)
@@ -45,13 +41,13 @@ class Notes:
 
     def identity(self, pod: Pod) -> Identity:
         """Return the identity noted for this start and address, else an empty one. A restart makes new keys."""
-        known = _read(self.pods / f"{pod.id}.json")
+        known = read_json(self.pods / f"{pod.id}.json")
         if known.get("boot") != _boot(pod):
             return Identity()
         return Identity(tuple(known.get("host_keys") or ()), known.get("gpus"), known.get("memory_gib"))
 
     def remember(self, pod: Pod, identity: Identity) -> None:
-        _write(
+        write_json(
             self.pods / f"{pod.id}.json",
             {"name": pod.name, "cluster": pod.cluster, "boot": _boot(pod), **asdict(identity)},
         )
@@ -61,26 +57,9 @@ class Notes:
 
     def forget_cluster(self, cluster_id: str) -> None:
         for path in self.pods.glob("*.json"):
-            if _read(path).get("cluster") == cluster_id:
+            if read_json(path).get("cluster") == cluster_id:
                 path.unlink(missing_ok=True)
 
 
 def _boot(pod: Pod) -> list[Any]:
     return [pod.started, pod.host, pod.port]
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    folder.replace(beside, path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return values if isinstance(values, dict) else {}
-    return {}

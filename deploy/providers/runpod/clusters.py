@@ -10,18 +10,23 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
-from deploy.providers.runpod.api import ApiError, Cluster, ClusterApi, Gone, Pod
+from deploy.providers.rented import refuse_unreadable
+from deploy.providers.runpod.api import ApiError, Cluster, Gone, Pod
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.readiness import Boot, Unfit
-from deploy.providers.runpod.retry import Asking, of_family, refuse_unreadable
+from deploy.providers.runpod.retry import Asking, of_family
 from deploy.specs.machine import Machine, MachineSpec, node_name, node_of
 from deploy.specs.settings import RunPod, Settings
+
+if TYPE_CHECKING:
+    from deploy.providers.runpod.rest import RestApi
 
 MOST_NODES = 250
 Fit = Callable[[Machine], Machine]  # returns a machine that can train; raises Unfit for one that cannot
@@ -32,9 +37,7 @@ class Clusters:
     word = "cluster"
     product = "CLUSTER"
 
-    def __init__(
-        self, api: ClusterApi, asking: Asking, boot: Boot, making: Making, machine: AsMachine, fit: Fit
-    ) -> None:
+    def __init__(self, api: RestApi, asking: Asking, boot: Boot, making: Making, machine: AsMachine, fit: Fit) -> None:
         self.api = api
         self.asking = asking
         self.boot = boot

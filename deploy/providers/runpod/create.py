@@ -13,19 +13,19 @@ from typing import Protocol, TypeVar
 
 from deploy.errors import DeployError, NoMachine, WrongUse, command
 from deploy.providers import image
-from deploy.providers.runpod.api import ApiError, Forbidden, Gone, Offer, Pod, Refused, Unclear, Unreachable
+from deploy.providers.runpod.api import ApiError, Cluster, Forbidden, Gone, Offer, Pod, Refused, Unclear, Unreachable
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, at_spot, choose
 from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, unlike_room
 from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.readiness import Unfit
-from deploy.providers.runpod.retry import Asking, Named, of_family
+from deploy.providers.runpod.retry import Asking, of_family
 from deploy.providers.runpod.start import image_of, start_of
 from deploy.providers.ssh_key import project_key, public_line
 from deploy.specs.estimate import plural
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.settings import RunPod, Settings
 
-T = TypeVar("T", bound=Named)
+T = TypeVar("T", bound=Pod | Cluster)
 
 
 DISK_GIB = 40  # at least; small images have room in it

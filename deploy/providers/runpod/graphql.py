@@ -97,9 +97,13 @@ def body_of_spot(wanted: Wanted) -> dict[str, Any]:
 
 def data_of(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the data of an answer. Raises the ApiError that its error text means."""
-    told, data = answer.get("errors"), answer.get("data")
-    listed = [each for each in told[:5] if isinstance(each, dict)] if isinstance(told, list) else []
-    errors = [border.cut(str(each.get("message", each)), 300) for each in listed]
+    data, errors = answer.get("data"), errors_in(answer)
     if errors or not isinstance(data, dict):
-        raise error_of("; ".join(errors) or "something went wrong: GraphQL answers without data")
+        raise error_of(errors or "something went wrong: GraphQL answers without data")
     return data
+
+
+def errors_in(answer: Mapping[str, Any]) -> str:
+    told = answer.get("errors")
+    listed = [each for each in told[:5] if isinstance(each, dict)] if isinstance(told, list) else []
+    return "; ".join(border.cut(str(each.get("message", each)), 300) for each in listed)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from deploy.errors import CannotTrain, NoMachine
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
-from deploy.providers.rented import Clock
+from deploy.providers.rented import Clock, refuse_unreadable
 from deploy.providers.runpod import clusters, events, key, prices
 from deploy.providers.runpod.api import Api, Gone, LogLine, Offer, Pod
 from deploy.providers.runpod.cache import Notes
@@ -23,11 +23,12 @@ from deploy.providers.runpod.messages import in_words
 from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.readiness import Boot, Unfit
-from deploy.providers.runpod.retry import Asking, of_family, refuse_unreadable
+from deploy.providers.runpod.retry import Asking, of_family
 from deploy.providers.runpod.start import image_of
 from deploy.providers.ssh_key import project_key
 from deploy.specs.machine import HOST, USER, Address, Card, Image, Machine, MachineSpec, Rental, Volume
 from deploy.specs.names import listed_prefixes
+from deploy.specs.provider import Provider
 from deploy.specs.settings import RunPod, Settings
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 PYTHON = "auto"  # as the machine says: that of our image, or of the environment that is made there
 
 
-class RunPodProvider:
+class RunPodProvider(Provider):
     """Provide machines on RunPod.
 
     With `api: v2`, host keys come from the machine's log, which only the account's API key can read. With `api: sdk`
@@ -49,12 +50,10 @@ class RunPodProvider:
     def __init__(self, settings: Settings, *, clock: Clock | None = None, limits: Limits | None = None) -> None:
         if not isinstance(settings.target.options, RunPod):
             raise TypeError(f"not a RunPod target: {settings.target.name}")
-        self.settings = settings
+        super().__init__(settings)
         self.options = settings.target.options
         self.clock = clock or Clock()
         self.limits = limits or Limits()
-        self.say: Callable[[str], None] = _silent
-        self.check: Callable[[Machine], None] = lambda _: None
 
     def acquire(self, spec: MachineSpec) -> Machine:
         with self._words():
@@ -332,10 +331,6 @@ class _Pods:
 def _alone(pods: Sequence[Pod]) -> list[Pod]:
     """Return the pods outside clusters: a pod of a cluster never counts as a single machine."""
     return [pod for pod in pods if pod.cluster is None]
-
-
-def _silent(text: str) -> None:
-    del text
 
 
 def _fitting(kind: re.Pattern[str], value: str | None) -> str | None:

@@ -112,9 +112,11 @@ class RestApi:
         return answers.listed_clusters(self._json("GET", "/v2/clusters").get("clusters"))
 
     def cluster(self, cluster_id: str) -> Cluster:
+        """Raises Gone when the cluster does not exist."""
         return answers.cluster(self._json("GET", f"/v2/clusters/{_safe(cluster_id)}"))
 
     def members(self, cluster_id: str) -> list[Pod]:
+        """List the pods of a cluster. Raises Gone when the cluster does not exist."""
         found = answers.listed_pods(self._json("GET", f"/v2/clusters/{_safe(cluster_id)}/pods"))
         return [replace(each, cluster=cluster_id) for each in found]
 

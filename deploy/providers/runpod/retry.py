@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from deploy.errors import NoMachine, command
 from deploy.pod.base.retry import API_PAUSES_S, endless
-from deploy.providers.rented import Clock
-from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
+from deploy.providers.rented import Clock, Listed, readable
+from deploy.providers.runpod.api import Api, ApiError, Cluster, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.ratelimit import Limits
@@ -18,36 +17,7 @@ from deploy.providers.runpod.ratelimit import Limits
 T = TypeVar("T")
 
 
-class Named(Protocol):
-    """A pod or a cluster, as an entry of a list."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def status(self) -> str: ...
-
-    @property
-    def created(self) -> float | None: ...
-
-    @property
-    def is_alive(self) -> bool: ...
-
-
-class Listed(Protocol):
-    """An entry of a list. `fault`: why it cannot be read."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fault(self) -> str | None: ...
-
-
-N = TypeVar("N", bound=Named)
+N = TypeVar("N", bound=Pod | Cluster)
 F = TypeVar("F", bound=Listed)
 
 
@@ -79,12 +49,7 @@ class Asking:
         return self.told(self.ask(self.api.pods, patience_s, bills=bills))
 
     def told(self, found: Sequence[F], so: str = "it may bill") -> list[F]:
-        """Report entries of a list that cannot be read, each once. Those with a name stay in the list."""
-        for each in found:
-            if each.fault and each.fault not in self._reported:
-                self._reported.add(each.fault)
-                self.say(f"{each.fault}: {so}")
-        return [each for each in found if each.name or not each.fault]
+        return readable(found, self._reported, self.say, so)
 
     def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:
         return self.ask(lambda: self.api.get(pod_id), patience_s, bills=True)
@@ -145,16 +110,6 @@ class Asking:
             raise error
         self.say(f"{error}; trying again in {wait_s:.0f} s")
         self.clock.sleep(wait_s)
-
-
-def refuse_unreadable(found: Sequence[F], family: str, target: str) -> None:
-    """Raise NoMachine if an entry of a family cannot be read: it may be a machine to reuse, and it may bill."""
-    for each in found:
-        if each.fault and each.name.startswith(family):
-            raise NoMachine(
-                f"{each.name} exists, and its entry cannot be read ({each.fault}): no second machine is requested",
-                next_command=f"{command(f'down --on {target}')}   (releases it)",
-            )
 
 
 def of_family(found: Sequence[N], family: str, *, exactly: bool = False) -> list[N]:

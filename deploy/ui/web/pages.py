@@ -42,10 +42,6 @@ def frame(title: str, inside: str, *, live: bool, here: str) -> str:
     return template.render(title=title, inside=Markup(inside), live=live, here=here)  # noqa: S704 - made by `body`
 
 
-def of_runs(document: Document) -> str:
-    return body("runs", **document)
-
-
 def of_run(document: Document) -> str:
     curves = document["curves"]
     loss = chart(
@@ -60,7 +56,7 @@ def of_run(document: Document) -> str:
         "Accuracy on held-out people", [("accuracy", curves["accuracy"])], form="{:.1%}".format, across="step"
     )
     charts = [each for each in (loss, accuracy) if each]
-    phases = _phases(document["phases"])
+    phases = compared_rows([Compared(**phase) for phase in document["phases"]])
     return body("run", **document, tiles=tiles(document), charts=charts, phase_rows=phases)
 
 
@@ -75,10 +71,6 @@ def of_comparison(document: Document) -> str:
     settings = setting_rows(runs, document["settings"])
     charts = [each for each in (accuracy, loss) if each]
     return body("compare", runs=runs, rows=rows, settings=settings, charts=charts, messages=document["messages"])
-
-
-def of_machines(document: Document) -> str:
-    return body("machines", **document)
 
 
 def tiles(document: Document) -> list[tuple[str, str, str]]:
@@ -107,10 +99,6 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
     if document["spend_usd"] or limit is not None:
         found.append(("cost", f"${document['spend_usd']:.2f}", "no limit" if limit is None else f"of ${limit:.2f}"))
     return found
-
-
-def _phases(phases: Sequence[Document]) -> list[tuple[str, ...]]:
-    return list(compared_rows([Compared(**phase) for phase in phases]))
 
 
 def _short(value: float) -> str:

@@ -93,17 +93,17 @@ class _Site:
 
     async def runs(self, request: Request) -> Response:
         sort = request.query_params.get("sort", "")
-        return await self._live(request, "Runs", "runs", lambda: pages.of_runs(self.source.runs(sort)))
+        return await self._live(request, "Runs", "runs", lambda: pages.body("runs", **self.source.runs(sort)))
 
     async def run(self, request: Request) -> Response:
         run_id = request.path_params["run_id"]
         return await self._live(request, run_id, "", lambda: pages.of_run(self.source.run(run_id)))
 
     async def machines(self, request: Request) -> Response:
-        key = self.form_key
-        return await self._live(
-            request, "Machines", "machines", lambda: pages.of_machines({**self.source.machines(), "form_key": key})
-        )
+        def body() -> str:
+            return pages.body("machines", form_key=self.form_key, **self.source.machines())
+
+        return await self._live(request, "Machines", "machines", body)
 
     async def compare(self, request: Request) -> Response:
         names = request.query_params.getlist("run")

@@ -109,7 +109,7 @@ def open_pages(at: Path, screen: Screen) -> None:
     shown.run(RUN)
     asker = shown.live.asker("bad")
     with asker.asking:
-        screen.raw(pages.of_run(shown.run(RUN)) + pages.of_runs(shown.runs("")))
+        screen.raw(pages.of_run(shown.run(RUN)) + pages.body("runs", **shown.runs("")))
 
 
 @pytest.fixture(scope="module")

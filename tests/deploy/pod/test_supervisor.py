@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from deploy.pod.base import processes
-from deploy.pod.base.folder import write_json
-from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
+from deploy.pod.base.folder import read_json, write_json
+from deploy.pod.base.lock import Busy, Lock, is_held
 from deploy.runs import job
 from tests.deploy.conftest import SOURCE, CutAfterReading, SoonAfter, wait_until
 from tests.deploy.support.supervised import DEAF, GOOD, OBEDIENT, TELL, Supervised
@@ -219,7 +219,7 @@ def test_a_lock_lives_as_long_as_its_holder(tmp_path: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline().strip() == b"held"
         assert is_held(path)
-        assert read_holder(path) == {"run_id": "one"}
+        assert read_json(path) == {"run_id": "one"}
         with pytest.raises(Busy) as caught:
             Lock(path, {}).acquire()
         assert caught.value.holder == {"run_id": "one"}
@@ -227,6 +227,6 @@ def test_a_lock_lives_as_long_as_its_holder(tmp_path: Path) -> None:
     assert not is_held(path)
     with Lock(path, {"run_id": "two"}).acquire():
         assert json.loads(path.read_text()) == {"run_id": "two"}
-    assert read_holder(path) == {}
+    assert read_json(path) == {}
     with contextlib.suppress(FileNotFoundError):
         assert not is_held(tmp_path / "none")

@@ -258,13 +258,26 @@ def checked(tmp_path: Path) -> Checked:
     return replace(CHECKED, config=config, images=Origin(HERE, path, Noting()), dataset=dataset)
 
 
-def made_ready(settings: Settings, machine: Machine, checked: Checked, **about: Any) -> provision.Ready:
-    code = Path(machine.root) / "code" / "c0ffee"
+def made_ready(
+    settings: Settings,
+    machine: Machine,
+    checked: Checked,
+    *,
+    known: Devices | None = ONE_GPU,
+    made: bool = True,
+    **about: Any,
+) -> provision.Ready:
+    """`known`, `made`: GPUs, code and environment were seen when the machine was acquired."""
     about = {
-        "facts": replace(FACTS, hardware=None), "screen": Screen(), "watch": Stopwatch(), "known": ONE_GPU,
-        "prepared": (machine, code), "snapshot": None, "trains": True, "node": 0, "dealing": Dealing(1), **about,
+        "facts": replace(FACTS, hardware=None), "screen": Screen(), "watch": Stopwatch(), "trains": True, "node": 0,
+        "dealing": Dealing(1), **about,
     }  # fmt: skip
-    return provision.ready(settings, machine, Noting(), checked, **about)
+    with Near(settings, Account()) as at:
+        if known:
+            at.devices[machine.name] = known
+        if made:
+            at.prepared[machine.name] = machine, Path(machine.root) / "code" / "c0ffee"
+        return provision.ready(at, machine, checked, **about)
 
 
 def test_images_are_staged_and_what_the_machine_has_is_said(
@@ -346,7 +359,7 @@ def test_code_is_uploaded_and_guarded(
     prepare(path)
     dataset = data.find(Origin(HERE, path, Noting()), 8192)
     asked = replace(CHECKED, request=Request(nodes=nodes), dataset=dataset)
-    told = made_ready(rented.settings, machine, asked, prepared=None)
+    told = made_ready(rented.settings, machine, asked, made=False)
     root = Path(machine.root)
     assert [each.name for each in (root / "code").iterdir() if (each / "app" / "code.py").exists()] == [
         told.facts.snapshot

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.pod.base.limits import LAPTOP
-from deploy.providers.existing import Existing
 from deploy.specs.machine import Address, Machine, MachineSpec
 from deploy.specs.options import Options
+from deploy.specs.provider import Provider
 from deploy.specs.settings import Settings
 
 
@@ -35,7 +35,7 @@ class Shed(Options):
         return None if self.account_folder else "'account_folder', such as account_folder: /srv/sheds"
 
 
-class ShedProvider(Existing):
+class ShedProvider(Provider):
     """Let a shed, and take it back."""
 
     def __init__(self, settings: Settings) -> None:

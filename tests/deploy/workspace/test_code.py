@@ -41,7 +41,7 @@ def machine(tmp_path: Path) -> Path:
 
 
 def place(tree: Path, machine: Path) -> str:
-    return code.place(tree, LocalShell(), machine)
+    return code.place(tree, LocalShell(), machine, code.prove(tree)[1])
 
 
 def placed(machine: Path, snapshot: str) -> dict[str, str]:
@@ -147,7 +147,7 @@ def test_only_what_the_machine_lacks_is_sent(tree: Path, machine: Path) -> None:
 
     def send() -> int:
         sent.clear()
-        code.place(tree, Counting(), machine)
+        code.place(tree, Counting(), machine, code.prove(tree)[1])
         return sum(sent)
 
     first = send()
@@ -187,7 +187,7 @@ def test_a_large_file_travels_only_when_it_is_named(tree: Path, machine: Path) -
     git(tree, "add", "model.onnx")
     with pytest.raises(WrongUse, match=r"large_files: \[model\.onnx\]"):
         place(tree, machine)
-    snapshot = code.place(tree, LocalShell(), machine, ("model.onnx",))
+    snapshot = code.place(tree, LocalShell(), machine, code.prove(tree, large_files=("model.onnx",))[1])
     assert (machine / "code" / snapshot / "model.onnx").stat().st_size == 51 << 20
 
 

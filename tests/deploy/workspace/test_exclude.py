@@ -46,7 +46,7 @@ def fill(folder: Path) -> None:
 def placed(tree: Path, *patterns: str, machine: str = "machine") -> set[str]:
     """Names of the files that arrive on the machine."""
     root = tree.parent / machine
-    folder = root / "code" / code.place(tree, LocalShell(), root, excluded_by=patterns)
+    folder = root / "code" / code.place(tree, LocalShell(), root, code.prove(tree, excluded_by=patterns)[1])
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 

@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from deploy.errors import WrongUse
-from deploy.shell import LocalShell
 from deploy.workspace import code, leaks
 from tests.deploy.conftest import Project, git
 
@@ -68,13 +67,13 @@ def test_a_file_with_the_name_of_credentials_is_refused_and_can_be_allowed(
     (tree / name).parent.mkdir(exist_ok=True)
     (tree / name).write_text("x\n")
     with pytest.raises(WrongUse) as refused:
-        code.place(tree, LocalShell(), tmp_path / "machine")
+        code.prove(tree)
     assert refused.value.message.startswith(f"{name} has the name of a file with credentials")
     assert f"allow_files: [{name}]" in refused.value.message
     assert not (tmp_path / "machine").exists()
-    assert code.check(tree, (name,), {}) == ()
+    assert code.check(tree, (name,), {})[0] == ()
     (tree / ".gitignore").write_text(f"/{name}\n")
-    assert code.check(tree, (), {}) == ()
+    assert code.check(tree, (), {})[0] == ()
 
 
 @pytest.mark.parametrize("form", ["openssh", "pkcs8", "sec1", "encrypted"])
@@ -128,7 +127,7 @@ def test_a_tracked_file_is_a_warning_but_a_value_of_this_computer_is_refused(tre
     """A repository may contain test keys on purpose, but never the value of a real variable."""
     (tree / "fixture.pem").write_text("x\n")
     git(tree, "add", "fixture.pem")
-    assert code.check(tree, (), {}) == ("fixture.pem",)
+    assert code.check(tree, (), {})[0] == ("fixture.pem",)
     (tree / "tasks.py").write_text("token = 'planted-value-123'\n")
     with pytest.raises(WrongUse, match=r"tasks\.py holds the value of MY_TOKEN.*remove the value"):
         code.check(tree, (), {"MY_TOKEN": "planted-value-123"})

@@ -43,7 +43,7 @@ def repository(folder: Path, *init: str) -> Path:
 
 def arrived(tree: Path, machine: Path) -> Path:
     """Upload the code, and return its folder on the machine."""
-    return machine / "code" / code.place(tree, LocalShell(), machine)
+    return machine / "code" / code.place(tree, LocalShell(), machine, code.prove(tree)[1])
 
 
 @pytest.mark.parametrize("edited", [True, False], ids=["edited", "as committed"])
@@ -163,7 +163,7 @@ def test_a_folder_whose_name_is_more_than_a_line(tmp_path: Path, machine: Path, 
     """git lists borrowed repositories one per line; an unquoted newline would hide the user's objects."""
     tree = repository(tmp_path / name / "project")
     assert (arrived(tree, machine) / "conf.yaml").read_text() == "a: 1\n"
-    assert code.look(tree).tree == code.place(tree, LocalShell(), machine)
+    assert code.look(tree).tree == code.place(tree, LocalShell(), machine, code.prove(tree)[1])
 
 
 def test_a_guard_against_lost_line_ends_is_the_users_own(tree: Path, machine: Path) -> None:
@@ -180,7 +180,7 @@ def test_what_was_proven_travels_whatever_is_saved_afterwards(tree: Path, machin
     _, proven = code.prove(tree)
     (tree / "conf.yaml").write_text("a: 4\n")
     (tree / "id_rsa").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
-    assert code.place(tree, LocalShell(), machine, tree=proven) == proven
+    assert code.place(tree, LocalShell(), machine, proven) == proven
     assert (machine / "code" / str(proven) / "conf.yaml").read_text() == "a: 3\n"
     assert not (machine / "code" / str(proven) / "id_rsa").exists()
     with pytest.raises(WrongUse, match="id_rsa"):
@@ -275,7 +275,7 @@ def test_a_git_that_may_not_be_executed_is_named(tmp_path: Path, monkeypatch: py
 def test_a_shelf_that_cannot_be_made_is_named(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StepFailed, match=r"the code cannot be placed on this computer: .*file.*: Not a directory"):
-        code.place(tree, LocalShell(), tmp_path / "file")
+        code.place(tree, LocalShell(), tmp_path / "file", code.prove(tree)[1])
 
 
 @pytest.mark.parametrize(
