@@ -53,6 +53,9 @@ class DockerProvider(Provider):
             self._client = image.engine(self.options.docker_host)
         return self._client
 
+    def price(self) -> float | None:
+        return 0.0
+
     def acquire(self, spec: MachineSpec) -> Machine:
         usable = [each for each in self._usable(spec.family) if spec.fits(str(each.name))]
         found = sorted(usable, key=lambda each: each.status != "running")

@@ -1,7 +1,8 @@
-"""The base of every provider of machines, with the answers of one that rents, lists, bills and releases nothing."""
+"""The base of every provider of machines, with the answers of one that has no offers, volumes or log."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
 from deploy.specs.machine import Card, Image, Machine, MachineSpec, Rental, Volume
@@ -9,13 +10,12 @@ from deploy.specs.settings import Settings
 from deploy.specs.trial import Trial
 
 
-class Provider:
-    """Creates, finds and releases machines of one kind.
+class Provider(ABC):
+    """Creates, finds, lists, prices and releases machines of one kind: each provider says how it does these five.
 
     `find` returns None for an unknown name. `release` of a machine that is gone succeeds. `say` gets messages about
     waiting. `acquire` calls `check` with each machine, new or found, before it returns it. `check` raises NoMachine for
-    a machine that cannot train; a new machine is then released. What is answered here is right for machines that exist
-    anyway.
+    a machine that cannot train; a new machine is then released.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -23,16 +23,26 @@ class Provider:
         self.say: Callable[[str], None] = lambda _: None
         self.check: Callable[[Machine], None] = lambda _: None
 
+    @abstractmethod
     def acquire(self, spec: MachineSpec) -> Machine:
         """Return an existing machine of the family, or create `spec.name`. Raises NoMachine if neither works."""
-        raise NotImplementedError
 
-    def find(self, name: str) -> Machine | None:
-        raise NotImplementedError
+    @abstractmethod
+    def find(self, name: str) -> Machine | None: ...
 
+    @abstractmethod
+    def list(self) -> list[Machine]:
+        """List all machines of this project that the provider knows, of any target and run.
+
+        Those that cost nothing are left out: none can be an orphan.
+        """
+
+    @abstractmethod
+    def release(self, machine: Machine) -> None: ...
+
+    @abstractmethod
     def price(self) -> float | None:
         """Return US dollars per hour of what `acquire` would request first. 0: free. None: nothing is available."""
-        return 0.0
 
     def card(self) -> Card | None:
         """Return the GPUs of what `acquire` would request first; None where only the machine knows them."""
@@ -50,19 +60,9 @@ class Provider:
         """Return what `doctor` asks and, with --rent, rents for a moment; None where nothing is rented."""
         return None
 
-    def list(self) -> list[Machine]:
-        """List all machines of this project that the provider knows, of any target and run.
-
-        Those that cost nothing are left out: none can be an orphan.
-        """
-        return []
-
     def volumes(self) -> Sequence[Volume]:
         """List all billed volumes of the account, whoever created them. Empty if storage is not billed separately."""
         return ()
-
-    def release(self, machine: Machine) -> None:
-        """Release a machine. One that exists anyway stays."""
 
     def log(self, machine: Machine) -> Iterator[str]:  # noqa: ARG002 - for providers with a log
         """Yield the console output of a machine, even while SSH is down. Empty where there is no console log."""

@@ -98,9 +98,10 @@ def test_a_wrong_name_or_value_is_answered_with_right_ones(
 def test_each_provider_keeps_the_whole_contract() -> None:
     """No type check sees it: providers are loaded by name."""
     methods = {name: method for name, method in vars(Provider).items() if inspect.isfunction(method) and name[0] != "_"}
-    assert "acquire" in methods
+    assert Provider.__abstractmethods__ == {"acquire", "find", "list", "price", "release"}, "what costs has no default"
     for kind in OPTIONS.values():
         provider = load_class(kind.provider)
+        assert not inspect.isabstract(provider)
         for name, method in methods.items():
             own = inspect.signature(getattr(provider, name)).parameters
             needed = [each for each, about in own.items() if about.default is about.empty]
