@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -69,13 +68,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _place(name: str) -> int:
     """Where a test comes among the longest ones; all others come after them."""
     return next((place for place, start in enumerate(LONGEST) if name.startswith(start)), len(LONGEST))
-
-
-def pytest_collection_finish() -> None:
-    """Free garbage less often, and leave out what stays until the end: torch and the tests are a million objects."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing

@@ -44,11 +44,8 @@ ELSEWHERE = {
     "deploy/providers/runpod/create.py:new": (
         "deploy/providers/test_runpod_faults.py::test_a_creation_that_stays_unclear_is_named_and_found_later"
     ),
-    "deploy/providers/runpod/retry.py:refuse_unreadable": (
+    "deploy/providers/rented.py:refuse_unreadable": (
         "deploy/providers/test_unreadable.py::test_an_unreadable_pod_is_in_ps_and_down_releases_it"
-    ),
-    "deploy/providers/lambda_cloud/provider.py:acquire": (
-        "deploy/providers/test_lambda_cloud.py::test_a_machine_with_one_wrong_field_is_listed_and_released"
     ),
     "deploy/specs/gpus.py:choose": "deploy/commands/test_gpus.py::test_offers_lists_only_these_gpus",
 }
