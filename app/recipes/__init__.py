@@ -7,7 +7,7 @@ from app.recipes.supervised import Supervised
 
 __all__ = ["RECIPES", "Batch", "Distill", "Recipe", "SelfSupervised", "Supervised", "arrived", "wanted"]
 
-RECIPES: dict[str, type[SelfSupervised | Supervised]] = {
+RECIPES: dict[str, type[SelfSupervised] | type[Supervised] | type[Distill]] = {
     "self_supervised": SelfSupervised,
     "supervised": Supervised,
     "distill": Distill,

@@ -39,7 +39,7 @@ class Batch:
 class Recipe(Protocol):
     """All that the loop uses of a recipe; it never checks which one it runs."""
 
-    modules: nn.ModuleDict  # everything whose state is saved; the same on every rank
+    modules: nn.Module  # everything whose state is saved; the same on every rank
     embedder: nn.Module  # the network for evaluation, mining and export
     augment: Augment
 
@@ -53,12 +53,11 @@ class Recipe(Protocol):
     def warm_start(self, path: Path) -> None:
         """Load the backbone from this file, which rank 0 reads. Raises WrongUse if it does not fit."""
 
-    def foreign(self, path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:  # noqa: ARG002
+    def foreign(self, path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Return another trainer's checkpoint in our form, see app/runtime/arcface_torch.py, or None if it is none.
 
         Called on rank 0. Raises WrongUse if it does not fit.
         """
-        return None
 
     def calibrate(self, *, backbone: bool = True) -> None:
         """Set BN's running averages to the statistics of some training images, the same on every rank.
@@ -92,11 +91,10 @@ class Recipe(Protocol):
         """
 
     def catch_up(self) -> None:
-        """Finish the pending work of the last step, if there is any, before anything but the next loss reads it."""
+        """Finish the pending work of the last step, before anything but the next loss reads the recipe."""
 
     def tables(self) -> dict[str, Tensor]:
         """Return what is saved besides `modules`: sharded tables, whole on rank 0. Called on all ranks."""
-        return {}
 
     def take_tables(self, tables: dict[str, Tensor]) -> None:
         """Load what `tables` returned, on any number of ranks: rank 0 passes the tables, the others {}.
@@ -106,7 +104,6 @@ class Recipe(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """Return facts for checkpoints that only the recipe knows, see app/runtime/resume.py. Equal on every rank."""
-        return {}
 
     def health(self) -> dict[str, Any]:
         """Report whether the embeddings still differ between images; `collapsed` means they do not."""

@@ -22,7 +22,7 @@ from app.models import build_backbone
 from app.models.batch_norm import calibrate
 from app.models.collapse import spread
 from app.models.moco import EMPTY, Encoder, FeatureBank, MomentumEncoder, Queue, contrastive_loss
-from app.recipes.recipe import Batch, Recipe, RunningAverages, decay_groups, first_views, half_precision, with_graphs
+from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision, with_graphs
 from app.runtime.data_parallel import data_parallel, gradients_meet
 from app.runtime.dist import World, buffers_from_main, gather_packed, share
 from app.runtime.schedule import by_epoch
@@ -39,7 +39,7 @@ class PseudoIds(nn.Module):
         self.register_buffer("ids", torch.full((count,), NO_ID, dtype=torch.long))
 
 
-class SelfSupervised(Recipe):
+class SelfSupervised:
     """MoCo with a margin. Once there are pseudo-IDs, positives are other images of the same pseudo-ID."""
 
     def __init__(self, config: Config, data: Dataset, here: World) -> None:
@@ -89,6 +89,9 @@ class SelfSupervised(Recipe):
 
     def warm_start(self, path: Path) -> None:
         load_backbone(path, self.encoder.backbone, self.momentum.encoder.backbone, new_fourier=True, here=self.here)
+
+    def foreign(self, path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:  # noqa: ARG002
+        return None
 
     def calibrate(self, *, backbone: bool = True) -> None:
         views = first_views(self.data, self.augment, self.config.train.seed, self.here.device)
@@ -192,6 +195,15 @@ class SelfSupervised(Recipe):
         self.queue.push(keys, rows, taken)
         if self.bank is not None:
             self.bank.put(rows, met[0], taken)
+
+    def tables(self) -> dict[str, Tensor]:
+        return {}
+
+    def take_tables(self, tables: dict[str, Tensor]) -> None:
+        """There are none."""
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def health(self) -> dict[str, Any]:
         """The spread of the keys in the queue; see app/models/collapse.py."""

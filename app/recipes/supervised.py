@@ -22,14 +22,14 @@ from app.models.batch_norm import calibrate
 from app.models.collapse import spread
 from app.models.distillation import NoHead
 from app.models.partial_fc import PartialFC
-from app.recipes.recipe import Batch, Recipe, RunningAverages, decay_groups, first_views, half_precision, with_graphs
+from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision, with_graphs
 from app.runtime.arcface_torch import converted
 from app.runtime.data_parallel import data_parallel, gradients_meet
 from app.runtime.dist import World, buffers_from_main, together
 from app.runtime.weights import load_backbone, load_centres
 
 
-class Supervised(Recipe):
+class Supervised:
     """Learn the classes of `data`. Evaluation uses the network itself, or the running mean of its weights."""
 
     def __init__(self, config: Config, data: Dataset, here: World) -> None:
@@ -131,6 +131,9 @@ class Supervised(Recipe):
         if self.average is not None:
             self.average.follow(self.backbone, taken)
 
+    def catch_up(self) -> None:
+        """Nothing is pending."""
+
     def tables(self) -> dict[str, Tensor]:
         """Return the class centres and their optimizer state, one row per class, and the label of each."""
         tables = self.head.tables()
@@ -147,6 +150,9 @@ class Supervised(Recipe):
                     "path as train.warm_start, not train.resume"
                 )
         self.head.take_tables({name: table for name, table in tables.items() if name != "labels"})
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def health(self) -> dict[str, Any]:
         """The spread of the last batch's embeddings; see app/models/collapse.py."""
