@@ -1,13 +1,12 @@
-"""What the providers of existing machines share: nothing is created, billed or released."""
+"""What the providers of existing machines answer alike: nothing is listed, billed or released."""
 
 from __future__ import annotations
 
 from deploy.specs.machine import Machine
-from deploy.specs.provider import Provider
 
 
-class Existing(Provider):
-    """Machines that exist anyway. A provider adds `acquire` and `find`."""
+class Existing:
+    """The answers of a `Provider` whose machines exist anyway. Name it before `Provider`."""
 
     def list(self) -> list[Machine]:
         return []

@@ -8,9 +8,10 @@ from pathlib import Path, PurePath
 from deploy.errors import NoMachine
 from deploy.providers.existing import Existing
 from deploy.specs.machine import Machine, MachineSpec
+from deploy.specs.provider import Provider
 
 
-class LocalProvider(Existing):
+class LocalProvider(Existing, Provider):
     """Provide this computer. `acquire` creates the root folder and tests write access; `release` does nothing."""
 
     def acquire(self, spec: MachineSpec) -> Machine:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from deploy.providers.existing import Existing
 from deploy.shell.ssh_config import parts
 from deploy.specs.machine import Address, Machine, MachineSpec, node_name, node_of
+from deploy.specs.provider import Provider
 from deploy.specs.settings import Settings, Ssh, key_file
 
 
-class SshProvider(Existing):
+class SshProvider(Existing, Provider):
     """Provide the hosts that the target's file names. Whether a host answers shows only at its first use."""
 
     def __init__(self, settings: Settings) -> None:
