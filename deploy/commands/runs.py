@@ -55,9 +55,7 @@ def list_runs(project: Path, sort: str | None = None) -> list[dict[str, Any]]:
             except (DeployError, OSError):  # gone, or unreachable now: keep the state last seen
                 pass
             seen.append(record)
-            row = documents.row(
-                record, records.events(project / "runs", record.run_id), notes.read(project / "runs", record.run_id)
-            )
+            row = documents.row(record, records.events(book, record.run_id), notes.read(book, record.run_id))
             if record.state == "lost" and record.target in targets:
                 row["reason"] = f"{record.reason}; saved: {_saved(targets[record.target], record)}"
             listed.append({**row, "reason": unreadable} if unreadable else row)

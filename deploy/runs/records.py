@@ -157,12 +157,8 @@ def home(runs: Path, run_id: str) -> RunFolder:
 
 def every(runs: Path, target: str | None = None) -> list[Record]:
     """All runs, newest first."""
-    records = [
-        record
-        for _, record in each_folder(runs)
-        # Else: written by another version or by hand.
-        if isinstance(record, Record) and target in (None, record.target)
-    ]
+    written_by_us = [record for _, record in each_folder(runs) if isinstance(record, Record)]
+    records = [record for record in written_by_us if target in (None, record.target)]
     return sorted(records, key=lambda record: (record.created, record.run_id), reverse=True)
 
 
