@@ -120,7 +120,9 @@ def main() -> int:
 
     def mined(x: Floats) -> Ids:
         none = np.full(len(x), NO_ID, np.int64)
-        return find_pseudo_ids(torch.from_numpy(x), none, None, config, ALONE, seed=0)[0]
+        found, verdict = find_pseudo_ids(torch.from_numpy(x), none, None, config, ALONE, seed=0)
+        print(f"  mining of {len(x)} images: {'used' if verdict.accepted else 'refused: ' + verdict.why}")
+        return found
 
     found = mined(x)
     ours = measured("ours", found)

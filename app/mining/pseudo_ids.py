@@ -62,7 +62,7 @@ def find_pseudo_ids(
     every rank, and for every number of ranks. The order of the images changes the numbers of clusters only. `previous`
     [N] are the current ones; a cluster that mostly stays keeps its number. The report decides whether the new ones may
     be used; labels [N] affect only metrics. `seed` selects the images on which the search is checked, and changes no
-    pseudo-ID. The rows of `shard` are in another order until it returns, also after an exception. Raises SearchInexact,
+    pseudo-ID. The rows of `shard` are moved meanwhile, and stay moved after an exception. Raises SearchInexact,
     ValueError for rows of another length than 1, and Interrupted through `poll`.
     """
     length = torch.linalg.vector_norm(shard, dim=1)
