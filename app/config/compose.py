@@ -6,17 +6,23 @@ Only Hydra's compose API is used, so no process of a distributed run creates Hyd
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
-from collections.abc import Sequence
-from functools import cache
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.config.checks import faults, nearest
 from app.config.peers import in_our_words, refuse_habits
 from app.config.schema import Config, defaults
 from app.errors import WrongUse
 from app.files import write_text
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 SAVED_BYTES = 128 << 10  # of a config.yaml
 SAVED_VALUES = 5000  # in it; ours have some hundred, and OmegaConf takes minutes for hundreds of thousands
@@ -40,33 +46,77 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
     cannot change then, except those in HARMLESS.
     """
     # Imported here so that processes that need only the dataclasses do not load Hydra.
-    from hydra import compose, initialize_config_dir
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    _store_schema()
     overrides = [in_our_words(word) for word in overrides]
+    known = groups()
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3", job_name="sniperface"):
-            _refuse_unknown_names(overrides)
-            composed: Any = compose("config", [] if base else list(overrides))
-            if base is not None:
-                composed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(BEFORE), _saved(base))
-                for override in OverridesParser.create().parse_overrides(list(overrides)):
-                    of_network = override.key_or_group.startswith("backbone.")
-                    if override.key_or_group in groups() or (of_network and override.key_or_group not in HARMLESS):
-                        raise WrongUse(f"{override.input_line} cannot change what was trained; leave it out")
-                    OmegaConf.update(composed, override.key_or_group, override.value())
-            config = OmegaConf.to_object(composed)
+        parsed = _known_overrides(overrides, known)
+        composed = _composed([] if base else parsed, known)
+        if base is not None:
+            composed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(BEFORE), _saved(base))
+            for override in parsed:
+                of_network = override.key_or_group.startswith("backbone.")
+                if override.key_or_group in known or (of_network and override.key_or_group not in HARMLESS):
+                    raise WrongUse(f"{override.input_line} cannot change what was trained; leave it out")
+                OmegaConf.update(composed, override.key_or_group, override.value())
+        config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise WrongUse(_unreadable_file(error) or _one_sentence(error, overrides)) from error
     assert isinstance(config, Config)
     for fault in faults(config):
         raise WrongUse(fault)
     return config
+
+
+def _composed(overrides: Sequence[Override], known: Mapping[str, Any]) -> Any:
+    """Compose conf/config.yaml and the overrides. `known` are the groups.
+
+    Hydra reads and merges the files of the chosen groups once per process. The values are then set one after the
+    other, as Hydra sets them. Words with `+`, `~` or a package are rare: Hydra composes everything for them.
+    """
+    from hydra.core.override_parser.types import OverrideType
+    from omegaconf import OmegaConf
+
+    plain = all(each.type is OverrideType.CHANGE and each.package is None for each in overrides)
+    values = [each for each in overrides if plain and each.key_or_group not in known]
+    words = tuple(each.input_line or "" for each in overrides if not (plain and each.key_or_group not in known))
+    composed = pickle.loads(_pickled(words, _fingerprint()))  # noqa: S301 - made by this process
+    for each in values:
+        OmegaConf.update(composed, each.key_or_group, each.value(), merge=True)
+    return composed
+
+
+@lru_cache(maxsize=64)
+def _pickled(words: Sequence[str], files: str) -> bytes:
+    """Let Hydra compose the words. `files` is what conf/ contains now: an edited file is composed again."""
+    from hydra import compose, initialize_config_dir
+
+    del files
+    _store_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="sniperface"):
+        return pickle.dumps(compose("config", list(words)))
+
+
+def _fingerprint() -> str:
+    """Hash the names and contents of all files that Hydra may read, in a millisecond.
+
+    On some systems two edits may leave the same time and size, so these are not enough.
+    """
+    found = hashlib.sha256()
+    for folder, folders, names in os.walk(CONF):
+        folders.sort()
+        for path in (Path(folder, name) for name in sorted(names) if name.endswith(".yaml")):
+            try:
+                data = path.read_bytes()
+            except OSError:  # such as an editor's lock, a link to no file; Hydra complains about those that it needs
+                data = b""
+            found.update(f"{path}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+            found.update(data)
+    return found.hexdigest()
 
 
 def _unreadable_file(error: Exception) -> str:
@@ -173,37 +223,40 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     """Expand a sweep into one override list per job: all combinations of `a,b`, `range(…)`, `choice(…)`, `glob(…)`."""
     from itertools import product
 
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob
 
     choices: list[list[str]] = []
-    overrides = [in_our_words(word) for word in overrides]
-    _refuse_unknown_names(overrides, several=True)
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    known = groups()
+    for override in _known_overrides([in_our_words(word) for word in overrides], known, several=True):
         if not override.is_sweep_override():
             choices.append([override.input_line or ""])
             continue
         key, values = override.get_key_element(), override.value()
         if isinstance(values, Glob):
-            found = values.filter(groups().get(override.key_or_group, []))
+            found = values.filter(list(known.get(override.key_or_group, [])))
             choices.append([f"{key}={name}" for name in found])
         else:
             choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
     return [list(job) for job in product(*choices)]
 
 
-def _refuse_unknown_names(overrides: Sequence[str], *, several: bool = False) -> None:
-    """Raise WrongUse for an unknown key or group and suggest the closest one, which Hydra's message lacks."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def _known_overrides(
+    overrides: Sequence[str], known: Mapping[str, Sequence[str]], *, several: bool = False
+) -> list[Override]:
+    """Parse overrides. Raise WrongUse for an unknown key or group and suggest the closest one, which Hydra does not.
+
+    `known` are the groups.
+    """
     from hydra.errors import HydraException
 
-    keys, known = defaults(), groups()
+    keys, found = defaults(), []
     for word in overrides:
         refuse_habits(word, known["experiment"])
         try:
-            override = OverridesParser.create().parse_override(word)
+            override = _parsed(word)
         except HydraException as error:
             raise WrongUse(f"{word or repr(word)} is not of the form key=value, such as train.epochs=10") from error
+        found.append(override)
         name = override.key_or_group
         if override.is_sweep_override():
             if not several:
@@ -217,6 +270,14 @@ def _refuse_unknown_names(overrides: Sequence[str], *, several: bool = False) ->
                 raise WrongUse(f"{name}={value} is not known; {nearest(str(value), known[name])}")
         elif name not in keys:
             raise WrongUse(f"there is no option {name}; {nearest(name, sorted({*keys, *known}))}")
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _parsed(word: str) -> Override:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(word)
 
 
 def _one_sentence(error: Exception, overrides: Sequence[str]) -> str:

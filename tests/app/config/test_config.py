@@ -5,13 +5,20 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from app.config import CONF, compose, load, own_words, read_command_line, schema
 from app.config.checks import faults
@@ -239,3 +246,64 @@ def test_a_file_that_an_editor_spoiled_is_named(
     assert "conf/experiment/mine.yaml" in told.replace("\\", "/")
     assert says in told
     assert "\n" not in told
+
+
+def test_a_file_that_was_edited_since_the_last_load_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are composed once per process. An edit may leave the time and the size of a file as they were."""
+    shutil.copytree(CONF, tmp_path / "conf")
+    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.write_text(EXPERIMENT)
+    time_ns = file.stat().st_mtime_ns
+    assert load(["experiment=mine"]).train.epochs == 3
+    file.write_text(EXPERIMENT.replace("3", "4"))
+    os.utime(file, ns=(time_ns, time_ns))
+    assert load(["experiment=mine"]).train.epochs == 4
+    (file.parent / ".#mine.yaml").symlink_to("nowhere")  # an editor's lock
+    file.rename(file.with_name("yours.yaml"))
+    assert load(["experiment=yours"]).train.epochs == 4
+    with pytest.raises(WrongUse, match="experiment=mine is not known"):
+        load(["experiment=mine"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["train.epochs=2", "recipe=supervised", "train.epochs=3", "backbone=vit_t", "backbone.layers=[2]"],
+        ["recipe.positives.epochs=[0]", "recipe.positives.probability=[0.5]"],
+        ["data.binary_cache_path='a b'", "data.labels_path=${data.binary_cache_path}"],
+        ["experiment=tryout", "++train.epochs=4", "train.optimizer.lr=1e-3", "train.seed=${train.epochs}"],
+        ["train.batch.size=1.5"],
+        ["+train.epochs=2"],
+        ["~train.epochs"],
+        ["recipe=supervised", "recipe=distill", "recipe.distill.teacher=x.pt"],
+        ["train.epochs=2", "train.epochs=${nothing}"],
+        ["recipe@train=supervised"],
+        ["~recipe=supervised"],
+    ],
+)
+def test_the_result_is_what_hydra_composes_of_all_words_at_once(words: list[str]) -> None:
+    """Values are set on a composition of the groups, which is kept."""
+    for _ in range(2):
+        try:
+            ours: Any = load(words)
+        except WrongUse as error:
+            ours = error.__cause__
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                hydras: Any = OmegaConf.to_object(hydra_compose("config", words))
+        except (HydraException, OmegaConfBaseException) as error:
+            hydras = error
+        if isinstance(hydras, Exception):
+            assert _cause(ours) == _cause(hydras)
+        else:
+            assert ours == hydras
+
+
+def _cause(error: BaseException | None) -> str:
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
