@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[3]
@@ -66,9 +66,9 @@ def printed() -> list[Printed]:
     """Each call of `command(…)` in the launcher whose text the source shows."""
     found = []
     for file in _files():
-        for where, call in file.calls():
+        for call in file.calls:
             if _name(call.func) == "command" and call.args:
-                found += [Printed(where, words) for words in file.texts(call.args[0], call)]
+                found += [Printed(file.where(call), words) for words in file.texts(call.args[0], call)]
     return found
 
 
@@ -76,32 +76,34 @@ def advices() -> list[Advice]:
     """Each error of the launcher that is raised with a next command."""
     found = []
     for file in _files():
-        for where, call in file.calls():
+        for call in file.calls:
             for keyword in call.keywords:
                 is_none = isinstance(keyword.value, ast.Constant) and keyword.value.value is None
                 if keyword.arg == "next_command" and not is_none:
                     messages = tuple(file.texts(call.args[0], call)) if call.args else (ANY,)
                     texts = [text for text in file.texts(keyword.value, call) if text != "None"]
-                    found += [Advice(where, messages, text) for text in texts]
+                    found += [Advice(file.where(call), messages, text) for text in texts]
     return found
 
 
-def _files() -> Iterator[_File]:
-    for path in sorted((SOURCE / "deploy").rglob("*.py")):
-        yield _File(path)
+@cache
+def _files() -> list[_File]:
+    """The files that call `command` or give a `next_command`. Each process of the tests parses only these, once."""
+    sources = {path: path.read_text(encoding="utf-8") for path in sorted((SOURCE / "deploy").rglob("*.py"))}
+    return [_File(path, source) for path, source in sources.items() if re.search(r"\bcommand\(|next_command=", source)]
 
 
 class _File:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, source: str) -> None:
         self.name = path.relative_to(SOURCE).as_posix()
-        self.tree = ast.parse(path.read_text(encoding="utf-8"))
-        self.functions = [each for each in ast.walk(self.tree) if isinstance(each, ast.FunctionDef)]
+        self.tree = ast.parse(source)
+        nodes = list(ast.walk(self.tree))
+        self.functions = [each for each in nodes if isinstance(each, ast.FunctionDef)]
+        self.calls = [each for each in nodes if isinstance(each, ast.Call)]
 
-    def calls(self) -> Iterator[tuple[str, ast.Call]]:
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Call):
-                function = self._function(node)
-                yield f"{self.name}:{function.name if function else ''}", node
+    def where(self, node: ast.AST) -> str:
+        function = self._function(node)
+        return f"{self.name}:{function.name if function else ''}"
 
     def texts(self, node: ast.expr, at: ast.AST) -> list[str]:
         """The texts that an expression may have. A name stands for what its function or module assigns to it."""
