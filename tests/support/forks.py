@@ -26,6 +26,9 @@ from tests.support.load import under_load
 PROJECT = Path(__file__).parents[2]
 # Packages that commands import and that keep no state between commands.
 OF_INVOKE = ("docker", "invoke.main", "omegaconf", "paramiko", "requests", "rich.console", "rich.table", "yaml")
+# Modules of the project whose dataclasses most commands define.
+COMMANDS = ("tasks", "deploy.commands.train", "deploy.commands.status", "deploy.commands.down", "deploy.commands.runs")
+TRAINING = ("app.train", "app.prepare", "app.mine", "app.evaluate")
 # DistributedDataParallel loads torch._dynamo.
 OF_TRAINING = (
     "torch", "torch._dynamo", "torch.distributed.launcher.api", "faiss", "hydra.compose",
@@ -82,11 +85,11 @@ class Process:
 class Forks:
     """Client of a fork server, which starts at first use and ends with the tests."""
 
-    def __init__(self, packages: Sequence[str], **environment: str) -> None:
+    def __init__(self, modules: Sequence[str], packages: Sequence[str], **environment: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="forks-")
         self.address = str(Path(self.folder.name, "socket"))
         self.environment = _read_at_start({**os.environ, **environment})
-        command = [sys.executable, "-m", "tests.support.fork_server", self.address, *packages]
+        command = [sys.executable, "-m", "tests.support.fork_server", self.address, " ".join(modules), *packages]
         self.process = subprocess.Popen(
             command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environment}
         )
@@ -137,13 +140,13 @@ class Forks:
 @functools.cache
 def forks() -> Forks | None:
     """The client for commands of `invoke`; None on Windows, which cannot fork."""
-    return Forks(OF_INVOKE, PYTHONUTF8="1") if hasattr(os, "fork") else None
+    return Forks(COMMANDS, OF_INVOKE, PYTHONUTF8="1") if hasattr(os, "fork") else None
 
 
 @functools.cache
 def training_forks() -> Forks | None:
     """The client for commands of the app; None where torch does not survive a fork."""
-    return Forks(OF_TRAINING, OMP_NUM_THREADS="1") if sys.platform == "linux" else None
+    return Forks(TRAINING, OF_TRAINING, OMP_NUM_THREADS="1") if sys.platform == "linux" else None
 
 
 def start_training(
