@@ -6,7 +6,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -47,6 +48,18 @@ LONGEST = (
     "tests/deploy/commands/test_next", "tests/deploy/commands/test_hostile_machine", "tests/deploy/pod/test_guard.",
     "tests/deploy/steps/test_restore", "tests/deploy/pod/test_start", "tests/deploy/workspace/test_compression",
 )  # fmt: skip
+# The same where only slow tests run. The list ends where a file takes less than a minute.
+LONGEST_SLOW = (
+    "tests/e2e/test_nodes", "tests/e2e/test_first_run", "tests/e2e/test_pods", "tests/e2e/test_stock_image",
+    "tests/e2e", "tests/app/shadow/test_two_ranks", "tests/deploy/commands/test_hostile_machine",
+    "tests/app/shadow/test_experiments", "tests/deploy/commands/test_next", "tests/deploy/pod/test_image_machine",
+    "tests/deploy/commands/test_laptop_dies", "tests/app/shadow/test_deepest", "tests/deploy/commands/test_secrets",
+    "tests/test_bootstrap", "tests/deploy/billing/test_reaper", "tests/benchmarks/test_fuzz",
+    "tests/deploy/commands/test_runpod_story", "tests/app/runtime/test_stop.", "tests/deploy/shell/test_transfer_ssh",
+    "tests/benchmarks/test_gpu", "tests/deploy/pod/test_start", "tests/app/runtime/test_shards",
+    "tests/deploy/pod/test_guard_returns", "tests/app/models/test_batch_norm", "tests/deploy/shell/test_ssh_shell",
+    "tests/app/runtime/test_runtime", "tests/deploy/providers/test_image_builds",
+)  # fmt: skip
 PASSED = pytest.StashKey[bool]()
 
 
@@ -60,8 +73,25 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def runs_slow(config: pytest.Config) -> bool:
+    """Whether only slow tests run."""
+    return bool(config.option.markexpr == "slow")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skip files without a slow test where only slow tests run: each process would import all files."""
+    if not runs_slow(config) or not collection_path.name.startswith("test_"):
+        return None
+    return None if names_slow(collection_path) else True
+
+
+def names_slow(file: Path) -> bool:
+    """Whether a file of tests has the mark in its text, as each file with a slow test has to."""
+    return "mark.slow" in file.read_text(encoding="utf-8")
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run slow tests last; with several processes run the longest files first to balance them.
 
     Mark tests that inject a fault, that is, take the fixture `fault`: `-m fault` selects them.
@@ -70,22 +100,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if "fault" in getattr(item, "fixturenames", ()) and "fault" not in parameters:
             item.add_marker("fault")
+    for file in {item.path for item in items if item.get_closest_marker("slow")}:
+        if not names_slow(file):
+            raise pytest.UsageError(f"`-m slow` would not find the slow tests of {file}: name mark.slow in this file")
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: _place(item.nodeid))
+        longest = LONGEST_SLOW if runs_slow(config) else LONGEST
+        items.sort(key=lambda item: _place(item.nodeid, longest))
     else:
         items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
-def _place(name: str) -> int:
+def _place(name: str, longest: Sequence[str]) -> int:
     """Where a test comes among the longest ones; all others come after them."""
-    return next((place for place, start in enumerate(LONGEST) if name.startswith(start)), len(LONGEST))
+    return next((place for place, start in enumerate(longest) if name.startswith(start)), len(longest))
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Start two processes a core: tests of commands and machines wait two thirds of their time."""
-    del config
-    return 2 * (os.cpu_count() or 1)
+    """Start two processes a core, or three for slow tests, which wait most of their time; for two cores at most."""
+    return (3 if runs_slow(config) else 2) * min(os.cpu_count() or 1, 2)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LONGEST
+from tests.conftest import LONGEST, LONGEST_SLOW
 
 PROJECT = Path(__file__).parents[1]
 SKIPS = """\
@@ -41,7 +41,8 @@ def run_pytest(folder: Path, ci: str, **more: str) -> tuple[int, str]:
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-v", "-rA", str(folder)],
         cwd=folder,
         env={**alone, "CI": ci, "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **more},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
@@ -58,9 +59,25 @@ def test_in_ci_a_skip_for_want_of_something_installable_is_a_failure(tmp_path: P
     assert out.index("test_fast PASSED") < out.index("test_slow PASSED")
 
 
-@pytest.mark.parametrize("start", LONGEST)
+@pytest.mark.parametrize("start", sorted({*LONGEST, *LONGEST_SLOW}))
 def test_what_starts_first_exists(start: str) -> None:
     assert list(PROJECT.glob(f"{start}*"))
+
+
+def test_files_without_a_slow_test_are_not_imported_for_slow_tests(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(SKIPS, encoding="utf-8")
+    (tmp_path / "test_none.py").write_text("raise AssertionError\n", encoding="utf-8")
+    returncode, out = run_pytest(tmp_path, "", PYTEST_ADDOPTS="-m slow")
+    assert returncode == 0, out
+    assert "1 passed, 4 deselected" in out
+
+
+def test_a_mark_that_stands_in_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "marks.py").write_text("import pytest\nlong = pytest.mark.slow\n", encoding="utf-8")
+    (tmp_path / "test_it.py").write_text("from marks import long\n\n@long\ndef test_it(): pass\n", encoding="utf-8")
+    returncode, out = run_pytest(tmp_path, "")
+    assert returncode == 4
+    assert "name mark.slow in this file" in out
 
 
 def test_in_ci_a_whole_file_may_not_be_skipped_either(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,10 +10,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 from tests.support.forks import forks
 from tests.support.load import under_load
@@ -63,8 +64,8 @@ class Clone:
             done = server.run(["-m", "invoke", *words], self.path, self.environment, under_load(LIMIT_S))
             out, err, ended = done.stdout, done.stderr, done.returncode
         else:
-            process = self.start(*words)
-            out, err = process.communicate(timeout=under_load(LIMIT_S))
+            with ending(self.start(*words)) as process:
+                out, err = process.communicate(timeout=under_load(LIMIT_S))
             ended = process.returncode
         assert ended == code, f"{words} ended with {ended}\n{out}\n{err}"
         return out if code == 0 else out + err
@@ -77,6 +78,16 @@ class Clone:
 
     def status(self) -> dict[str, Any]:
         return self.json("status")
+
+
+@contextlib.contextmanager
+def ending(process: subprocess.Popen[AnyStr]) -> Iterator[subprocess.Popen[AnyStr]]:
+    """End the process with the block at the latest. Else a failed test would leave it and its pipes to later tests."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def make_clone(folder: Path) -> Clone:

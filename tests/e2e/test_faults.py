@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deploy.specs.names import slug
-from tests.e2e.clones import BARE, SMALL, Clone, copy_of, make_clone, wait_for
+from tests.e2e.clones import BARE, SMALL, Clone, copy_of, ending, make_clone, wait_for
 from tests.e2e.test_machines import log_of
 from tests.support.faults import Fault
 from tests.support.files import events
@@ -74,14 +74,14 @@ def bills(clone: Clone, fault: Fault) -> None:
 def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone, undisturbed: Path, fault: Fault) -> None:
     """The container vanishes during an epoch. `watch` continues elsewhere from its checkpoint, to equal weights."""
     run_id = clone.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
-    watching = clone.start("watch", "--on", "docker", "--run", run_id)
-    home = clone.path / "runs" / run_id / "checkpoints"
-    wait_for(lambda: list(home.glob("epoch_01*.json")))
-    first = container(clone)
-    docker("rm", "--force", first)
-    fault.strikes()
-    fault.told(lambda: clone.json("status", "--on", "docker")["state"] in GOING_ON)
-    said, complaint = watching.communicate(timeout=under_load(300))
+    with ending(clone.start("watch", "--on", "docker", "--run", run_id)) as watching:
+        home = clone.path / "runs" / run_id / "checkpoints"
+        wait_for(lambda: list(home.glob("epoch_01*.json")))
+        first = container(clone)
+        docker("rm", "--force", first)
+        fault.strikes()
+        fault.told(lambda: clone.json("status", "--on", "docker")["state"] in GOING_ON)
+        said, complaint = watching.communicate(timeout=under_load(300))
     assert watching.returncode == 0, complaint
     assert "continuing on another machine" in said
     assert container(clone) != first

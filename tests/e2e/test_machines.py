@@ -22,7 +22,7 @@ import pytest
 from deploy.pod.base import processes
 from tests.deploy.support.proxy import proxy
 from tests.deploy.support.servers import SSHD, openssh
-from tests.e2e.clones import SELDOM, SMALL, Clone, copy_of, make_clone, wait_for
+from tests.e2e.clones import SELDOM, SMALL, Clone, copy_of, ending, make_clone, wait_for
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
 from tests.support.emulators.runpod_pods import Container
@@ -182,14 +182,15 @@ def test_the_whole_path(site: Site, tmp_path: Path, fault: Fault) -> None:
             [sys.executable, "-m", "invoke", "logs", "--follow", *on],
             cwd=clone.path, env={**os.environ, **clone.env, "PYTHONUTF8": "1"}, stdout=out, stderr=subprocess.PIPE,
         )  # fmt: skip
-    wait_for(lambda: b"epoch 2 (3/" in printed.read_bytes())
-    with site.cut():
-        wait_for(lambda: lost(following), 60)
-        seen = printed.stat().st_size
-    fault.strikes()
-    fault.told(lambda: clone.json("status", *on)["state"] in ("running", "succeeded"))
-    wait_for(lambda: printed.stat().st_size > seen, 60)
-    _, complaint = following.communicate(timeout=under_load(240))
+    with ending(following):
+        wait_for(lambda: b"epoch 2 (3/" in printed.read_bytes())
+        with site.cut():
+            wait_for(lambda: lost(following), 60)
+            seen = printed.stat().st_size
+        fault.strikes()
+        fault.told(lambda: clone.json("status", *on)["state"] in ("running", "succeeded"))
+        wait_for(lambda: printed.stat().st_size > seen, 60)
+        _, complaint = following.communicate(timeout=under_load(240))
     assert following.returncode == 0, complaint
     assert b"connected again" in complaint
     fault.log(printed.read_bytes(), site.log(run_id))

@@ -21,7 +21,7 @@ import pytest
 
 from deploy.pod.base.folder import read_json, write_json
 from tests.deploy.support.proxy import Proxy, proxy
-from tests.e2e.clones import BARE, SMALL, Clone, copy_of, make_clone, wait_for
+from tests.e2e.clones import BARE, SMALL, Clone, copy_of, ending, make_clone, wait_for
 from tests.e2e.test_machines import cut_port, image_of_ours, log_of, write_target
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
@@ -135,19 +135,20 @@ def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp
             [sys.executable, "-m", "invoke", "logs", "--follow", "--on", "runpod"],
             cwd=clone.path, env={**os.environ, **clone.env, "PYTHONUTF8": "1"}, stdout=out, stderr=subprocess.PIPE,
         )  # fmt: skip
-    wait_for(lambda: b"epoch 1 (2/" in printed.read_bytes())
-    fault.strikes()
-    pod.line.cut()
-    cut_at = time.monotonic()
-    wait_for(lambda: time.monotonic() - cut_at > 5)
-    pod.line.restore()
-    fault.told(lambda: clone.json("status", "--on", "runpod")["state"] == "running")
-    seen = printed.stat().st_size
-    wait_for(lambda: printed.stat().st_size > seen)
-    fault.strikes()
-    pod.move()
-    fault.told(lambda: clone.json("status", "--on", "runpod")["state"] == "running")
-    _, complaint = following.communicate(timeout=under_load(240))
+    with ending(following):
+        wait_for(lambda: b"epoch 1 (2/" in printed.read_bytes())
+        fault.strikes()
+        pod.line.cut()
+        cut_at = time.monotonic()
+        wait_for(lambda: time.monotonic() - cut_at > 5)
+        pod.line.restore()
+        fault.told(lambda: clone.json("status", "--on", "runpod")["state"] == "running")
+        seen = printed.stat().st_size
+        wait_for(lambda: printed.stat().st_size > seen)
+        fault.strikes()
+        pod.move()
+        fault.told(lambda: clone.json("status", "--on", "runpod")["state"] == "running")
+        _, complaint = following.communicate(timeout=under_load(240))
     assert following.returncode == 0, complaint
     assert b"connected again" in complaint
     fault.log(printed.read_bytes(), log_of(site.container, run_id))
@@ -161,25 +162,25 @@ def test_a_pod_that_vanishes_is_replaced_once_there_is_room(site: Site, fault: F
     clone, emulator = site.clone, site.emulator
     run_id = clone.json("train", *WORDS, "--set", "train.batch.size=10", "--set", "train.epochs=64")["run_id"]
     before, began = len(emulator.exchanges), time.monotonic()
-    watching = clone.start("watch", "--on", "runpod", "--run", run_id)
-    home = clone.path / "runs" / run_id
-    wait_for(lambda: list((home / "checkpoints").glob("epoch_0[1-5]*.json")))
-    first, container = emulator.account.all()[0], site.container
-    seen = wait_for(lambda: halfway(container, run_id))
-    assert len(emulator.exchanges) - before <= 3 + (time.monotonic() - began) / 4  # at most 15 calls a minute
-    emulator.down()
-    fault.strikes()
-    first.vanishes = 0.0
-    emulator.account.all()
-    fault.told(lambda: "RunPod's API does not answer" in clone.invoke("status", "--on", "runpod", code=3))
-    emulator.no_room(1)
-    emulator.down(False)
-    fault.strikes()
-    fault.told(lambda: clone.json("status", "--on", "runpod")["state"] in ("lost", "acquiring"))
-    wait_for(lambda: not emulator.account.refusals)
-    fault.strikes()
-    emulator.fail("done-cut", "^POST /v2/pods$")
-    said, complaint = watching.communicate(timeout=under_load(240))
+    with ending(clone.start("watch", "--on", "runpod", "--run", run_id)) as watching:
+        home = clone.path / "runs" / run_id
+        wait_for(lambda: list((home / "checkpoints").glob("epoch_0[1-5]*.json")))
+        first, container = emulator.account.all()[0], site.container
+        seen = wait_for(lambda: halfway(container, run_id))
+        assert len(emulator.exchanges) - before <= 3 + (time.monotonic() - began) / 4  # at most 15 calls a minute
+        emulator.down()
+        fault.strikes()
+        first.vanishes = 0.0
+        emulator.account.all()
+        fault.told(lambda: "RunPod's API does not answer" in clone.invoke("status", "--on", "runpod", code=3))
+        emulator.no_room(1)
+        emulator.down(False)
+        fault.strikes()
+        fault.told(lambda: clone.json("status", "--on", "runpod")["state"] in ("lost", "acquiring"))
+        wait_for(lambda: not emulator.account.refusals)
+        fault.strikes()
+        emulator.fail("done-cut", "^POST /v2/pods$")
+        said, complaint = watching.communicate(timeout=under_load(240))
     assert watching.returncode == 0, said + complaint
     assert "no machine for target 'runpod' now" in said
     assert said.splitlines()[-1].endswith("succeeded"), said

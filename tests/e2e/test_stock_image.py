@@ -7,14 +7,12 @@ there, on a volume, from the lists with hashes.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.clones import BARE, SMALL, make_clone, wait_for
+from tests.e2e.clones import BARE, SMALL, ending, make_clone, wait_for
 from tests.e2e.test_pods import Site
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
@@ -50,11 +48,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def told(site: Site, *words: str) -> str:
     """Run a command and return all its output. It may be slow: pip unpacks gigabytes, and the machine may be busy."""
-    with site.clone.start(*words) as process:
-        try:
-            out, err = process.communicate(timeout=under_load(900))
-        finally:
-            process.kill()
+    with ending(site.clone.start(*words)) as process:
+        out, err = process.communicate(timeout=under_load(900))
     assert process.returncode == 0, out + err
     return out + err
 
@@ -79,10 +74,9 @@ def test_a_key_is_enough_and_a_second_pod_finds_the_environment(site: Site) -> N
 def test_a_pod_whose_laptop_dies_after_the_rental_releases_itself(site: Site, fault: Fault) -> None:
     """The laptop is killed before it has logged in, so no guard runs; the pod's own key releases it."""
     site.target(image=None, unattended_min=0.1, max_hours=48)
-    laptop = site.clone.start("train", *WORDS)
-    wait_for(lambda: any(each.what == "POST /v2/pods" and each.status == 201 for each in site.emulator.exchanges))
-    os.kill(laptop.pid, signal.SIGKILL)
-    laptop.communicate()
+    with ending(site.clone.start("train", *WORDS)) as laptop:
+        wait_for(lambda: any(each.what == "POST /v2/pods" and each.status == 201 for each in site.emulator.exchanges))
+        laptop.kill()
     fault.strikes()
     wait_for(lambda: site.emulator.names == [])
     assert [each.what for each in site.emulator.exchanges if each.what.startswith("DELETE")] == [

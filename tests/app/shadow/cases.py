@@ -72,8 +72,11 @@ class Case:
         return [*small, f"train.precision={self.precision}", *self.more]
 
 
-def cases(ranks: int) -> list[Any]:
-    """The experiments for this number of ranks, in each precision; deep networks and two ranks in fp16 only."""
+def cases(ranks: int, slow: pytest.MarkDecorator) -> list[Any]:
+    """The experiments for this number of ranks, in each precision; deep networks and two ranks in fp16 only.
+
+    Those that take long get the mark `slow`.
+    """
     found = []
     for experiment in EXPERIMENTS:
         if experiment != THE_PROJECTS and (experiment in ONE_GPU) != (ranks == 1):
@@ -83,7 +86,7 @@ def cases(ranks: int) -> list[Any]:
             case = Case(experiment, precision, full_width=full_width)
             in_each = ranks == 1 and (not case.takes_long or experiment == THE_PROJECTS)
             if precision == MOST_FRAGILE or in_each:
-                marks = [pytest.mark.slow] if case.takes_long else []
+                marks = [slow] if case.takes_long else []
                 found.append(pytest.param(case, id=f"{experiment}-{precision}", marks=marks))
     return found
 

@@ -38,7 +38,7 @@ def test_every_kind_of_training_that_is_published_is_among_them() -> None:
     assert own - {"tryout_distill"} <= set(EXPERIMENTS)  # needs a teacher: tests/app/recipes/test_distill.py
 
 
-@pytest.mark.parametrize("case", cases(ranks=1))
+@pytest.mark.parametrize("case", cases(ranks=1, slow=pytest.mark.slow))
 def test_an_experiment_trains_in_its_own_precision(case: Case, data: Path, tmp_path: Path) -> None:
     def run(epochs: int) -> None:
         with TensorCores():

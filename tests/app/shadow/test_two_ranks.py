@@ -12,7 +12,7 @@ from tests.app.support.training import PROJECT
 from tests.support.forks import run_training
 
 
-@pytest.mark.parametrize("case", cases(ranks=2))
+@pytest.mark.parametrize("case", cases(ranks=2, slow=pytest.mark.slow))
 def test_an_experiment_trains_on_two_ranks(case: Case, data: Path, tmp_path: Path) -> None:
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     module = ["-m", "tests.app.shadow.tensor_cores"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -23,7 +24,7 @@ from tests.support.emulators import lambda_cloud
 from tests.support.emulators.hosts import HOSTS
 from tests.support.emulators.runpod import Emulator
 
-PLACES = advice.advices()
+places = functools.cache(advice.advices)  # not before a test: the launcher is read, in a second
 TYPED: set[str] = set()  # places whose advice was typed
 RAN: set[str] = set()  # tests of this file
 # Minutes: each types commands that deploy, train and stop.
@@ -81,7 +82,7 @@ def advised(project: Project, *argv: str, code: int = 2) -> list[str]:
     message, _, following = said.partition("error: ")[2].rstrip().partition("\nnext: ")
     assert following, said
     sentence = message.split("\n  | ")[0]
-    found = [place for place in PLACES if place.is_printed_by(sentence, following)]
+    found = [place for place in places() if place.is_printed_by(sentence, following)]
     assert found, said
     TYPED.update(map(str, found))
     return shlex.split(following.partition("   (")[0])  # as a shell splits it: the project's folder has a hostile name
@@ -345,7 +346,7 @@ def test_each_place_that_prints_a_command_is_typed() -> None:
     }
     if tests - RAN:
         pytest.skip(f"needs all tests of this file: {len(tests - RAN)} did not run")
-    mine = [place for place in PLACES if place.is_command and place.following.strip(advice.ANY)]
+    mine = [place for place in places() if place.is_command and place.following.strip(advice.ANY)]
     left = [place for place in mine if str(place) not in TYPED and place.where not in {**ELSEWHERE, **NOT_TYPED}]
     assert not left, "\n".join(map(str, left))
     known = {place.where for place in mine}
