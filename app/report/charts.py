@@ -1,4 +1,4 @@
-"""Draw the plots of a report as SVG that takes its colours from the page. The only module that imports matplotlib.
+"""Draw the plots of a report as SVG that takes its colours from the page.
 
 A plot contains no text of the run: names are in the page, where they are escaped.
 """
