@@ -6,13 +6,13 @@ takes. Each is one finding, with the answer that was seen.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from deploy.errors import NoMachine, command
-from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers import image
 from deploy.providers.runpod import prices
 from deploy.providers.runpod.api import ApiError, Gone, Pod, WrongKey
@@ -158,19 +158,9 @@ class RunPodTrial:
         return [*found, Finding("runpodctl", OK, str(told["runpodctl"] or "not installed")[:300])]
 
     def is_gone(self, machine: Machine, limit_s: float) -> bool:
-        clock = self.asking.clock
-        until, waits = clock.now() + limit_s, endless(MACHINE_POLLS_S)
-        with in_words(self.settings.where):
-            while True:
-                try:
-                    if not self.asking.pod(machine.id).is_alive:
-                        return True
-                except Gone:
-                    return True
-                wait_s = next(waits)
-                if clock.now() + wait_s > until:
-                    return False
-                clock.sleep(wait_s)
+        with in_words(self.settings.where), contextlib.suppress(Gone):
+            return any(not self.asking.pod(machine.id).is_alive for _ in self.asking.clock.polls(limit_s))
+        return True
 
     def release(self, machine: Machine) -> None:
         assert self._provider
