@@ -264,7 +264,6 @@ class DockerProvider(Provider):
         environment = dict(entry.partition("=")[::2] for entry in container.attrs["Config"].get("Env") or [])
         return Machine(
             name=str(container.name),
-            provider="docker",
             root=PurePosixPath(container.labels.get(LABEL + "root") or str(self.settings.root)),
             python=environment.get("SNIPERFACE_PYTHON", PYTHON),
             address=address,
@@ -282,7 +281,7 @@ class DockerProvider(Provider):
             about = container.attrs
             name = str(about.get("Name") or "").lstrip("/") or str(container.id)
             root = PurePosixPath(str(self.settings.root))
-            return Machine(name, "docker", root, PYTHON, address=Address(""), id=str(container.id), fault=error.message)
+            return Machine(name, root, PYTHON, address=Address(""), id=str(container.id), fault=error.message)
 
     def _remove(self, container: Container) -> None:
         """Remove a container and its anonymous volumes. It is stopped first, so that a job can write a checkpoint."""

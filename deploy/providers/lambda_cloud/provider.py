@@ -290,7 +290,6 @@ class LambdaProvider(Provider):
     def _machine(self, made: Instance) -> Machine:
         return Machine(
             name=made.name,
-            provider="lambda",
             root=self.settings.root,
             python=PYTHON,
             usd_per_hour=made.type.usd_per_hour,

@@ -208,7 +208,6 @@ class RunPodProvider(Provider):
         private = project_key(self.settings)[0]
         return Machine(
             name=name or pod.name,
-            provider="runpod",
             root=self.settings.root,
             python=PYTHON,
             usd_per_hour=prices.stopped_disk(pod.volume_gb) if pod.is_stopped else pod.usd_per_hour,
