@@ -210,11 +210,8 @@ def parse_request(**typed: Any) -> Request:
         if values.get(name) in NOTHING[name]:
             del values[name]
     parsers = {each.name: each.metadata.get(PARSED_BY) for each in fields(Request)}
-    return Request(**{name: (parsers[name] or _as_is)(value) for name, value in values.items()}, given=given)
-
-
-def _as_is(value: Any) -> Any:
-    return value
+    parsed = {name: parser(value) if (parser := parsers[name]) else value for name, value in values.items()}
+    return Request(**parsed, given=given)
 
 
 def _with_overrides(values: dict[str, Any]) -> dict[str, Any]:

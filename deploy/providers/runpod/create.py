@@ -15,7 +15,7 @@ from deploy.errors import DeployError, NoMachine, WrongUse, command
 from deploy.providers import image
 from deploy.providers.runpod.api import ApiError, Cluster, Forbidden, Gone, Offer, Pod, Refused, Unclear, Unreachable
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, at_spot, choose
-from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, unlike_room
+from deploy.providers.runpod.messages import cannot_pull, no_candidate, unlike_room
 from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, of_family
@@ -112,7 +112,7 @@ class Making:
             except Unfit as unfit:
                 say(f"releasing {made}: {unfit.why}")
                 kind.end(made)
-                refusals.append(Refusal(str(candidate), first_words(unfit.why, unfit.evidence)))
+                refusals.append(Refusal(str(candidate), ": ".join([unfit.why, *unfit.evidence[-1:]])))
                 if unfit.everywhere:
                     bad_image = unfit
                     break
