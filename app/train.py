@@ -35,7 +35,7 @@ from app.runtime.dist import World
 from app.runtime.finite import NotFinite, noticed_together
 from app.runtime.folder import RunFolder
 from app.runtime.out_of_memory import OutOfMemory, step_fits
-from app.runtime.pace import Pace
+from app.runtime.pace import Pace, seconds_left
 from app.runtime.schedule import learning_rate
 from app.runtime.start import refuse_unfit_files
 from app.runtime.stop import Interrupted, Stop
@@ -191,9 +191,8 @@ def step(t: Training, micro_batches: Iterator[Batch], pace: Pace) -> None:
     taken = settle(t, pace)  # reporting its metrics makes the host wait anyway
     if taken or state.seen == t.rows:
         done = state.epoch * t.rows + state.seen
-        s_per_image = (time.monotonic() - t.started) / (done - t.first_image)  # of this process, mining included
-        left_s = s_per_image * (settings.epochs * t.rows - done)
-        t.track.event("step", state, lr=lr, **pace.report(t.here), seconds_left=left_s)
+        left = seconds_left(time.monotonic() - t.started, done - t.first_image, settings.epochs * t.rows - done)
+        t.track.event("step", state, lr=lr, **pace.report(t.here), seconds_left=left)
 
 
 def settle(t: Training, pace: Pace) -> bool:

@@ -40,3 +40,8 @@ class Pace:
 
     def epoch_loss(self, here: World) -> float | None:
         return float(mean(torch.stack(self.losses).mean(), here)) if self.losses else None
+
+
+def seconds_left(elapsed_s: float, done: int, left: int) -> float:
+    """Expected seconds for the `left` images of a run whose process did `done` in `elapsed_s`, mining included."""
+    return elapsed_s / done * left
