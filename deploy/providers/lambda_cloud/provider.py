@@ -213,7 +213,8 @@ class LambdaProvider(Provider):
                 made = self._seen(made, max(LOOK_S, limit_s - waited_s), is_new=is_new)
             if not made.is_alive or made.status == "unhealthy":
                 raise Unfit(f"it is {made.status}")
-            self._refuse_dear(made.type)
+            if dear := candidates.too_dear(self.options, made.type):
+                raise Unfit(f"it costs {dear}")
             if made.status == "active" and made.host and answers_ssh(made.host, self.options.port, PROBE_S):
                 break
             self.say(f"{made} is {made.status}: waiting for its SSH server, {waited_s:.0f} s")
@@ -280,10 +281,6 @@ class LambdaProvider(Provider):
         """The machines to request, in this order."""
         with self._words():
             return candidates.choose(self.options, self._types)
-
-    def _refuse_dear(self, kind: InstanceType) -> None:
-        if dear := candidates.too_dear(self.options, kind):
-            raise Unfit(f"it costs {dear}")
 
     # Calls
 
