@@ -17,40 +17,27 @@ from __future__ import annotations
 import glob
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from app.config import load, own_words
-from app.data.arrays import ENCODED, SIDE, array_in
+from app.config import Config, own_words
+from app.data.arrays import ENCODED, array_in
 from app.data.dataset import open_images
-from app.data.sources.photograph import FITS, load_faces
+from app.data.sources.photograph import load_faces
 from app.errors import Failed, WrongUse
 from app.evaluation.embedding import batch_size_for, embed_all
+from app.evaluation.weights import how_read, network_of, with_configs
 from app.files import atomic, make_folder, write_json
-from app.models import build_backbone
 from app.runtime import checkpoint, dist
 from app.runtime.command import answer
 from app.runtime.dist import World
-from app.runtime.folder import RunFolder
 from app.runtime.stop import Interrupted, Stop
-from app.runtime.weights import load_backbone
 
 OWN_WORDS = ("weights", "images", "out", "flip", "fit")
 CHUNK = 4096  # images in memory at once: 150 MB
-
-
-@dataclass(frozen=True)
-class Embeds:
-    """A network with what it takes."""
-
-    network: nn.Module
-    image_size: int
-    dim: int
-    batch_size: int
 
 
 def main(argv: list[str]) -> int:
@@ -77,27 +64,25 @@ def embed(argv: Sequence[str], here: World, stop: Stop) -> str:
     for key, example in (("weights", "model.onnx"), ("images", "images.npy"), ("out", "embeddings.npy")):
         if not given.get(key):
             raise WrongUse(f"{key}=… is missing; give one such as {key}={example}")
-    out, fit = Path(given["out"]), given.get("fit", "crop")
+    out = Path(given["out"])
     if out.suffix != ".npy":
         raise WrongUse(f"out={out} is not a name of an array; give one that ends in .npy, such as out=embeddings.npy")
-    if given.get("flip", "true") not in ("true", "false"):
-        raise WrongUse(f"flip={given['flip']} is neither true nor false; give flip=false, or leave it out")
-    if fit not in FITS:
-        raise WrongUse(f"fit={fit} is not known; give fit={'|'.join(FITS)}, or leave it out")
+    flip, fit = how_read(given)
     files = matching(given["images"])
-    weights, flip = Path(given["weights"]), given.get("flip") != "false"
-    embeds = network_of(weights, overrides)
+    weights = Path(given["weights"])
+    config = with_configs([weights], overrides)[weights]
+    network = network_of(weights, config)
     make_folder(out.absolute().parent, "out")
-    rows = [embedded(embeds, images, flip, here, stop) for images in chunks(files, fit)]
+    rows = [embedded(network, config, images, flip, here, stop) for images in chunks(files, fit)]
     found = np.concatenate(rows)
     if not np.isfinite(found).all():
         raise Failed(f"the embeddings of {int((~np.isfinite(found)).any(1).sum())} of {len(found)} are not finite")
     with atomic(out, found.nbytes, "the embeddings") as file:
         np.save(file, found)
     about = {"file": out.name, "weights": str(weights), "sha256": checkpoint.sha256(weights), "count": len(found)}
-    options = {"dim": embeds.dim, "flip": flip, "fit": fit, "images": [str(each) for each in files]}
+    options = {"dim": found.shape[1], "flip": flip, "fit": fit, "images": [str(each) for each in files]}
     write_json(out.with_suffix(".json"), {**about, **options})
-    return f"{len(found):,} embeddings of {embeds.dim} numbers: {out}"
+    return f"{len(found):,} embeddings of {found.shape[1]} numbers: {out}"
 
 
 def matching(patterns: str) -> list[Path]:
@@ -127,37 +112,17 @@ def chunks(files: list[Path], fit: str) -> Iterator[NDArray[np.uint8]]:
     yield from (load_faces(files[start : start + CHUNK], fit) for start in range(0, len(files), CHUNK))
 
 
-def network_of(weights: Path, overrides: Sequence[str]) -> Embeds:
-    """Build the network of a file and load its weights. Raises WrongUse and NotFinite."""
-    if weights.suffix == ".onnx":
-        from app.onnx.network import OnnxNetwork
-
-        onnx = OnnxNetwork(weights)
-        return Embeds(onnx, SIDE, onnx.embedding_dim, load(overrides).train.eval.batch_size)
-    run = RunFolder.with_weights(weights)
-    if run is not None:
-        config = load(overrides, base=run.config)
-    elif any(word.startswith("backbone=") for word in overrides):
-        config = load(overrides)
-    else:
-        raise WrongUse(
-            f"{weights} is not in a run's folder, so its backbone is unknown; add one such as backbone=iresnet50"
-        )
-    network = build_backbone(config.backbone)
-    load_backbone(weights, network)
-    shape = config.backbone
-    return Embeds(network, shape.image_size, shape.embedding_dim, config.train.eval.batch_size)
-
-
-def embedded(embeds: Embeds, images: NDArray[np.uint8], flip: bool, here: World, stop: Stop) -> NDArray[np.float32]:
+def embedded(
+    network: nn.Module, config: Config, images: NDArray[np.uint8], flip: bool, here: World, stop: Stop
+) -> NDArray[np.float32]:
     """Return embeddings [n, D] of images [n, 112, 112, 3], as app.evaluate computes them."""
     found, _ = embed_all(
-        embeds.network,
+        network,
         images,
         here,
-        image_size=embeds.image_size,
-        batch_size=batch_size_for(embeds.batch_size, here),
-        embedding_dim=embeds.dim,
+        image_size=config.backbone.image_size,
+        batch_size=batch_size_for(config.train.eval.batch_size, here),
+        embedding_dim=config.backbone.embedding_dim,
         flip=flip,
         interrupted=stop.asked.is_set,
     )

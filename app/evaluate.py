@@ -36,10 +36,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
-from app.config import BackboneConfig, Config, load, own_words
-from app.data.sources.photograph import FITS
+from app.config import Config, own_words
 from app.errors import Failed, WrongUse
 from app.evaluation import curve, results
 from app.evaluation.embedding import batch_size_for, embed_all, own_rows
@@ -47,8 +45,8 @@ from app.evaluation.gallery import open_gallery
 from app.evaluation.image_set import Faces, ImageSet, Streamed, decode
 from app.evaluation.results import Row
 from app.evaluation.sets import held_out, open_set
+from app.evaluation.weights import how_read, network_of, with_configs
 from app.files import make_folder, shown
-from app.models import build_backbone
 from app.report import facts, of_weights
 from app.runtime import checkpoint, dist
 from app.runtime.command import answer
@@ -56,7 +54,6 @@ from app.runtime.dist import ALONE, World
 from app.runtime.finite import NotFinite
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Interrupted, Stop
-from app.runtime.weights import load_backbone
 
 OWN_WORDS = ("weights", "sets", "gallery", "probes", "out", "flip", "fit")
 
@@ -94,11 +91,7 @@ def decide(argv: Sequence[str]) -> Request:
     given, overrides = own_words(argv, OWN_WORDS)
     if "weights" not in given:
         raise WrongUse("weights=… is missing; give files such as weights='runs/*/checkpoints/*.pt'")
-    if given.get("flip", "true") not in ("true", "false"):
-        raise WrongUse(f"flip={given['flip']} is neither true nor false; give flip=false, or leave it out")
-    fit = given.get("fit", "crop")
-    if fit not in FITS:
-        raise WrongUse(f"fit={fit} is not known; give fit={'|'.join(FITS)}, or leave it out")
+    flip, fit = how_read(given)
     files = matching("weights", given["weights"])
     folder = next((file for file in files if not file.is_file()), None)
     if folder is not None:
@@ -109,7 +102,7 @@ def decide(argv: Sequence[str]) -> Request:
     searched = [open_gallery(Path(gallery), probes_of(given), fit)] if (gallery := given.get("gallery")) else []
     sets, measured_on = choose_sets(given.get("sets"), weights, fit, searched)
     out = Path(given.get("out") or f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}")
-    return Request(weights, sets, measured_on, out.absolute(), given.get("flip") != "false", fit)
+    return Request(weights, sets, measured_on, out.absolute(), flip, fit)
 
 
 def probes_of(given: dict[str, str]) -> Path | None:
@@ -130,48 +123,6 @@ def matching(key: str, patterns: str) -> list[Path]:
 
 
 EXAMPLES = {"weights": "'runs/*/checkpoints/*.pt'", "sets": "lfw.bin"}
-
-
-def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, Config]:
-    """The configuration of each file of weights: its run's config.yaml or, outside a run, the overrides.
-
-    Raises WrongUse without both.
-    """
-    onnx = {file: config_of_onnx(file) for file in files if file.suffix == ".onnx"}
-    files = [file for file in files if file not in onnx]
-    runs = {file: run for file in files if (run := RunFolder.with_weights(file)) is not None}
-    bare = [file for file in files if file not in runs]
-    names_backbone = any(word.startswith("backbone=") for word in overrides)
-    if bare and not names_backbone:
-        raise WrongUse(
-            f"{bare[0]} is not in a run's folder, so its backbone is unknown; add one such as backbone=iresnet50"
-        )
-    # With published weights among the files, backbone overrides apply to those alone.
-    for_runs = [word for word in overrides if not (bare and word.startswith("backbone"))]
-    of_run = {run.path: load(for_runs, base=run.config) for run in runs.values()}
-    # Of their held-out people, none chose published weights.
-    of_bare = load(["train.eval.validation=none", *overrides]) if bare else Config()
-    return {**{file: of_bare if file in bare else of_run[runs[file].path] for file in files}, **onnx}
-
-
-def config_of_onnx(file: Path) -> Config:
-    """A configuration with the embedding size of an ONNX graph. Raises WrongUse for a graph that does not run."""
-    from app.onnx.network import OnnxNetwork
-
-    config = Config()
-    config.backbone = BackboneConfig(f"onnx:{file.name}", [], embedding_dim=OnnxNetwork(file).embedding_dim)
-    return config
-
-
-def network_of(file: Path, config: Config) -> nn.Module:
-    """Build the network of a file of weights and load them. Raises WrongUse and NotFinite."""
-    if file.suffix == ".onnx":
-        from app.onnx.network import OnnxNetwork
-
-        return OnnxNetwork(file)
-    network = build_backbone(config.backbone)
-    load_backbone(file, network)
-    return network
 
 
 def choose_sets(

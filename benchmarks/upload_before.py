@@ -32,7 +32,7 @@ except ImportError:
 from deploy.shell import open_shell
 host, port, user, key, host_key, root, source, notes = sys.argv[1:]
 address = Address(host, int(port), user, key, (host_key,))
-shell = open_shell(Machine("far", "ssh", PurePosixPath(root), sys.executable, address=address), Path(notes))
+shell = open_shell(Machine("far", PurePosixPath(root), sys.executable, address=address), Path(notes))
 shell.clock()
 wall, cpu = time.perf_counter(), time.process_time()
 transfer.push(shell, Path(source), PurePosixPath(root) / "uploaded")

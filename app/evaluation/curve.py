@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from app.evaluation.measures import Numbers
 from app.evaluation.protocols import ROC, Axes
 from app.files import atomic
 
-WIDTH, HEIGHT = 760, 560  # pixels
-LEFT, RIGHT, TOP, BOTTOM = 70, 24, 64, 60
-FINE = 3  # supersampling factor, for smooth lines
-PAPER, INK, FAINT = (250, 250, 248), (32, 33, 36), (220, 221, 224)
-COLOURS = ((31, 95, 168), (214, 88, 40), (46, 139, 87), (150, 78, 170), (190, 150, 20), (90, 90, 96))
+WIDTH, HEIGHT, PER_INCH = 760, 560, 100  # pixels
+LEFT, RIGHT, TOP, BOTTOM = 70, 24, 64, 60  # margins
+COLOURS = ("#1f5fa8", "#d65828", "#2e8b57", "#964eaa", "#be9614", "#5a5a60")
 POINTS = 600  # drawn per curve
 DASH = 12  # points per dash where curves coincide
-TOGETHER = 2  # curves closer than this many pixels coincide
+TOGETHER = 2 / (HEIGHT - TOP - BOTTOM)  # curves closer than this, two pixels, coincide
 
 
 def draw(
@@ -30,82 +28,57 @@ def draw(
 
     `left_out`: how many more there are.
     """
+    # Here: its import takes longer than all others of an evaluation.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # building its cache of fonts is no news
     shown = dict(list(curves.items())[: len(COLOURS)])
+    left_out += len(curves) - len(shown)
     lowest = min(float(far[far > 0].min()) for far, _ in shown.values())
     decades = max(1, min(6, math.ceil(-math.log10(lowest))))
-    picture = Image.new("RGB", (WIDTH * FINE, HEIGHT * FINE), PAPER)
-    pen = ImageDraw.Draw(picture)
-    _axes(pen, decades)
-    _lines(pen, [_places(far, tar, decades, lowest) for far, tar in shown.values()])
-    picture = picture.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
-    _words(ImageDraw.Draw(picture), title, list(shown), decades, len(curves) - len(shown) + left_out, axes)
-    with atomic(path) as file:
-        picture.save(file, "PNG")
+    rates = np.geomspace(max(lowest, 10.0**-decades), 1, POINTS)  # nothing is measured below one false accept
+    with rc_context({"text.parse_math": False, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(WIDTH / PER_INCH, HEIGHT / PER_INCH), dpi=PER_INCH)
+        size = 1 - (LEFT + RIGHT) / WIDTH, 1 - (TOP + BOTTOM) / HEIGHT
+        plot = figure.add_axes((LEFT / WIDTH, BOTTOM / HEIGHT, *size))
+        for curve, piece, values in _dashes([_at(rates, far, tar) for far, tar in shown.values()]):
+            plot.plot(rates[piece], values, color=COLOURS[curve], linewidth=1.5)
+        plot.set(xscale="log", xlim=(10.0**-decades, 1), ylim=(0, 1), xlabel=axes.x, ylabel=axes.y)
+        plot.set_title(title, loc="left")
+        plot.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+        plot.yaxis.set_major_formatter(PercentFormatter(1))
+        plot.grid(color="#dcdde0")
+        names = [*shown, *([f"and {left_out} more, not drawn"] if left_out else [])]
+        handles = [Line2D([], [], color=colour) for colour in (*COLOURS[: len(shown)], "none")[: len(names)]]
+        legend = plot.legend(handles, ["name"] * len(names), loc="lower right", frameon=False)
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(name)  # afterwards: a label that begins with _ is left out
+        with atomic(path) as file:
+            figure.savefig(file, format="png")
 
 
-def _x(far: float, decades: int) -> float:
-    return LEFT + (WIDTH - LEFT - RIGHT) * (1 + math.log10(far) / decades)
+def _at(rates: Numbers, far: Numbers, tar: Numbers) -> Numbers:
+    """Values of a step function: at each of the rates, the highest TAR at this FAR or below."""
+    return tar[np.maximum(np.searchsorted(far, rates * (1 + 1e-9), side="right") - 1, 0)]
 
 
-def _y(tar: float) -> float:
-    return TOP + (HEIGHT - TOP - BOTTOM) * (1 - tar)
-
-
-def _axes(pen: ImageDraw.ImageDraw, decades: int) -> None:
-    for power in range(decades + 1):
-        x = _x(10.0**-power, decades) * FINE
-        pen.line([(x, _y(1) * FINE), (x, _y(0) * FINE)], FAINT, FINE)
-    for tenth in range(0, 11, 2):
-        y = _y(tenth / 10) * FINE
-        pen.line([(LEFT * FINE, y), ((WIDTH - RIGHT) * FINE, y)], FAINT, FINE)
-
-
-def _places(far: Numbers, tar: Numbers, decades: int, lowest: float) -> list[tuple[float, float]]:
-    """Points of a step function: at each FAR from `lowest` on, the highest TAR at this FAR or below.
-
-    `lowest` is that of one false accept: nothing is measured below it.
-    """
-    rates = np.geomspace(max(lowest, 10.0**-decades), 1, POINTS)
-    accepted = tar[np.maximum(np.searchsorted(far, rates * (1 + 1e-9), side="right") - 1, 0)]
-    return [(_x(rate, decades) * FINE, _y(share) * FINE) for rate, share in zip(rates, accepted, strict=True)]
-
-
-def _lines(pen: ImageDraw.ImageDraw, curves: Sequence[Sequence[tuple[float, float]]]) -> None:
-    """Draw each curve in its colour; coinciding curves alternate as dashes, so that none hides another."""
+def _dashes(curves: Sequence[Numbers]) -> Iterator[tuple[int, slice, Numbers]]:
+    """Yield the curve's number, place and values of each piece. Curves that coincide alternate: none hides another."""
     for start in range(0, POINTS - 1, DASH):
-        pieces = [curve[start : start + DASH + 1] for curve in curves]
-        for together in _groups(pieces):
+        piece = slice(start, start + DASH + 1)
+        for together in _groups([curve[piece] for curve in curves]):
             number = together[start // DASH % len(together)]
-            pen.line(pieces[number], COLOURS[number], 2 * FINE, joint="curve")
+            yield number, piece, curves[number][piece]
 
 
-def _groups(pieces: Sequence[Sequence[tuple[float, float]]]) -> list[list[int]]:
+def _groups(pieces: Sequence[Numbers]) -> list[list[int]]:
     """Group the curves that coincide, directly or through others; each curve is in one group."""
     groups: list[list[int]] = []
     for number, piece in enumerate(pieces):
-        touched = [group for group in groups if any(_coincide(piece, pieces[other]) for other in group)]
+        touched = [group for group in groups if any(np.abs(piece - pieces[each]).max() < TOGETHER for each in group)]
         joined = sorted([number, *(other for group in touched for other in group)])
         groups = [*(group for group in groups if group not in touched), joined]
     return groups
-
-
-def _coincide(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> bool:
-    return all(abs(a[1] - b[1]) < TOGETHER * FINE for a, b in zip(one, other, strict=True))
-
-
-def _words(pen: ImageDraw.ImageDraw, title: str, names: list[str], decades: int, left_out: int, axes: Axes) -> None:
-    plain, small = ImageFont.load_default(15), ImageFont.load_default(12)
-    pen.text((LEFT, 22), title, INK, plain, anchor="lm")
-    for power in range(decades + 1):
-        label = f"1e-{power}" if power else "1"
-        pen.text((_x(10.0**-power, decades), _y(0) + 8), label, INK, small, anchor="mt")
-    for tenth in range(0, 11, 2):
-        pen.text((LEFT - 8, _y(tenth / 10)), f"{tenth * 10} %", INK, small, anchor="rm")
-    pen.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16), axes.x, INK, small, anchor="mm")
-    pen.text((LEFT, TOP - 8), axes.y, INK, small, anchor="ls")
-    lines = [*names, *([f"and {left_out} more, not drawn"] if left_out else [])]
-    for number, line in enumerate(lines):
-        y = _y(0) - 16 - 18 * (len(lines) - 1 - number)
-        if number < len(names):
-            pen.line([(WIDTH - RIGHT - 34, y), (WIDTH - RIGHT - 12, y)], COLOURS[number], 3)
-        pen.text((WIDTH - RIGHT - 42, y), line, INK, small, anchor="rm")

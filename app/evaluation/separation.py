@@ -7,8 +7,6 @@ Letters: N images, P pairs, K people, R resamples.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.shards import Images
+from app.data.sources.photograph import jpeg_of
 from app.evaluation import measures
 from app.evaluation.measures import Numbers
 from app.evaluation.verification import Pairs
@@ -26,7 +25,6 @@ LEAST_PEOPLE = 5  # fewer resample to too few different people for an interval
 SEED = 0  # fixed, so that all embeddings are measured on the same resampled people
 CURVE_POINTS, BINS, HARDEST = 160, 64, 8
 CANDIDATES = 4000  # pairs among which the hardest are chosen, so that each image is shown once
-JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,8 @@ def hardest(scored: Scored, pairs: Pairs, images: Images, rows: NDArray[np.int64
             {
                 "cosine": float(scored.score[pair]),
                 "wrong": bool((scored.score[pair] >= scored.threshold) != pairs.same[pair]),
-                "left": picture(images[rows[pairs.left[pair]]]),
-                "right": picture(images[rows[pairs.right[pair]]]),
+                "left": jpeg_of(images[rows[pairs.left[pair]]]),
+                "right": jpeg_of(images[rows[pairs.right[pair]]]),
             }
             for pair in _first_unlike(np.flatnonzero(among), rank[among], pairs)
         ]
@@ -159,15 +157,6 @@ def _first_unlike(places: NDArray[np.int64], rank: NDArray[np.float32], pairs: P
         if len(found) == HARDEST:
             break
     return found
-
-
-def picture(image: NDArray[np.uint8]) -> str:
-    """An image [112, 112, 3] as JPEG in base64."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(np.asarray(image)).save(file, "JPEG", quality=JPEG_QUALITY)
-    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def document(

@@ -1,4 +1,4 @@
-"""Draw the plots of a report as SVG that takes its colours from the page. The only module that imports matplotlib.
+"""Draw the plots of a report as SVG that takes its colours from the page.
 
 A plot contains no text of the run: names are in the page, where they are escaped.
 """
@@ -128,17 +128,17 @@ def histogram(
     return _svg(fill, label, height=HEIGHT * 0.76)
 
 
-def bars(label: str, names: Sequence[str], heights: Sequence[float], x_label: str) -> str:
-    """Draw counts as bars."""
+def cluster_sizes(names: Sequence[str], heights: Sequence[float]) -> str:
+    """Draw how many clusters have each size, as bars."""
 
     def fill(axes: Axes) -> None:
         axes.bar(range(len(names)), heights, color=TRAINED, width=0.75)
         axes.set_xticks(range(len(names)), names)
         axes.grid(axis="x", visible=False)
-        axes.set_xlabel(x_label)
+        axes.set_xlabel("images in a cluster")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
-    return _svg(fill, label)
+    return _svg(fill, "Clusters by size")
 
 
 def _set(axis: Any, scale: Callable[[str], Any], limit: Callable[..., Any], wanted: Axis) -> None:

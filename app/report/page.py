@@ -1,4 +1,4 @@
-"""Put a run's facts into the page. The only module that imports Jinja2, which escapes everything that is not a plot."""
+"""Put a run's facts into the page with Jinja2, which escapes everything that is not a plot."""
 
 from __future__ import annotations
 

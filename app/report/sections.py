@@ -296,9 +296,7 @@ def clusters(facts: Facts) -> dict[str, Any] | None:
     return {
         "svg": charts.draw(chart) if lines else "",
         "legend": [(colours[key], key) for key in shown],
-        "sizes": charts.bars("Clusters by size", list(known), list(known.values()), "images in a cluster")
-        if known
-        else "",
+        "sizes": charts.cluster_sizes(list(known), list(known.values())) if known else "",
         "rows": rows,
         "more": max(len(mined) - 12, 0),
     }

@@ -49,10 +49,7 @@ def free_ram(at: Reach, screen: Screen, *, anyway: bool) -> list[dict[str, Any]]
             continue
         if found:
             told.append(_tell(at, host, found, screen))
-    for failure in failures[1:]:
-        screen.complain(f"error: {failure.message}")
-    if failures:
-        raise failures[0]
+    screen.raise_first(failures)
     return told
 
 

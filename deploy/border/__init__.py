@@ -38,7 +38,6 @@ from deploy.border.history import read_settings as read_settings
 from deploy.border.pages import REPORT_BEGINS as REPORT_BEGINS
 from deploy.border.pages import is_report as is_report
 from deploy.border.pages import verdict as verdict
-from deploy.border.places import CHECKPOINT as CHECKPOINT
 from deploy.border.places import CURVES as CURVES
 from deploy.border.places import PICTURE as PICTURE
 from deploy.border.places import RESULT as RESULT
@@ -67,3 +66,4 @@ from deploy.border.values import text as text
 from deploy.border.values import unix_time as unix_time
 from deploy.border.values import user_name as user_name
 from deploy.border.values import whole as whole
+from deploy.pod.base.checkpoints import CHECKPOINT as CHECKPOINT

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.border.places import CHECKPOINT, Name
+from deploy.border.places import Name
 from deploy.border.values import (
     LISTED_MOST,
     dollars,
@@ -26,6 +26,7 @@ from deploy.border.values import (
 )
 from deploy.errors import BadAnswer
 from deploy.pod.agent.frames import HEAD_BYTES
+from deploy.pod.base.checkpoints import CHECKPOINT
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES
 from deploy.pod.base.text import visible
 

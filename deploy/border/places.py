@@ -10,7 +10,6 @@ from deploy.border.values import shown
 from deploy.errors import BadAnswer, WrongUse
 
 NAME_CHARACTERS = 120
-CHECKPOINT = re.compile(r"epoch_[A-Za-z0-9_-]{1,60}\.pt")
 PICTURE = re.compile(r"[^/\\]{1,100}\.png")
 CURVES = re.compile(r"events\.out\.tfevents\.[^/\\]{1,100}")  # of TensorBoard
 RESULT = re.compile(r"[^/\\]{1,100}\.(npy|json|png)")  # of `mine` and `evaluate`

@@ -58,8 +58,7 @@ def prepare(
             words += [f"out={place}"]
             words += [f"{key}={Path(file).absolute()}" for key, file in given.items()]
             as_json = ["json=true"] if screen.as_json else []
-            argv = [sys.executable, "-m", "app.prepare", *words, *more, *as_json]
-            return LocalShell().foreground(argv, cwd=project, env=_flags(flags.PREPARE))
+            return _here(project, "app.prepare", [*words, *more, *as_json], flags.PREPARE)
         with acquired(at, f"{family_name(at.settings)}prepare-{secrets.token_hex(3)}", screen, Stopwatch()) as machine:
             shell = at.shell(machine)
             machine, folder = ready_code(at.settings, machine, shell, screen, 1, None)
@@ -79,7 +78,7 @@ def data(project: Path, path: str | None, screen: Screen, *, verify: bool) -> in
     place = Path(path).absolute() if path else project / "data" / "orl"
     words = [f"data={place}", *(["verify=true"] if verify else [])]
     words += ["json=true"] if screen.as_json else []
-    return LocalShell().foreground([sys.executable, "-m", "app.data", *words], cwd=project, env=_flags(flags.DATA))
+    return _here(project, "app.data", words, flags.DATA)
 
 
 def evaluate(
@@ -104,9 +103,7 @@ def evaluate(
         places = {"sets": sets, "gallery": gallery, "probes": probes}
         words += [*(f"{key}={_from_here(project, place)}" for key, place in places.items() if place), *overrides]
         words += [f"out={Path(out).absolute()}"] if out else []
-        return LocalShell().foreground(
-            [sys.executable, "-m", "app.evaluate", *words], cwd=project, env=_flags(flags.EVALUATE)
-        )
+        return _here(project, "app.evaluate", words, flags.EVALUATE)
     with session.run(project, target, run_id) as reached:
         checkpoint = _checkpoint(reached, which or "latest", screen)
         chosen = reached.folder.checkpoints / (checkpoint["file"] if which else "*.pt")
@@ -172,8 +169,7 @@ def _checkpoint(reached: Reached, which: str, screen: Screen) -> dict[str, Any]:
 def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen: Screen) -> int:
     """Run `python -m module *words out=…` with the run's code and environment. Results end up at `out` here."""
     if reached.machine is None or reached.machine.is_here:
-        argv = [sys.executable, "-m", module, *words, f"out={out}"]
-        return LocalShell().foreground(argv, cwd=reached.settings.project, env=_flags(flags.EVALUATE))
+        return _here(reached.settings.project, module, [*words, f"out={out}"], flags.EVALUATE)
     plan = reached.read_plan()
     there = reached.folder.path / "results" / out.name
     argv = [plan["argv"][0], "-m", module, *words, f"out={there}"]
@@ -190,9 +186,10 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
     return 0
 
 
-def _flags(of_command: Sequence[flags.Flag]) -> dict[str, str]:
-    """Tell the app which of its options the user typed as flags, so that its errors name the flags."""
-    return {FLAGS: " ".join(flag.name.replace("-", "_") for flag in of_command)}
+def _here(project: Path, module: str, words: Sequence[str], of_command: Sequence[flags.Flag]) -> int:
+    """Run a command of the app on this computer. It is told which options are flags, so that its errors name those."""
+    names = " ".join(flag.name.replace("-", "_") for flag in of_command)
+    return LocalShell().foreground([sys.executable, "-m", module, *words], cwd=project, env={FLAGS: names})
 
 
 def _from_here(project: Path, files: str) -> str:

@@ -78,7 +78,8 @@ def _examine(project: Path, record: Record) -> Doomed:
     """Find what is deleted with a run. Raises WrongUse for a run that must be kept."""
     home = place(project / "runs", record.run_id, what="run.json").path
     local = _checkpoints_of(LocalShell(), RunFolder(home))
-    if not _costs(project, record) and record.state in FINAL_STATES and not _has_target(project, record):
+    has_target = any(file.name == record.target for file in targets.every(project))
+    if not _costs(project, record) and record.state in FINAL_STATES and not has_target:
         lost = tuple(sorted(local.values()))
         return _doomed(record, (home,), lost, [f"target '{record.target}' no longer exists"])
     with session.target(project, record.target) as at:
@@ -109,10 +110,6 @@ def _costs(project: Path, record: Record) -> bool:
     """Whether a machine of the run has cost money or was planned to."""
     plan = runs.carried_out(project / "runs", record.run_id)
     return bool(plan.get("usd_per_hour") or record.spend_usd)
-
-
-def _has_target(project: Path, record: Record) -> bool:
-    return any(file.name == record.target for file in targets.every(project))
 
 
 def _refuse_billed(at: Reach, record: Record) -> None:

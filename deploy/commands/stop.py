@@ -89,10 +89,7 @@ def down(
                     at.forget(machine.name)
                     screen.say(f"released {machine.name}" + (f" after ${bill.usd:.2f}" if bill.usd else ""))
                     gone.append(bill.to_json())
-    for failure in failures[1:]:
-        screen.complain(f"error: {failure.message}")
-    if failures:
-        raise failures[0]
+    screen.raise_first(failures)
     if not gone:
         if not wide:
             gone = _free_host(project, named, situation, screen, anyway=anyway)

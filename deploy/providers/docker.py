@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -154,7 +154,7 @@ class DockerProvider(Provider):
                 labels={LABEL + key: value for key, value in labels.items()},
                 environment={"PUBLIC_KEY": project_key(self.settings)[1]},
                 # The engine chooses the port. Only a remote engine exposes it to its whole network.
-                ports={SSH_PORT: ("0.0.0.0" if self._is_remote() else "127.0.0.1", None)},  # noqa: S104
+                ports={SSH_PORT: ("0.0.0.0" if self._engine_host() else "127.0.0.1", None)},  # noqa: S104
                 shm_size=int(self.options.shm_gib * gib),
                 mem_limit=int(memory * gib) if memory else None,
                 nano_cpus=int(self.options.cpus * 1e9) if self.options.cpus else None,
@@ -222,31 +222,28 @@ class DockerProvider(Provider):
 
     def _when_it_answers(self, container: Container) -> Machine:
         """Wait for the SSH banner. Raises NoMachine after READY_S, or at once when the container failed to start."""
-        machine: Machine | None = None
-
-        def answers() -> bool:
-            nonlocal machine
+        until = time.monotonic() + READY_S
+        while True:
             container.reload()
             log = _log(container)
+            last, more = log.splitlines()[-8:], f"docker logs {container.name}"
             if BAD_START in log or container.status not in ("running", "created", "restarting"):
-                raise NoMachine(
-                    f"the container {container.name} failed to start", evidence=log.splitlines()[-8:],
-                    next_command=f"docker logs {container.name}",
-                )  # fmt: skip
+                raise NoMachine(f"the container {container.name} failed to start", evidence=last, next_command=more)
             machine = self._machine(container, log)
             at = machine.address
+            assert at is not None
             # A published port accepts connections before anything listens behind it.
-            return bool(at and at.host_keys and at.port and answers_ssh(at.host, at.port, PROBE_S))
-
-        if not _becomes_true(answers, READY_S) or machine is None:
-            where = f"{machine.address.host}:{machine.address.port}" if machine and machine.address else "nowhere"
-            raise NoMachine(
-                f"the container {container.name} runs, but no SSH server answers at {where} within {READY_S:g} s; for "
-                "a remote engine, set ssh_host: in conf/deploy to the host that exposes its ports",
-                evidence=_log(container).splitlines()[-8:],
-                next_command=f"docker logs {container.name}",
-            )
-        return machine
+            if at.host_keys and at.port and answers_ssh(at.host, at.port, PROBE_S):
+                return machine
+            if time.monotonic() > until:
+                raise NoMachine(
+                    f"the container {container.name} runs, but no SSH server answers at {at.host}:{at.port} within "
+                    f"{READY_S:g} s; for a remote engine, set ssh_host: in conf/deploy to the host that exposes its "
+                    "ports",
+                    evidence=last,
+                    next_command=more,
+                )
+            time.sleep(0.1)
 
     def _machine(self, container: Container, log: str | None = None) -> Machine:
         """Describe a container as a machine. Its host keys come from its log: the engine is trusted already."""
@@ -264,7 +261,6 @@ class DockerProvider(Provider):
         environment = dict(entry.partition("=")[::2] for entry in container.attrs["Config"].get("Env") or [])
         return Machine(
             name=str(container.name),
-            provider="docker",
             root=PurePosixPath(container.labels.get(LABEL + "root") or str(self.settings.root)),
             python=environment.get("SNIPERFACE_PYTHON", PYTHON),
             address=address,
@@ -282,7 +278,7 @@ class DockerProvider(Provider):
             about = container.attrs
             name = str(about.get("Name") or "").lstrip("/") or str(container.id)
             root = PurePosixPath(str(self.settings.root))
-            return Machine(name, "docker", root, PYTHON, address=Address(""), id=str(container.id), fault=error.message)
+            return Machine(name, root, PYTHON, address=Address(""), id=str(container.id), fault=error.message)
 
     def _remove(self, container: Container) -> None:
         """Remove a container and its anonymous volumes. It is stopped first, so that a job can write a checkpoint."""
@@ -307,9 +303,6 @@ class DockerProvider(Provider):
             if not network.containers:
                 with contextlib.suppress(APIError):  # a container is joining it, or another command removed it
                     network.remove()
-
-    def _is_remote(self) -> bool:
-        return self._engine_host() is not None
 
     def _ssh_host(self) -> str:
         return self.options.ssh_host or self._engine_host() or "127.0.0.1"
@@ -336,15 +329,6 @@ def _log(container: Container) -> str:
         return str(container.logs(since=since, until=started + READY_S).decode("utf-8", errors="replace"))
     except APIError:  # just removed, or its log driver keeps no readable log
         return ""
-
-
-def _becomes_true(condition: Callable[[], bool], limit_s: float) -> bool:
-    limit = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > limit:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def _seconds(text: str) -> float:

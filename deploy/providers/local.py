@@ -34,4 +34,4 @@ class LocalProvider(Existing, Provider):
         return self._machine(name, root) if Path(root).is_dir() else None
 
     def _machine(self, name: str, root: PurePath) -> Machine:
-        return Machine(name=name, provider="local", root=root, python=sys.executable)
+        return Machine(name=name, root=root, python=sys.executable)

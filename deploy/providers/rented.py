@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from deploy.errors import NoMachine, command
+from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 
 
 class Listed(Protocol):
@@ -60,6 +61,16 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def polls(self, limit_s: float) -> Iterator[float]:
+        """Yield the seconds waited so far, at once and after each pause. Ends if the next one would end too late."""
+        began = self.now()
+        yield 0.0
+        for pause_s in endless(MACHINE_POLLS_S):
+            if self.now() - began + pause_s > limit_s:
+                return
+            self.sleep(pause_s)
+            yield self.now() - began
 
 
 def answers_ssh(host: str, port: int, limit_s: float) -> bool:

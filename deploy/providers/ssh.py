@@ -28,7 +28,6 @@ class SshProvider(Existing, Provider):
         user, host, port = parts(options.hosts[node_of(name)] if options.hosts else options.host)
         return Machine(
             name=name,
-            provider="ssh",
             root=self.settings.root,
             python=options.python,
             address=Address(

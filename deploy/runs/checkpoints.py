@@ -9,12 +9,11 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, WrongUse, command
-from deploy.pod.base.checkpoints import age
+from deploy.pod.base.checkpoints import CHECKPOINT, age
 from deploy.pod.base.folder import RunFolder
 from deploy.shell import LocalShell, Shell
 
 VALIDATION, HELD_OUT = "validation people", "held-out people"  # the measures of `--which best`, or a set's name
-NOTE = re.compile(r"epoch_[A-Za-z0-9_-]{1,60}\.json")
 
 
 def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
@@ -24,8 +23,9 @@ def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
     """
     names = shell.listdir(folder.checkpoints)
     notes, wrong = [], []
-    for name in names:
-        if not NOTE.fullmatch(name) or f"{name[:-5]}.pt" not in names:
+    for file in filter(CHECKPOINT.fullmatch, names):
+        name = f"{file[:-3]}.json"
+        if name not in names:
             continue
         what = f"{shell.name}: {name} of run {folder.run_id}"
         try:
@@ -36,7 +36,7 @@ def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
         except BadAnswer as error:
             wrong.append(error)
             continue
-        if note["file"] == f"{name[:-5]}.pt":
+        if note["file"] == file:
             notes.append(note)
     if wrong and not notes:
         raise wrong[0]

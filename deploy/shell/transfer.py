@@ -41,7 +41,7 @@ def fetch(
     """
     here, destination = LocalShell(), place.path
     if isinstance(shell, LocalShell):
-        _copy_here(shell, source, here, destination, sha256=sha256, progress=progress)
+        _copy_here(shell, source, destination, sha256, progress)
         return
     if sha256 and here.size(destination) is not None and here.sha256(destination) == sha256:
         return
@@ -102,7 +102,7 @@ def push(
     """Upload a file. Otherwise as `fetch`. Raises StepFailed if the file changes, or if it does not match `sha256`."""
     here = LocalShell()
     if isinstance(shell, LocalShell):
-        _copy_here(here, source, shell, destination, sha256=sha256, progress=progress)
+        _copy_here(shell, source, destination, sha256, progress)
         return
     total = _size(here, source)
     if total <= SMALL_BYTES:
@@ -200,42 +200,33 @@ def _unstable(part: PurePath) -> StepFailed:
 
 
 def _copy_here(
-    origin: Shell,
-    source: PurePath,
-    place: Shell,
-    destination: PurePath,
-    *,
-    sha256: str | None = None,
-    progress: Progress = no_progress,
+    here: LocalShell, source: PurePath, destination: PurePath, sha256: str | None, progress: Progress
 ) -> None:
     """Copy a file on this computer."""
-    wanted = sha256 or origin.sha256(source)
-    if place.size(destination) == origin.size(source) and place.sha256(destination) == wanted:
+    wanted = sha256 or here.sha256(source)
+    if here.size(destination) == here.size(source) and here.sha256(destination) == wanted:
         return
     part = _part(destination, wanted)
     for _ in range(2):  # from the start if another process changed the part
-        _copy_ranges(origin, source, place, part, progress)
-        if place.sha256(part) == wanted:
-            place.replace(part, destination)
+        _copy_ranges(here, source, part, progress)
+        if here.sha256(part) == wanted:
+            here.replace(part, destination)
             return
-        place.remove(part)
+        here.remove(part)
     raise _wrong(source, wanted)
 
 
-def _copy_ranges(origin: Shell, source: PurePath, place: Shell, part: PurePath, progress: Progress) -> None:
-    total = origin.size(source)
-    if total is None:
-        raise StepFailed(f"{source} no longer exists")
-    done = place.size(part)
+def _copy_ranges(here: LocalShell, source: PurePath, part: PurePath, progress: Progress) -> None:
+    total, done = _size(here, source), here.size(part)
     if done is None or done > total:
-        place.remove(part)
-        place.write_at(part, 0, b"")
+        here.remove(part)
+        here.write_at(part, 0, b"")
         done = 0
     while done < total:
-        chunk = origin.read(source, done, min(CHUNK_BYTES, total - done))
+        chunk = here.read(source, done, min(CHUNK_BYTES, total - done))
         if not chunk:
             raise StepFailed(f"{source} became shorter while it was copied")
-        place.write_at(part, done, chunk)
+        here.write_at(part, done, chunk)
         done += len(chunk)
         progress(done, total)
 

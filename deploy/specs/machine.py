@@ -74,7 +74,6 @@ class Machine:
     """A provisioned machine: how to reach it, its folders, and its price."""
 
     name: str
-    provider: str
     root: PurePath  # absolute, in the machine's own path type
     python: str  # the Python of the training environment, on the machine
     usd_per_hour: float = 0.0

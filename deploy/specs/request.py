@@ -49,12 +49,17 @@ NOTHING = {"data": ("null", ""), "labels": ("null", ""), "resume": ("",)}  # tex
 ENV_DECIDED_HERE = ("PATH", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONUNBUFFERED", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
+def _number(text: str) -> float:
+    """The number that a text is, NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def parse_fraction(text: str) -> float:
     """Validate a share of the data. Raises WrongUse."""
-    try:
-        fraction = float(text)
-    except ValueError:
-        fraction = math.nan
+    fraction = _number(text)
     if not 0 < fraction <= 1:
         raise WrongUse(f"--fraction {text} is not a share of the data: give a number above 0 and up to 1, such as 0.01")
     return fraction
@@ -210,11 +215,8 @@ def parse_request(**typed: Any) -> Request:
         if values.get(name) in NOTHING[name]:
             del values[name]
     parsers = {each.name: each.metadata.get(PARSED_BY) for each in fields(Request)}
-    return Request(**{name: (parsers[name] or _as_is)(value) for name, value in values.items()}, given=given)
-
-
-def _as_is(value: Any) -> Any:
-    return value
+    parsed = {name: parser(value) if (parser := parsers[name]) else value for name, value in values.items()}
+    return Request(**parsed, given=given)
 
 
 def _with_overrides(values: dict[str, Any]) -> dict[str, Any]:
@@ -253,10 +255,7 @@ def parse_dollars(text: str | None) -> float | None:
     """Validate an amount of money. Raises WrongUse."""
     if text is None:
         return None
-    try:
-        dollars = float(text)
-    except ValueError:
-        dollars = math.nan
+    dollars = _number(text)
     if not 0 < dollars < math.inf:
         raise WrongUse(f"--max-usd {text} is not an amount of money: give a number above 0, such as 20")
     return dollars

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from deploy import border
 from deploy.border import Name, Place, chosen, place
 from deploy.pod.base.folder import private_folder
-from deploy.pod.base.lock import Busy, Lock
+from deploy.pod.base.lock import Lock
 from deploy.runs import checkpoints, watchdog
 from deploy.runs.session import Reached
 from deploy.shell import LocalShell, transfer
@@ -95,19 +93,10 @@ def verdict(reached: Reached) -> str | None:
     return border.verdict(Path(path)) if path else None
 
 
-@contextlib.contextmanager
-def _one_at_a_time(settings: Settings) -> Iterator[None]:
+def _one_at_a_time(settings: Settings) -> Lock:
     """Lock downloads of a target: a following `train`, and `stop` in another terminal, may download the same run."""
     private_folder(settings.notes)
-    lock = Lock(settings.project / ".sniperface" / f"home-{settings.target.name}.lock", {"for": "downloads"})
-    while True:
-        try:
-            lock.acquire()
-            break
-        except Busy:  # held by a living process: the system frees the lock when it ends
-            time.sleep(0.1)
-    with lock:
-        yield
+    return Lock(settings.notes / f"home-{settings.target.name}.lock", {"for": "downloads"}).wait(0.1)
 
 
 def _destination(to: str, file: Name) -> Place:

@@ -125,6 +125,13 @@ class Screen:
         lines += [f"next: {error.next_command}"] if error.next_command else []
         print("\n".join(lines), file=sys.stderr, flush=True)
 
+    def raise_first(self, failures: Sequence[DeployError]) -> None:
+        """Raise the first failure, if there is one, after the others are printed."""
+        for failure in failures[1:]:
+            self.complain(f"error: {failure.message}")
+        if failures:
+            raise failures[0]
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Print a table on a terminal; elsewhere aligned lines without wrapping, for logs and pipes."""
         cells = [[visible(_cell(value), newlines=False) for value in row] for row in rows]

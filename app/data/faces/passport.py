@@ -69,8 +69,8 @@ def passport(rows: Sequence[Row], images: Images) -> Passport:
     counts = Counter(row.person for row in rows if row.image is not None)
     kept = [place for place, row in enumerate(rows) if row.image is not None]
 
-    def those(test: Callable[[Examined], bool], among: Sequence[int] = kept) -> list[list[int]]:
-        return [[place] for place in among if test(rows[place].examined)]
+    def those(test: Callable[[Examined], bool]) -> list[list[int]]:
+        return [[place] for place in kept if test(rows[place].examined)]
 
     groups = [[row_of[image] for image in group] for group in duplicates(images, hashes)]
     across = [group for group in groups if len({rows[place].person for place in group}) > 1]

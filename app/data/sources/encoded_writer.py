@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +34,9 @@ from app.data.sources.writer import (
     Decode,
     Progress,
     Unfinished,
-    Unreadable,
     bad_images,
     hash_of,
+    make_missing,
 )
 from app.errors import WrongUse
 from app.files import atomic, replace, settle
@@ -62,26 +63,13 @@ def write_encoded(
     """
     unfinished = UnfinishedEncoded(Unfinished.of(source, out, block_rows), folder_of(out))
     made, joined = unfinished.resume()
-    progress(sum(unfinished.of.rows_of(block) for block in made))
-    missing = [block for block in range(unfinished.of.blocks) if block not in made]
-    bad: list[BadImage] = []
-    with (
-        unfinished.of.notes.open("a", encoding="utf-8") as notes,
-        closing(_make(source, unfinished, missing, workers)) as making,
-    ):
-        for block, (hashes, unreadable) in making:
-            bad += unreadable
-            if not unreadable:
-                made[block] = hashes
-                notes.write(unfinished.of.note(block, *hashes))
-                notes.flush()
-                joined = unfinished.join(made, joined)
-            progress(unfinished.of.rows_of(block))
-    if bad:
-        if not made:
-            unfinished.forget()
-        raise Unreadable(bad)
-    joined = unfinished.join(made, joined)
+
+    def join() -> None:
+        nonlocal joined
+        joined = unfinished.join(made, joined)
+
+    make_missing(unfinished.of, made, partial(_make, source, unfinished, workers), progress, unfinished.forget, join)
+    join()
     assert joined == unfinished.of.blocks
     lengths = [np.load(unfinished.lengths(block)) for block in range(joined)]
     with atomic(out.with_name(OFFSETS)) as file:
@@ -165,7 +153,7 @@ class UnfinishedEncoded:
 
 
 def _make(
-    source: Source, unfinished: UnfinishedEncoded, blocks: list[int], workers: int
+    source: Source, unfinished: UnfinishedEncoded, workers: int, blocks: list[int]
 ) -> Generator[tuple[int, tuple[Made, list[BadImage]]]]:
     def task(block: int) -> tuple[Path, Path, int, Sequence[Any], Decode, Stored | None]:
         start = block * unfinished.of.block_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import warnings
@@ -47,6 +48,7 @@ HEAD_BYTES = 12
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 SIDEWAYS = (5, 6, 7, 8)  # values that exchange width and height
 PAPER = (255, 255, 255, 255)  # behind transparent pixels
+JPEG_QUALITY = 85  # of pictures in a page
 FITS = {
     "crop": "the largest centred square",
     "squash": "the whole image, its sides scaled separately",
@@ -178,6 +180,13 @@ def lossless(image: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "WEBP", lossless=True, method=0, quality=0)
     return file.getvalue()
+
+
+def jpeg_of(image: NDArray[np.uint8]) -> str:
+    """An image [H, W, 3] as JPEG in base64, to be shown in a page."""
+    made = io.BytesIO()
+    Image.fromarray(image).save(made, "JPEG", quality=JPEG_QUALITY)
+    return base64.b64encode(made.getvalue()).decode("ascii")
 
 
 def outline(file: Path | bytes) -> tuple[tuple[int, int], bool]:

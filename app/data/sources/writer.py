@@ -13,8 +13,9 @@ import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,8 @@ class Unreadable(WrongUse):
         return "\n".join([*lines, f"{len(bad)} images cannot be read; leave them out with unreadable=skip"])
 
 
-Written = tuple[str, list[BadImage]]  # sha256 of a block, and its bad images
+Hashes = TypeVar("Hashes", bound=tuple[str, ...])  # of a block
+Written = tuple[tuple[str], list[BadImage]]  # sha256 of a block, and its bad images
 
 
 def write_images(
@@ -76,27 +78,40 @@ def write_images(
     blocks. Raises OSError if the disk fails.
     """
     unfinished = Unfinished.of(source, out, block_rows)
-    hashes = unfinished.resume()
-    progress(sum(unfinished.rows_of(block) for block in hashes))
-    missing = [block for block in range(unfinished.blocks) if block not in hashes]
+    made = unfinished.resume()
+    make_missing(unfinished, made, partial(_make, source, unfinished, workers), progress, unfinished.forget)
+    settle(unfinished.path, out)
+    return [made[block][0] for block in range(unfinished.blocks)]
+
+
+def make_missing(
+    unfinished: Unfinished,
+    made: dict[int, Hashes],
+    make: Callable[[list[int]], Generator[tuple[int, tuple[Hashes, list[BadImage]]]]],
+    progress: Progress,
+    forget: Callable[[], None],
+    then: Callable[[], None] = lambda: None,
+) -> None:
+    """Make the blocks that are not in `made`: add each to it, note it on disk, and call `then`.
+
+    Raises Unreadable after all of them, and calls `forget` before if no block is made.
+    """
+    progress(sum(unfinished.rows_of(block) for block in made))
+    missing = [block for block in range(unfinished.blocks) if block not in made]
     bad: list[BadImage] = []
-    with (
-        unfinished.notes.open("a", encoding="utf-8") as notes,
-        closing(_make(source, unfinished, missing, workers)) as made,
-    ):
-        for block, (sha256, unreadable) in made:
+    with unfinished.notes.open("a", encoding="utf-8") as notes, closing(make(missing)) as making:
+        for block, (hashes, unreadable) in making:
             bad += unreadable
             if not unreadable:
-                hashes[block] = sha256
-                notes.write(unfinished.note(block, sha256))
+                made[block] = hashes
+                notes.write(unfinished.note(block, *hashes))
                 notes.flush()
+                then()
             progress(unfinished.rows_of(block))
     if bad:
-        if not hashes:
-            unfinished.forget()
+        if not made:
+            forget()
         raise Unreadable(bad)
-    settle(unfinished.path, out)
-    return [hashes[block] for block in range(unfinished.blocks)]
 
 
 def begun(out: Path) -> bool:
@@ -169,7 +184,7 @@ class Unfinished:
     def offset(self, block: int) -> int:
         return len(self.header) + block * self.block_rows * ROW_BYTES
 
-    def resume(self) -> dict[int, str]:
+    def resume(self) -> dict[int, tuple[str]]:
         """Reserve the file's room and return the blocks of an earlier call whose hashes still match."""
         noted = {block: hashes[0] for block, hashes in self.noted() if len(hashes) == 1}
         if noted and self.out.exists() and not self.path.exists():
@@ -179,11 +194,11 @@ class Unfinished:
         self._claim()
         with self.path.open("rb") as file:
             right = {
-                block: sha256
+                block: (sha256,)
                 for block, sha256 in noted.items()
                 if hash_of(file, self.offset(block), self.rows_of(block) * ROW_BYTES) == sha256
             }
-        self.notes.write_text("".join(self.note(*each) for each in right.items()), encoding="utf-8")
+        self.notes.write_text("".join(self.note(block, *hashes) for block, hashes in right.items()), encoding="utf-8")
         return right
 
     def _claim(self) -> None:
@@ -214,7 +229,7 @@ def hash_of(file: IO[bytes], at: int, size: int) -> str:
     return sha256.hexdigest()
 
 
-def _make(source: Source, unfinished: Unfinished, blocks: list[int], workers: int) -> Generator[tuple[int, Written]]:
+def _make(source: Source, unfinished: Unfinished, workers: int, blocks: list[int]) -> Generator[tuple[int, Written]]:
     def task(block: int) -> tuple[Path, int, int, Sequence[Any], Decode]:
         start = block * unfinished.block_rows
         rows = source.read(start, start + unfinished.rows_of(block))
@@ -242,7 +257,7 @@ def write_block(path: Path, offset: int, first_row: int, rows: Sequence[Any], de
             file.seek(offset + start * ROW_BYTES)
             file.write(images.data)
             sha256.update(images.data)
-    return sha256.hexdigest(), bad
+    return (sha256.hexdigest(),), bad
 
 
 def bad_images(first_row: int, rows: Sequence[Any], decode: Decode) -> list[BadImage]:

@@ -17,7 +17,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -25,10 +24,9 @@ from typing import IO, Any, cast
 
 from deploy.pod.backup import storage
 from deploy.pod.base import metrics
-from deploy.pod.base.checkpoints import SYNCED
+from deploy.pod.base.checkpoints import CHECKPOINT, SYNCED
 from deploy.pod.base.folder import RunFolder, replace, tell_json, write_bytes
 
-CHECKPOINT = re.compile(r"epoch_[A-Za-z0-9_-]{1,60}\.pt")
 NOTE_BYTES = 256 << 10
 TOLD_BYTES = 1 << 30  # most bytes of a log or of metrics
 MOST_NOTES = 1000

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from deploy.pod.base.folder import RunFolder, read_json
 
 CHUNK_BYTES = 4 << 20
 FETCHED, SYNCED = ".fetched", ".synced"
+CHECKPOINT = re.compile(r"epoch_[A-Za-z0-9_-]{1,60}\.pt")  # the app names them, see app/runtime/checkpoint.py
 
 
 def described(folder: RunFolder) -> list[dict[str, Any]]:

@@ -10,25 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-JUMP_S = 1.0
-
 
 @dataclass(frozen=True)
 class Clock:
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
-
-
-class Jumps:
-    """Detect jumps of the wall clock relative to the monotonic clock."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.apart = clock.wall() - clock.monotonic()
-
-    def seen(self) -> bool:
-        apart = self.clock.wall() - self.clock.monotonic()
-        jumped = abs(apart - self.apart) > JUMP_S
-        if jumped:
-            self.apart = apart
-        return jumped

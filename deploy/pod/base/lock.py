@@ -59,6 +59,13 @@ class Lock:
         self.write(self.holder)
         return self
 
+    def wait(self, pause_s: float) -> Lock:
+        """Take the lock, if need be once its holder has freed it or died; looks every `pause_s`."""
+        while True:
+            with contextlib.suppress(Busy):
+                return self.acquire()
+            time.sleep(pause_s)
+
     def release(self) -> None:
         if self._file is not None:
             self.write({})

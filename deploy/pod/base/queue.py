@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from deploy.pod.base.folder import Root, read_json
-from deploy.pod.base.lock import Busy, Lock, is_held
+from deploy.pod.base.lock import Lock, is_held
 
 
 class Ticket:
@@ -21,7 +20,7 @@ class Ticket:
 
     def __init__(self, root: Root, holder: dict[str, Any]) -> None:
         self.folder = Path(root.queue)
-        with _one_at_a_time(self.folder):
+        with Lock(self.folder / "taking.lock", {"pid": os.getpid()}).wait(0.02):  # held while a ticket is created
             self.number = max(_numbers(self.folder), default=0) + 1
             self.lock = Lock(_file(self.folder, self.number), holder).acquire()
 
@@ -62,16 +61,3 @@ def _numbers(folder: Path) -> list[int]:
 
 def _file(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.ticket"
-
-
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Any:
-    lock = Lock(folder / "taking.lock", {"pid": os.getpid()})
-    while True:
-        try:
-            lock.acquire()
-            break
-        except Busy:  # held only while a ticket is created; freed if the holder dies
-            time.sleep(0.02)
-    with lock:
-        yield

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from deploy.pod.base import job_log
-from deploy.pod.base.clock import Clock, Jumps
+from deploy.pod.base.clock import Clock
 from deploy.pod.base.evidence import EVIDENCE_BYTES, EVIDENCE_LINES, last_words
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
-from deploy.pod.base.heartbeat import HEARTBEAT_S
+from deploy.pod.base.heartbeat import Beats
 from deploy.pod.base.limits import Limits
 from deploy.pod.base.metrics import MetricsTail
 from deploy.pod.base.paid_time import Meter
@@ -34,8 +34,7 @@ class StatusFile:
         self.gauges = Gauges(Path(folder.path), clock)
         root = Root(Path(plan["busy_lock"]).parent)
         self.meter = Meter(limits, clock, read_json(Path(root.guard_status)).get("meter"))
-        self.jumps = Jumps(clock)
-        self._told_at: float | None = None
+        self.beats = Beats(clock)
         now = clock.wall()
         self.values: dict[str, Any] = {
             "run_id": plan["run_id"],
@@ -65,9 +64,8 @@ class StatusFile:
         self._write(durable=True)
 
     def beat(self) -> None:
-        """Write a heartbeat if one is due. A wall-clock jump makes it due, as it falsifies the age of the last one."""
-        late = self._told_at is None or self.clock.monotonic() - self._told_at >= HEARTBEAT_S
-        if late or self.jumps.seen():
+        """Write a heartbeat if one is due."""
+        if self.beats.is_due():
             self._write(durable=False)
 
     def evidence(self, since: int) -> list[str]:
@@ -93,7 +91,7 @@ class StatusFile:
         return line
 
     def _write(self, durable: bool) -> None:
-        self._told_at = self.clock.monotonic()
+        self.beats.note()
         self.metrics.read()
         self.values.update(self.metrics.position)
         self.values.update(self.gauges.read(self.values["job_pid"]))

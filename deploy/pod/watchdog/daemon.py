@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.pod.base import redact
-from deploy.pod.base.clock import Clock, Jumps
+from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json, write_bytes
-from deploy.pod.base.heartbeat import HEARTBEAT_S
+from deploy.pod.base.heartbeat import Beats
 from deploy.pod.base.limits import CEILINGS, NONE, Limits, parse
 from deploy.pod.base.lock import Busy, Lock
 from deploy.pod.base.notify import WEBHOOK, Notifier
@@ -73,13 +73,12 @@ class Guard:
         self.activity = Activity(root, clock)
         self.goodbye = Goodbye(root, self.activity, clock, self.beat)
         self.redact = Redactor(redact.of_environment(environment()))
-        self.jumps = Jumps(clock)
+        self.beats = Beats(clock)
         self.notifier = Notifier()
         self.notified: set[str] = set()  # what was told since the guard was armed
         self.ceiling: Ceiling | None = None  # the limit that the guard has acted on
         self.again_at = 0.0  # when to try the release again
         self.told_to_end = False
-        self._told_at: float | None = None
         self._limits_read: object = None
         self.status: dict[str, Any] = {
             "state": "guarding",
@@ -143,8 +142,7 @@ class Guard:
         self._write(durable=True)
 
     def beat(self) -> None:
-        late = self._told_at is None or self.clock.monotonic() - self._told_at >= HEARTBEAT_S
-        if late or self.jumps.seen():
+        if self.beats.is_due():
             self._write(durable=False)
 
     def _end_work(self, ceiling: Ceiling) -> None:
@@ -282,7 +280,7 @@ class Guard:
         self.again_at = 0.0
         self.status["machine"] = limits.machine
         self.status["limits"] = {name: getattr(limits, name) for name in ARMED}
-        if changed and known is None and self._told_at is not None:
+        if changed and known is None and self.beats.last is not None:
             self.decide(str(self.status["state"]), "new limits from the laptop")
 
     def _read_secrets(self) -> None:
@@ -294,7 +292,7 @@ class Guard:
             self.status["secrets"] = sorted(own)
 
     def _write(self, durable: bool) -> None:
-        self._told_at = self.clock.monotonic()
+        self.beats.note()
         job = self.activity.job or {}
         self.status.update(
             heartbeat=self.clock.wall(),

@@ -245,11 +245,8 @@ def _list(value: object, what: str) -> Sequence[Any]:
 
 
 def _named_type(pair: tuple[str, Any]) -> InstanceType:
-    return _type_with_regions(pair[1], f"Lambda: instance type {border.text(pair[0], 'name', 80)}")
-
-
-def _type_with_regions(value: object, what: str) -> InstanceType:
-    said = border.mapping(value, what)
+    what = f"Lambda: instance type {border.text(pair[0], 'name', 80)}"
+    said = border.mapping(pair[1], what)
     regions = [border.mapping(each, what) for each in _list(said.get("regions_with_capacity_available"), what)]
     return _type(said.get("instance_type"), what, tuple(border.text(each.get("name"), what, 40) for each in regions))
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from deploy.errors import CannotTrain, DeployError, NoMachine, StepFailed, WrongUse, command
-from deploy.pod.base.retry import API_PAUSES_S, MACHINE_POLLS_S, endless
+from deploy.pod.base.retry import API_PAUSES_S, endless
 from deploy.providers.lambda_cloud import candidates
 from deploy.providers.lambda_cloud.api import (
     DUPLICATE,
@@ -83,17 +83,17 @@ class LambdaProvider(Provider):
     def find(self, name: str) -> Machine | None:
         """Find a machine by name. Raises NoMachine if it has no address yet."""
         with self._words():
-            until, waits = self.clock.now() + ADDRESS_S, endless(MACHINE_POLLS_S)
-            while True:
+            words = ""
+            for _ in self.clock.polls(ADDRESS_S):
                 found = next((each for each in self._instances() if each.is_alive and each.name == name), None)
-                if found is not None and found.fault:
+                if found is None:
+                    return None
+                if found.fault:
                     raise NoMachine(f"{name} cannot be used: {found.fault}")
-                if found is None or found.host:
-                    return self._machine(found) if found else None
-                wait_s = next(waits)
-                if self.clock.now() + wait_s > until:
-                    raise NoMachine(f"{found}, {name}, is {found.status} and has no address")
-                self.clock.sleep(wait_s)
+                if found.host:
+                    return self._machine(found)
+                words = f"{found}, {name}, is {found.status} and has no address"
+            raise NoMachine(words)
 
     def price(self) -> float | None:
         return self._candidates[0][0].usd_per_hour if self._candidates else None
@@ -199,45 +199,45 @@ class LambdaProvider(Provider):
 
     def _appearing(self, name: str) -> Instance | None:
         """Look for a machine of this name until a request that was carried out must show in the list."""
-        until, waits = self.clock.now() + LOOK_S, endless(MACHINE_POLLS_S)
-        while True:
-            found = next((each for each in self._instances(PATIENCE_S) if each.is_alive and each.name == name), None)
-            wait_s = next(waits)
-            if found or self.clock.now() + wait_s > until:
-                return found
-            self.clock.sleep(wait_s)
+        for _ in self.clock.polls(LOOK_S):
+            for each in self._instances(PATIENCE_S):
+                if each.is_alive and each.name == name:
+                    return each
+        return None
 
     def _ready(self, made: Instance, *, is_new: bool = False) -> Machine:
         """Wait until it answers by SSH, and check it. Raises Unfit if it does not match, NoMachine if it is late."""
-        until, waits, began = self.clock.now() + self.options.wait_min * 60, endless(MACHINE_POLLS_S), self.clock.now()
-        while True:
+        limit_s = self.options.wait_min * 60
+        for waited_s in self.clock.polls(limit_s):
+            if waited_s:
+                made = self._seen(made, max(LOOK_S, limit_s - waited_s), is_new=is_new)
             if not made.is_alive or made.status == "unhealthy":
                 raise Unfit(f"it is {made.status}")
-            self._refuse_dear(made.type)
+            if dear := candidates.too_dear(self.options, made.type):
+                raise Unfit(f"it costs {dear}")
             if made.status == "active" and made.host and answers_ssh(made.host, self.options.port, PROBE_S):
                 break
-            wait_s = next(waits)
-            if self.clock.now() + wait_s > until:
-                raise NoMachine(
-                    f"{made}, {made.name}, did not answer within wait_min: {self.options.wait_min:g} "
-                    f"(it is {made.status})",
-                    next_command=f"set a longer wait_min in {self.settings.where}",
-                )
-            self.say(f"{made} is {made.status}: waiting for its SSH server, {self.clock.now() - began:.0f} s")
-            self.clock.sleep(wait_s)
-            try:
-                seen = self._ask(lambda: self._api.instance(made.id), max(LOOK_S, until - self.clock.now()))  # noqa: B023
-            except ApiError as error:
-                if error.is_gone:
-                    raise Unfit("it vanished while it started") from error
-                raise
-            made = seen if seen.created or not is_new else replace(seen, created=made.created)
+            self.say(f"{made} is {made.status}: waiting for its SSH server, {waited_s:.0f} s")
+        else:
+            raise NoMachine(
+                f"{made}, {made.name}, did not answer within wait_min: {self.options.wait_min:g} (it is {made.status})",
+                next_command=f"set a longer wait_min in {self.settings.where}",
+            )
         machine = self._machine(made)
         try:
             self.check(machine)
         except CannotTrain as error:
             raise Unfit(error.message) from error
         return machine
+
+    def _seen(self, made: Instance, patience_s: float, *, is_new: bool) -> Instance:
+        try:
+            seen = self._ask(lambda: self._api.instance(made.id), patience_s)
+        except ApiError as error:
+            if error.is_gone:
+                raise Unfit("it vanished while it started") from error
+            raise
+        return seen if seen.created or not is_new else replace(seen, created=made.created)
 
     def _end(self, id: str, name: str) -> None:
         """Terminate a machine. One that is gone is success. Raises StepFailed."""
@@ -282,16 +282,11 @@ class LambdaProvider(Provider):
         with self._words():
             return candidates.choose(self.options, self._types)
 
-    def _refuse_dear(self, kind: InstanceType) -> None:
-        if dear := candidates.too_dear(self.options, kind):
-            raise Unfit(f"it costs {dear}")
-
     # Calls
 
     def _machine(self, made: Instance) -> Machine:
         return Machine(
             name=made.name,
-            provider="lambda",
             root=self.settings.root,
             python=PYTHON,
             usd_per_hour=made.type.usd_per_hour,

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deploy.errors import NoMachine, WrongUse, command
-from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers.rented import refuse_unreadable
 from deploy.providers.runpod.api import ApiError, Cluster, Gone, Pod
 from deploy.providers.runpod.create import Making
@@ -156,9 +155,8 @@ class Clusters:
 
         Raises Unfit when the cluster vanished or a pod ended, NoMachine after wait_min.
         """
-        clock = self.asking.clock
-        began, waits = clock.now(), endless(MACHINE_POLLS_S)
-        while True:
+        ranks = ""
+        for waited_s in self.asking.clock.polls(self.boot.wait_min * 60):
             try:
                 pods = self.asking.ask(lambda: self.api.members(cluster.id), bills=True)
             except Gone as error:
@@ -169,15 +167,12 @@ class Clusters:
             in_order = sorted(pods, key=lambda pod: -1 if pod.rank is None else pod.rank)
             if [pod.rank for pod in in_order] == list(range(cluster.nodes)):
                 return in_order
-            self.asking.say(f"{cluster}: waiting for its pods, {clock.now() - began:.0f} s")
-            wait_s = next(waits)
-            if clock.now() + wait_s > began + self.boot.wait_min * 60:
-                ranks = ", ".join("none" if pod.rank is None else str(pod.rank) for pod in in_order)
-                raise NoMachine(
-                    f"{cluster}, {cluster.name}, did not have its {cluster.nodes} pods within "
-                    f"wait_min: {self.boot.wait_min:g} (ranks: {ranks or 'no pods'})"
-                )
-            clock.sleep(wait_s)
+            self.asking.say(f"{cluster}: waiting for its pods, {waited_s:.0f} s")
+            ranks = ", ".join("none" if pod.rank is None else str(pod.rank) for pod in in_order)
+        raise NoMachine(
+            f"{cluster}, {cluster.name}, did not have its {cluster.nodes} pods within "
+            f"wait_min: {self.boot.wait_min:g} (ranks: {ranks or 'no pods'})"
+        )
 
     def _give_back_or_refuse(self, cluster: Cluster, unfit: Unfit) -> None:
         """Release a cluster that was never in use; raise NoMachine for one that was.

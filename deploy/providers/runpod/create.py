@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from deploy.errors import DeployError, NoMachine, WrongUse, command
-from deploy.providers import image
 from deploy.providers.runpod.api import ApiError, Cluster, Forbidden, Gone, Offer, Pod, Refused, Unclear, Unreachable
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, at_spot, choose
-from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, unlike_room
+from deploy.providers.runpod.messages import cannot_pull, no_candidate, unlike_room
 from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, of_family
-from deploy.providers.runpod.start import image_of, start_of
+from deploy.providers.runpod.start import image_of, min_cuda, start_of
 from deploy.providers.ssh_key import project_key, public_line
 from deploy.specs.estimate import plural
 from deploy.specs.machine import Machine, MachineSpec
@@ -112,7 +111,7 @@ class Making:
             except Unfit as unfit:
                 say(f"releasing {made}: {unfit.why}")
                 kind.end(made)
-                refusals.append(Refusal(str(candidate), first_words(unfit.why, unfit.evidence)))
+                refusals.append(Refusal(str(candidate), ": ".join([unfit.why, *unfit.evidence[-1:]])))
                 if unfit.everywhere:
                     bad_image = unfit
                     break
@@ -198,7 +197,7 @@ class Making:
                 raise WrongUse(f"volume in {where}: RunPod has no network volume '{volume}'") from error
             if options.data_centers and center not in options.data_centers:
                 raise WrongUse(f"the volume '{volume}' is in {center}, which is not in data_centers in {where}")
-        asked = options.gpus, options.gpu_count, options.cloud, self.min_cuda, product
+        asked = options.gpus, options.gpu_count, options.cloud, min_cuda(options, self.settings.project), product
         offers = self.asking.told(self.asking.ask(lambda: api.offers(*asked)), "it is not offered")
         if options.spot:
             offers = at_spot(offers, self.asking.ask(lambda: api.spot_prices(options.gpu_count, options.cloud)))
@@ -219,7 +218,7 @@ class Making:
             public_key=public_key,
             cloud=options.cloud,
             data_center=candidate.data_center,
-            min_cuda=self.min_cuda,
+            min_cuda=min_cuda(options, self.settings.project),
             min_memory_gib=options.min_memory_gib,
             disk_gib=disk,
             volume=options.volume,
@@ -230,11 +229,6 @@ class Making:
             bid_usd_per_gpu_hour=candidate.usd_per_hour / options.gpu_count if options.spot else None,
             unattended_min=options.unattended_min if nodes == 1 else None,  # no pod of a cluster ends alone
         )
-
-    @property
-    def min_cuda(self) -> str | None:
-        """Return the target's minimum CUDA version, else the one that our torch needs from a host's driver."""
-        return self.options.min_cuda or image.cuda(self.settings.project)
 
 
 def _named(kind: Kind[T], name: str) -> T | None:

@@ -80,10 +80,6 @@ def could_not_give_back(what: str, error: ApiError, page: str = "pods") -> StepF
     )
 
 
-def first_words(why: str, evidence: Sequence[str]) -> str:
-    return f"{why}: {evidence[-1]}" if evidence else why
-
-
 @contextlib.contextmanager
 def in_words(where: str) -> Iterator[None]:
     """Translate RunPod's errors into errors that tell the user what to do. Raises WrongUse, NoMachine or StepFailed."""

@@ -24,7 +24,7 @@ from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.readiness import Boot, Unfit
 from deploy.providers.runpod.retry import Asking, of_family
-from deploy.providers.runpod.start import image_of
+from deploy.providers.runpod.start import image_of, min_cuda
 from deploy.providers.ssh_key import project_key
 from deploy.specs.machine import HOST, USER, Address, Card, Image, Machine, MachineSpec, Rental, Volume
 from deploy.specs.names import listed_prefixes
@@ -208,7 +208,6 @@ class RunPodProvider(Provider):
         private = project_key(self.settings)[0]
         return Machine(
             name=name or pod.name,
-            provider="runpod",
             root=self.settings.root,
             python=PYTHON,
             usd_per_hour=prices.stopped_disk(pod.volume_gb) if pod.is_stopped else pod.usd_per_hour,
@@ -287,8 +286,8 @@ class RunPodProvider(Provider):
 
     @cached_property
     def _boot(self) -> Boot:
-        options = self.options
-        return Boot(self._asking, options.wait_min, options.min_memory_gib, self._making.min_cuda, options.silent_s)
+        options, cuda = self.options, min_cuda(self.options, self.settings.project)
+        return Boot(self._asking, options.wait_min, options.min_memory_gib, cuda, options.silent_s)
 
     @cached_property
     def _notes(self) -> Notes:

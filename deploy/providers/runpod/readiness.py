@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deploy.errors import NoMachine
-from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers.rented import Clock, answers_ssh
 from deploy.providers.runpod import events, signs
 from deploy.providers.runpod.api import ApiError, Conflict, Forbidden, Gone, LogLine, Pod, Refused
@@ -106,49 +105,41 @@ class Boot:
         Each state of the pod is checked, by `refuse` too; the first one before any wait. `is_unused`: the pod is new,
         so a refusal releases it.
         """
-        clock = self.asking.clock
+        clock, limit_s = self.asking.clock, self.wait_min * 60
         silent_s = self.silent_s if is_unused else max(self.silent_s, SILENT_USED_S)
         wait = _Wait(clock, clock.now(), clock.now() + FIRST_LOOK_S, silent_s)
-        until = clock.now() + self.wait_min * 60
-        waits = endless(MACHINE_POLLS_S)
-        while True:
-            self._refuse_unfit(pod)
-            refuse(pod)
-            if self._answers(pod):
-                try:
+        for waited_s in clock.polls(limit_s):
+            try:
+                if waited_s:
+                    pod = self.asking.pod(pod.id, patience_s=limit_s - waited_s)
+                self._refuse_unfit(pod)
+                refuse(pod)
+                if self._answers(pod):
                     return self._known(pod)
-                except Gone as error:
-                    raise Unfit("it vanished while it started") from error
+            except Gone as error:
+                raise Unfit("it vanished while it started") from error
             if self.asking.api.has_log and wait.is_due():
                 wait.heard = self._heard(pod) or wait.heard
             wait.see(pod)
             self._refuse_lost(wait)
             self.asking.say(wait.words(pod))
-            wait_s = next(waits)
-            if clock.now() + wait_s > until:
-                raise NoMachine(
-                    f"{pod}, {pod.name}, did not answer within wait_min: {self.wait_min:g} (it is {pod.status})",
-                    evidence=self.asking.last_lines(pod),
-                    next_command="set a longer wait_min in the target's file, if its image is large",
-                )
-            clock.sleep(wait_s)
-            try:
-                pod = self.asking.pod(pod.id, patience_s=until - clock.now())
-            except Gone as error:
-                raise Unfit("it vanished while it started") from error
+        raise NoMachine(
+            f"{pod}, {pod.name}, did not answer within wait_min: {self.wait_min:g} (it is {pod.status})",
+            evidence=self.asking.last_lines(pod),
+            next_command="set a longer wait_min in the target's file, if its image is large",
+        )
 
     def addressed(self, pod: Pod) -> Pod:
         """Wait for the pod's current address. Raises Gone when the pod is gone, NoMachine without an address."""
-        until = self.asking.clock.now() + ADDRESS_S
-        waits = endless(MACHINE_POLLS_S)
-        while not (pod.host and pod.port):
-            wait_s = next(waits)
-            if not pod.is_alive or self.asking.clock.now() + wait_s > until:
-                raise NoMachine(f"{pod}, {pod.name}, is {pod.status} and has no address")
+        for waited_s in self.asking.clock.polls(ADDRESS_S):
+            if waited_s:
+                pod = self.asking.pod(pod.id)
+            if pod.host and pod.port:
+                return pod
+            if not pod.is_alive:
+                break
             self.asking.say(f"{pod} is {pod.status}: waiting for its address")
-            self.asking.clock.sleep(wait_s)
-            pod = self.asking.pod(pod.id)
-        return pod
+        raise NoMachine(f"{pod}, {pod.name}, is {pod.status} and has no address")
 
     def identity(self, pod: Pod) -> Identity:
         """Return the identity from the log, read once per start. Empty without a readable log."""

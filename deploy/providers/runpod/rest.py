@@ -67,15 +67,11 @@ class RestApi:
 
     def create(self, wanted: Wanted) -> Pod:
         if wanted.bid_usd_per_gpu_hour is not None:
-            return self._rent_spot(wanted)
+            return answers.created(self._graphql(graphql.body_of_spot(wanted)).get("podRentInterruptable"), wanted)
         body = body_of(wanted)
         if wanted.min_memory_gib and self._takes_memory():
             body["gpu"] = {**body["gpu"], MEMORY_FIELD: math.ceil(wanted.min_memory_gib / wanted.gpu_count)}
         return answers.pod(self._json("POST", "/v2/pods", body=body))
-
-    def _rent_spot(self, wanted: Wanted) -> Pod:
-        made = self._graphql(graphql.body_of_spot(wanted)).get("podRentInterruptable")
-        return answers.created(made, wanted)
 
     def spot_prices(self, count: int, cloud: str) -> dict[str, float]:
         return graphql.spot_prices(self._graphql(graphql.body_of_prices(count, cloud)), cloud)

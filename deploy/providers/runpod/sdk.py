@@ -138,7 +138,7 @@ class SdkApi:
         for gpu in gpus:
             refuse_unsafe({"gpus": gpu})
             try:
-                values = self._gpu(gpu, count)
+                values = self._call(lambda sdk: sdk.get_gpu(gpu, count, api_key=self.key.reveal()))  # noqa: B023 - called at once
             except Gone:
                 continue
             try:
@@ -175,9 +175,6 @@ class SdkApi:
     ) -> Iterator[LogLine]:
         del pod_id, since, cursor, tail, live
         return iter(())
-
-    def _gpu(self, gpu: str, count: int) -> Any:
-        return self._call(lambda sdk: sdk.get_gpu(gpu, count, api_key=self.key.reveal()))
 
     def _pod(self, values: dict[str, Any]) -> Pod:
         runtime = values.get("runtime")

@@ -57,6 +57,11 @@ def image_of(options: RunPod, root: str) -> Image:
     return Image(name, is_ours(name), on_volume)
 
 
+def min_cuda(options: RunPod, project: Path) -> str | None:
+    """Return the target's minimum CUDA version, else the one that our torch needs from a host's driver."""
+    return options.min_cuda or image.cuda(project)
+
+
 def is_ours(name: str) -> bool:
     """Whether `invoke push` made the image: it has no tag of the user's, or one of a pushed environment."""
     return not _has_tag(name) or bool(PUSHED_TAG.search(name))

@@ -6,13 +6,13 @@ takes. Each is one finding, with the answer that was seen.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from deploy.errors import NoMachine, command
-from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers import image
 from deploy.providers.runpod import prices
 from deploy.providers.runpod.api import ApiError, Gone, Pod, WrongKey
@@ -21,7 +21,7 @@ from deploy.providers.runpod.messages import in_words, no_candidate
 from deploy.providers.runpod.rest import RestApi
 from deploy.providers.runpod.retry import Asking
 from deploy.providers.runpod.specification import GPU_SCHEMA, MEMORY_FIELD, fields_of
-from deploy.providers.runpod.start import archive_of
+from deploy.providers.runpod.start import archive_of, min_cuda
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.names import family_name
 from deploy.specs.provider import Provider
@@ -158,19 +158,9 @@ class RunPodTrial:
         return [*found, Finding("runpodctl", OK, str(told["runpodctl"] or "not installed")[:300])]
 
     def is_gone(self, machine: Machine, limit_s: float) -> bool:
-        clock = self.asking.clock
-        until, waits = clock.now() + limit_s, endless(MACHINE_POLLS_S)
-        with in_words(self.settings.where):
-            while True:
-                try:
-                    if not self.asking.pod(machine.id).is_alive:
-                        return True
-                except Gone:
-                    return True
-                wait_s = next(waits)
-                if clock.now() + wait_s > until:
-                    return False
-                clock.sleep(wait_s)
+        with in_words(self.settings.where), contextlib.suppress(Gone):
+            return any(not self.asking.pod(machine.id).is_alive for _ in self.asking.clock.polls(limit_s))
+        return True
 
     def release(self, machine: Machine) -> None:
         assert self._provider
@@ -186,16 +176,12 @@ class RunPodTrial:
     def _unattended_min(self) -> float:
         return min(UNATTENDED_MIN, self.options.unattended_min)
 
-    @property
-    def _min_cuda(self) -> str | None:
-        return self.options.min_cuda or image.cuda(self.settings.project)
-
     def _candidates(self) -> list[Candidate]:
         """List the cheapest NVIDIA GPUs of the whole catalogue within the target's limits. Raises NoMachine."""
         if not self._chosen:
-            options = self.options
+            options, cuda = self.options, min_cuda(self.options, self.settings.project)
             with in_words(self.settings.where):
-                offers = self.asking.ask(lambda: self.rest.offers((), 1, options.cloud, self._min_cuda))
+                offers = self.asking.ask(lambda: self.rest.offers((), 1, options.cloud, cuda))
             by_price = sorted(offers, key=lambda each: (each.usd_per_gpu_hour, each.gpu))
             gpus = tuple(each.gpu for each in by_price if each.gpu.startswith("NVIDIA") and each.usd_per_gpu_hour > 0)
             chosen = choose(replace(options, gpus=gpus, gpu_count=1), offers, None)
@@ -241,7 +227,7 @@ class RunPodTrial:
         return [Finding("limit of API calls", OK, self.rest.policy[:200] or "the API names none")]
 
     def _driver(self, pod: Pod) -> Finding:
-        wanted = self._min_cuda or "any"
+        wanted = min_cuda(self.options, self.settings.project) or "any"
         return Finding(
             "CUDA of the host's driver", OK, f"{pod.cuda or 'not reported'}; {wanted} or newer was requested"
         )

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageColor
 from scipy.interpolate import interp1d
 
 from app.errors import WrongUse
 from app.evaluation import measures
-from app.evaluation.curve import COLOURS, FINE, TOGETHER, _groups, draw
+from app.evaluation.curve import COLOURS, TOGETHER, _groups, draw
 from app.evaluation.protocols import PairList, Pooled, Templates, pool, rank_k, squared_distances
 from app.evaluation.verification import rank1
 from app.runtime.dist import World
@@ -193,8 +193,7 @@ def test_a_rate_that_the_pairs_cannot_show_is_not_measured(alone: World) -> None
 
 def test_a_chain_of_curves_is_one_group() -> None:
     """Each curve is close to the next one only, but all share the dashes: each dash shows one of them."""
-    apart = 0.67 * TOGETHER * FINE
-    pieces = [[(0.0, number * apart), (1.0, number * apart)] for number in (0, 2, 3, 1, 9)]
+    pieces = [np.full(2, 0.67 * TOGETHER * number) for number in (0, 2, 3, 1, 9)]
     assert sorted(_groups(pieces)) == [[0, 1, 2, 3], [4]]
 
 
@@ -205,7 +204,7 @@ def test_curves_that_coincide_are_all_seen(tmp_path: Path) -> None:
     draw(tmp_path / "roc.png", "set", {"a": curves[0], "b": curves[0], "c": curves[0], "alone": curves[1]})
     with Image.open(tmp_path / "roc.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)[64:400, 70:600]  # left of the legend
-    seen = [int((np.abs(pixels - colour).sum(2) < 30).sum()) for colour in COLOURS[:5]]
+    seen = [int((np.abs(pixels - colour).sum(2) < 30).sum()) for colour in map(ImageColor.getrgb, COLOURS[:5])]
     assert min(seen[:4]) > 50
     assert max(seen[:3]) < 2 * min(seen[:3])
     assert seen[3] > max(seen[:3])  # a curve that coincides with no other is solid
@@ -228,7 +227,7 @@ def test_a_curve_begins_at_the_rate_of_one_false_accept(tmp_path: Path) -> None:
     draw(tmp_path / "roc.png", "set", {"a": (np.array([0.0, 0.0051, 1.0]), np.array([0.5, 0.6, 1.0]))})
     with Image.open(tmp_path / "roc.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)[60:480, 70:738]
-    (drawn,) = np.nonzero((np.abs(pixels - COLOURS[0]).sum(2) < 90).any(axis=0))
+    (drawn,) = np.nonzero((np.abs(pixels - ImageColor.getrgb(COLOURS[0])).sum(2) < 90).any(axis=0))
     assert drawn.min() > 100
 
 

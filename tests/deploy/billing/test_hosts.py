@@ -50,7 +50,7 @@ class Hosts(Near):
         for number, answer in enumerate(answers):
             name = node_name(machine_name(settings, "down", 1), number)
             account.machines[name] = Machine(
-                name, "ssh", settings.project / f"box{number}", "python", address=Address(f"box{number}")
+                name, settings.project / f"box{number}", "python", address=Address(f"box{number}")
             )
             self.hosts[name] = Host(answer)
         super().__init__(settings, account)

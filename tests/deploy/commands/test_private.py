@@ -20,7 +20,7 @@ from deploy.shell.host_keys import HostKeys
 from deploy.specs.machine import Address, Machine
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX modes: run on Linux or macOS")
-MACHINE = Machine("box", "ssh", PurePosixPath("/w"), "python3", address=Address("gpu-1", 22, "ann", "/k/id"))
+MACHINE = Machine("box", PurePosixPath("/w"), "python3", address=Address("gpu-1", 22, "ann", "/k/id"))
 
 
 @pytest.fixture

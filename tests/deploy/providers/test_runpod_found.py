@@ -84,13 +84,13 @@ def test_release_of_what_is_gone_is_success(both: Rig) -> None:
     machine = both.acquire()
     for _ in range(2):
         both.provider().release(machine)
-    both.provider().release(Machine("sniperface-x", "runpod", machine.root, "python"))
+    both.provider().release(Machine("sniperface-x", machine.root, "python"))
     assert both.emulator.names == []
 
 
 def test_release_by_name_ends_every_pod_of_that_name(both: Rig) -> None:
     machine = both.acquire()
-    both.provider().release(Machine(machine.name, "runpod", machine.root, "python"))
+    both.provider().release(Machine(machine.name, machine.root, "python"))
     assert both.emulator.names == []
 
 

@@ -71,4 +71,4 @@ def test_a_target_whose_file_cannot_be_loaded_hides_no_other(tmp_path: Path) -> 
 def test_a_listed_machine_that_lacks_something_is_looked_up(
     address: Address | None, more: dict[str, Any], expected: bool
 ) -> None:
-    assert Machine("m", "runpod", PurePosixPath("/x"), "python", address=address, **more).can_be_reached is expected
+    assert Machine("m", PurePosixPath("/x"), "python", address=address, **more).can_be_reached is expected

@@ -743,7 +743,7 @@ def test_a_windows_command_line_reaches_the_machine(word: str, tmp_path: Path) -
     """ssh.exe gets its arguments as one line and joins the command's words. The machine's shell splits them again."""
     import shlex
 
-    machine = Machine("box", "ssh", tmp_path, "python", address=None)
+    machine = Machine("box", tmp_path, "python", address=None)
     machine = replace(machine, address=Server(22, tmp_path, "ssh-ed25519 AAAA", tmp_path).machine().address)
     argv = native.command(tmp_path / "a b.config", machine, ["echo", word], terminal=True)
     received = words_of(subprocess.list2cmdline(argv))

@@ -219,7 +219,7 @@ def test_what_a_command_says_about_renting_wins(asked: Renting, keys: dict[str, 
     ],
 )
 def test_a_machine_with_other_gpus_is_in_the_way(gpu: str | None, count: int | None, is_right: bool) -> None:
-    machine = Machine("sniperface-pods-1", "runpod", PurePosixPath("/workspace"), "python", gpu=gpu, gpus=count)
+    machine = Machine("sniperface-pods-1", PurePosixPath("/workspace"), "python", gpu=gpu, gpus=count)
     asked, choice = Renting(("A40:2",)), Choice(("NVIDIA A40",), 2)
     refuse_other_machine(asked, choice, [], "pods")
     if is_right:

@@ -204,7 +204,7 @@ def test_what_only_the_machine_can_tell_is_settled_later() -> None:
     first = make(settings, Request(target="box"), unseen, tryout=True)
     assert (first.gpus, first.processes, first.run_dir[:7]) == (None, None, "~/faces")
     assert "--nproc-per-node=<one per GPU>" in first.argv
-    machine = Machine("sniperface-box", "ssh", PurePosixPath("/home/me/faces"), "/venv/bin/python")
+    machine = Machine("sniperface-box", PurePosixPath("/home/me/faces"), "/venv/bin/python")
     seen = dataclasses.replace(
         unseen, machine=machine, python=machine.python, hardware=Hardware(3, 24), snapshot="abc123",
         data_path=PurePosixPath("/home/me/faces/data/orl/images.npy"),

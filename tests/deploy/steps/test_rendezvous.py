@@ -69,7 +69,7 @@ class Node(Noting):
 
 
 def machine(name: str) -> Machine:
-    return Machine(name, "ssh", Path("/w"), "python")
+    return Machine(name, Path("/w"), "python")
 
 
 def met(net: Net) -> list[Place]:

@@ -114,7 +114,7 @@ def test_a_volume_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     status.parent.mkdir(parents=True)
     os.mkfifo(status)  # opening it waits for a writer
     target = Target("local", "local", "root", sync_to=f"file://{tmp_path}/volume")
-    machine = Machine("here", "local", tmp_path, sys.executable)
+    machine = Machine("here", tmp_path, sys.executable)
     run = RunFolder(tmp_path / "runs" / "one")
     monkeypatch.setattr("deploy.steps.restore.LOOK_LIMIT_S", 3.0)
     seen = Kept(Settings(tmp_path, target), machine, LocalShell(), SOURCE, run).look(Screen())

@@ -91,7 +91,7 @@ class Rented:
         told = {"usd_per_hour": 2.0, "address": LIVES, "created": time.time() - hours * 3600, **about}
         root = self.project / "machines" / name
         root.mkdir(parents=True, exist_ok=True)
-        made = self.account.machines[name] = Machine(name, "local", root, sys.executable, **told)
+        made = self.account.machines[name] = Machine(name, root, sys.executable, **told)
         return made
 
     def record(self, run_id: str = "a", machine: str = "m", state: str = "succeeded", **about: Any) -> Record:

@@ -40,7 +40,7 @@ class Server:
             "host_keys": (self.host_key,),
             **address,
         }
-        return Machine("box", "ssh", self.root, sys.executable, address=Address(**about))
+        return Machine("box", self.root, sys.executable, address=Address(**about))
 
 
 def make_key(path: Path) -> str:

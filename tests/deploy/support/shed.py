@@ -68,7 +68,6 @@ class ShedProvider(Provider):
         options = self.options
         return Machine(
             name=name,
-            provider="shed",
             root=self.settings.root,
             python=sys.executable,
             usd_per_hour=options.usd_per_hour,

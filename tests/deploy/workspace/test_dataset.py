@@ -139,7 +139,7 @@ class Staging:
     def __init__(self, images: Path, folder: Path, root: Path, shard: Shard = WHOLE) -> None:
         self.images, self.shard = images, shard
         self.folder = folder
-        self.machine = Machine("m", "local", root, sys.executable)
+        self.machine = Machine("m", root, sys.executable)
         self.shell = LocalShell()
 
     def plan(self, fraction: float) -> Plan:
