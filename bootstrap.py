@@ -320,6 +320,9 @@ def make_venv() -> None:
     import importlib.util
     import subprocess
 
+    if VENV.is_symlink():  # to clear it would empty the folder behind it
+        say(f".venv is a link to {os.readlink(VENV)}, which may belong to another project: delete the link, try again")
+        sys.exit(2)
     version = "{}.{}.{}".format(*sys.version_info[:3])
     say(("repairing .venv" if VENV.exists() else "creating .venv") + f" with Python {version}")
     base = getattr(sys, "_base_executable", sys.executable)  # this process may itself run in the .venv to be cleared

@@ -561,6 +561,19 @@ def test_a_broken_environment_is_made_anew(ready: Project) -> None:
     assert "repairing .venv" in again.stderr
 
 
+@POSIX_ONLY
+def test_an_environment_behind_a_link_is_not_emptied(tmp_path: Path, wheels: Path) -> None:
+    """The folder may be the environment of another project, as of a second clone."""
+    project, other = Project(tmp_path / "project", wheels), tmp_path / "other"
+    other.mkdir()
+    (other / "bootstrap.json").write_text(json.dumps({"folder": str(other), "extras": []}), encoding="utf-8")
+    (project.folder / ".venv").symlink_to(other)
+    done = project.run("invoke")
+    assert done.returncode == 2
+    assert f".venv is a link to {other}, which may belong to another project: delete the link" in done.stderr
+    assert [*other.iterdir()] == [other / "bootstrap.json"]
+
+
 @pytest.mark.slow
 @POSIX_ONLY
 def test_after_a_killed_installation_the_next_call_waits_for_its_pip_and_repairs(ready: Project, wheels: Path) -> None:

@@ -205,10 +205,6 @@ class DockerProvider(Provider):
         wanted = self.options.gpus
         if wanted == "none" or (wanted == "auto" and "nvidia" not in self.client.info().get("Runtimes", {})):
             return []
-        if wanted not in ("auto", "all") and not wanted.isdigit():
-            raise WrongUse(
-                f"gpus of target '{self.settings.target.name}' must be auto, none, all or a number: {wanted}"
-            )
         count = int(wanted) if wanted.isdigit() else -1
         return [DeviceRequest(driver="nvidia", count=count, capabilities=[["gpu"]])]
 

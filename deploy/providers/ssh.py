@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deploy.errors import WrongUse
 from deploy.providers.existing import Existing
 from deploy.shell.ssh_config import parts
 from deploy.specs.machine import Address, Machine, MachineSpec, node_name, node_of
@@ -26,15 +27,9 @@ class SshProvider(Existing, Provider):
     def _machine(self, name: str) -> Machine:
         options = self.options
         user, host, port = parts(options.hosts[node_of(name)] if options.hosts else options.host)
-        return Machine(
-            name=name,
-            root=self.settings.root,
-            python=options.python,
-            address=Address(
-                host=host,
-                port=port or options.port,
-                user=user or options.user,
-                key=str(key_file(self.settings, options.key)) if options.key else None,
-                fingerprint=options.fingerprint,
-            ),
-        )
+        key = str(key_file(self.settings, options.key)) if options.key else None
+        try:
+            address = Address(host, port or options.port, user or options.user, key, fingerprint=options.fingerprint)
+        except WrongUse as error:
+            raise WrongUse(f"{self.settings.where}: {error.message}") from error
+        return Machine(name=name, root=self.settings.root, python=options.python, address=address)

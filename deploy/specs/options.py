@@ -23,6 +23,13 @@ IMAGE_NAME = re.compile(
 )
 
 
+def wrong_image(name: str | None) -> str | None:
+    """What is wrong with the key `image`, and a value that works; None if nothing is."""
+    if not name or IMAGE_NAME.fullmatch(name):
+        return None
+    return f"image: {name!r} is not an image name: give one such as me/sniperface:1"
+
+
 @dataclass(frozen=True)
 class Mount:
     """Storage of the account on a machine. Its files outlive the machine. `id`: the provider's, as in Volume."""

@@ -13,7 +13,7 @@ from deploy.errors import WrongUse, unknown
 from deploy.pod.base.limits import ON_END, RUNPOD
 from deploy.pod.base.notify import why_not
 from deploy.specs import targets
-from deploy.specs.options import IMAGE_NAME, Mount, Options, Registry
+from deploy.specs.options import Mount, Options, Registry, wrong_image
 from deploy.specs.settings_file import Source, converted, read_yaml, types_of
 
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
@@ -90,6 +90,12 @@ class Docker(Options):
     provider = "deploy.providers.docker:DockerProvider"
 
     @property
+    def wrong(self) -> str | None:
+        if self.gpus not in ("auto", "none", "all") and not self.gpus.isdecimal():
+            return f"gpus: {self.gpus} must be auto, none, all or a number, such as gpus: 2"
+        return wrong_image(self.image)
+
+    @property
     def account(self) -> str | None:
         return self.docker_host
 
@@ -141,8 +147,7 @@ class RunPod(Options):
     def wrong(self) -> str | None:
         if self.spot and self.api == "sdk":
             return "api: sdk rents no spot pods: set api: v2, or leave spot: true and --spot out"
-        is_name = not self.image or IMAGE_NAME.fullmatch(self.image)
-        return None if is_name else f"image: {self.image!r} is not an image name: give one such as me/sniperface:1"
+        return wrong_image(self.image)
 
     @property
     def mount(self) -> Mount | None:

@@ -52,9 +52,12 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
         text = read_text(path)
         values = copy.deepcopy(_parse(text))
     except (OmegaConfBaseException, YAMLError, NotText, OSError) as error:
-        quoted = re.search(r'"[A-Za-z]:\\', text)
-        hint = ": write a Windows path without quotes, or with / for each \\" if quoted else ""
-        raise WrongUse(f"{where} cannot be read: {str(error).splitlines()[0]}{hint}") from error
+        mark = getattr(error, "problem_mark", None)
+        why = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else str(error).splitlines()[0]
+        hint = ": write keys and values, such as root: /workspace/sniperface" if isinstance(error, YAMLError) else ""
+        if re.search(r'"[A-Za-z]:\\', text):
+            hint = ": write a Windows path without quotes, or with / for each \\"
+        raise WrongUse(f"{where} cannot be read: {why}{hint}") from error
     if not isinstance(values, dict):
         raise WrongUse(f"{where} must hold keys and values, such as provider: local")
     return {str(key): value for key, value in values.items()}

@@ -164,7 +164,7 @@ PARSERS: dict[str, tuple[Any, Callable[[Any], object]]] = {
     "RunPod: log": (["x"], of_bytes(lambda data: identity.read(events.parse([data, b"\n\n"])))),
     "Lambda: an instance": (INSTANCE, _entries(api._instance)),
     "Lambda: a name": (INSTANCE, lambda value: border.entries([value], WHAT, int, lambda each: each, api._name)),  # type: ignore[arg-type, return-value]
-    "Lambda: a type": (TYPE, lambda value: api._type_with_regions(value, WHAT)),
+    "Lambda: a type": (TYPE, lambda value: api._named_type((WHAT, value))),
     "manifest": (MANIFEST, of_bytes(lambda data: dataset._read_manifest(PurePath("m"), 4, Files(data), encodes=False))),
     "hardware": ({"gpus": 1, "cores": 2, "memory_bytes": 5, "shm_bytes": None}, lambda value: Said(value).hardware()),
     "room": (5, lambda value: Said(value).room(PurePath("/x"), PurePath("/y"))),

@@ -52,6 +52,12 @@ def test_another_encoding_is_refused_in_one_sentence(project: Path, data: bytes)
     assert "\n" not in refused.value.message
 
 
+def test_a_file_that_is_not_yaml_is_refused_with_the_line(project: Path) -> None:
+    (project / "conf" / "deploy" / "mine.yaml").write_text("provider: ssh\nroot: [a\n")
+    with pytest.raises(WrongUse, match=r"mine\.yaml cannot be read: line 3: .*: write keys and values, such as"):
+        load(project, "mine", {})
+
+
 def test_a_quoted_windows_path_is_explained(project: Path) -> None:
     (project / "conf" / "deploy" / "mine.yaml").write_text('provider: ssh\nkey: "C:\\Users\\x\\id"\nroot: /x\n')
     with pytest.raises(WrongUse, match="write a Windows path without quotes, or with /"):

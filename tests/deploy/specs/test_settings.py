@@ -180,6 +180,28 @@ def test_a_pods_image_has_a_name_that_a_registry_can_have(tmp_path: Path, image:
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("gpus", "two", "gpus: two must be auto, none, all or a number, such as gpus: 2"),
+        ("image", "a b", "image: 'a b' is not an image name: give one such as me/sniperface:1"),
+    ],
+)
+def test_a_container_that_no_engine_can_make_is_refused_at_once(
+    tmp_path: Path, key: str, value: str, sentence: str
+) -> None:
+    with pytest.raises(WrongUse) as refused:
+        parse(tmp_path, "box", {"provider": "docker", "root": "/r", key: value}, "conf/deploy/box.yaml", {})
+    assert refused.value.message == f"conf/deploy/box.yaml: {sentence}"
+
+
+def test_a_host_that_cannot_be_one_is_refused_with_its_file(tmp_path: Path) -> None:
+    told = {"provider": "ssh", "root": "/r", "host": "gpu box"}
+    provider = PROVIDERS["ssh"](parse(tmp_path, "box", told, "conf/deploy/box.yaml", {}))
+    with pytest.raises(WrongUse, match=r"^conf/deploy/box\.yaml: host 'gpu box' has .*: give one such as gpu-1"):
+        provider.find("sniperface-x")
+
+
+@pytest.mark.parametrize(
     ("name", "value", "told"),
     [
         ("processes", "x", "processes in the environment variable SNIPERFACE_PROCESSES must be auto or a whole number"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +174,13 @@ def test_two_commands_do_not_download_at_once(tmp_path: Path, monkeypatch: pytes
     private_folder(home.rented.settings.notes)
     reached = home.reached()
     lock = Lock(tmp_path / ".sniperface" / "home-rented.lock", {"busy": True})
-    done, waits, pause = threading.Event(), threading.Event(), download.time.sleep
+    done, waits, pause = threading.Event(), threading.Event(), time.sleep
 
     def wait(seconds: float) -> None:
         waits.set()
         pause(seconds)
 
-    monkeypatch.setattr(download.time, "sleep", wait)
+    monkeypatch.setattr(time, "sleep", wait)
 
     def bring() -> None:
         download.bring(reached, Screen())
