@@ -240,16 +240,25 @@ def write_stamp(stamp: dict[str, Any]) -> None:
 def fingerprint() -> str:
     """Return a hash of the required packages, the folder's path, the base Python, and what is installed."""
     digest = hashlib.sha256(os.fsencode(VENV))
-    packages = [VENV / "Lib" / "site-packages"] if WINDOWS else sorted(VENV.glob("lib/python*/site-packages"))
     try:
         for file in (HERE / "constraints.txt", *sorted(REQUIREMENTS.glob("*.txt")), VENV / "pyvenv.cfg"):
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         digest.update(os.fsencode(PYTHON.resolve(strict=True)))
-        for folder in packages:
+        for folder in site_packages():
             digest.update(str(folder.stat().st_mtime_ns).encode())
     except OSError as error:  # no virtual environment, or an incomplete one
         return f"incomplete: {error.filename}"
     return digest.hexdigest()
+
+
+def site_packages() -> list[Path]:
+    return [VENV / "Lib" / "site-packages"] if WINDOWS else sorted(VENV.glob("lib/python*/site-packages"))
+
+
+def installed_by_others() -> list[str]:
+    """Return the names of packages besides those that a new virtual environment has."""
+    names = [path.name.split("-")[0] for folder in site_packages() for path in sorted(folder.glob("*.dist-info"))]
+    return [name for name in names if name not in ("pip", "setuptools", "wheel")]
 
 
 def set_up(extras: set[str]) -> None:
@@ -320,8 +329,13 @@ def make_venv() -> None:
     import importlib.util
     import subprocess
 
-    if VENV.is_symlink():  # to clear it would empty the folder behind it
-        say(f".venv is a link to {os.readlink(VENV)}, which may belong to another project: delete the link, try again")
+    real = os.path.realpath(VENV)
+    if real != str(VENV):  # a link, or a junction of Windows: to clear it would empty the folder behind it
+        say(f".venv is a link to {real}, which may belong to another project: delete the link, try again")
+        sys.exit(2)
+    if not STAMP.exists() and (others := installed_by_others()):
+        say(f".venv has packages that bootstrap.py did not install, such as {others[0]}: rename the folder .venv, or "
+            "delete it if nothing needs it, and try again")  # fmt: skip
         sys.exit(2)
     version = "{}.{}.{}".format(*sys.version_info[:3])
     say(("repairing .venv" if VENV.exists() else "creating .venv") + f" with Python {version}")

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import venv
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -572,6 +573,23 @@ def test_an_environment_behind_a_link_is_not_emptied(tmp_path: Path, wheels: Pat
     assert done.returncode == 2
     assert f".venv is a link to {other}, which may belong to another project: delete the link" in done.stderr
     assert [*other.iterdir()] == [other / "bootstrap.json"]
+
+
+def test_an_environment_that_another_tool_made_is_not_emptied(tmp_path: Path, wheels: Path) -> None:
+    """Editors offer to make a .venv in a project, and people install packages of their own there."""
+    project = Project(tmp_path / "project", wheels)
+    venv.create(project.folder / ".venv")
+    (packages,) = (project.folder / ".venv").glob("[Ll]ib/**/site-packages")
+    own = packages / "plotnine-0.15.0.dist-info"
+    own.mkdir()
+    done = project.run("invoke")
+    assert done.returncode == 2
+    assert ".venv has packages that bootstrap.py did not install, such as plotnine: rename the folder" in done.stderr
+    assert own.exists()
+    own.rmdir()
+    again = project.run("invoke")
+    assert again.returncode == 0, again.stderr
+    assert "repairing .venv" in again.stderr
 
 
 @pytest.mark.slow
