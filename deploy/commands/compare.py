@@ -8,8 +8,7 @@ from typing import Any
 
 from deploy.billing import costs
 from deploy.errors import WrongUse, command
-from deploy.runs import comparison
-from deploy.runs import records as runs
+from deploy.runs import comparison, records
 from deploy.ui.screen import Screen
 
 
@@ -18,13 +17,13 @@ def compare(project: Path, names: Sequence[str], screen: Screen) -> dict[str, An
     if len(names) < 2:
         raise WrongUse("compare needs two runs or more, such as compare RUN RUN", next_command=command("runs"))
     book = project / "runs"
-    known = runs.every(book)
-    records = [runs.choose(known, name, "", typed="compare") for name in names]
-    for place, record in enumerate(records):
-        if record in records[:place]:
+    known = records.every(book)
+    chosen = [records.choose(known, name, "", typed="compare") for name in names]
+    for place, record in enumerate(chosen):
+        if record in chosen[:place]:
             raise WrongUse(f"compare names run {record.run_id} twice: give two different runs")
     usd = costs.by_run(known)
-    document = comparison.document([comparison.read(book, record) for record in records], usd)
+    document = comparison.document([comparison.read(book, record) for record in chosen], usd)
     screen.comparison(document)
     for row in document["runs"]:
         if not row["config"]:

@@ -13,8 +13,7 @@ from typing import Any
 from deploy.border import place
 from deploy.errors import BadAnswer, DeployError, WrongUse, command
 from deploy.pod.base.folder import FINAL_STATES, Root, RunFolder, replace
-from deploy.runs import checkpoints, session
-from deploy.runs import records as runs
+from deploy.runs import checkpoints, records, session
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.shell import LocalShell, Shell
@@ -23,7 +22,7 @@ from deploy.specs.estimate import plural
 from deploy.ui.screen import Screen
 
 LIMIT_S = 20.0  # for the machine of a run to answer
-TRASH = ".removed"  # in runs/; one level deeper than `runs.every` looks
+TRASH = ".removed"  # in runs/; one level deeper than `records.every` looks
 SHOWN = 5
 
 
@@ -54,9 +53,9 @@ def remove(project: Path, names: Sequence[str], screen: Screen, *, yes: bool) ->
     """
     if not names:
         raise WrongUse("rm needs a run, such as rm RUN", next_command=command("runs"))
-    known = runs.every(project / "runs")
-    records = {(record := runs.choose(known, name, "", typed="rm")).run_id: record for name in names}
-    doomed = [_examine(project, record) for record in records.values()]
+    known = records.every(project / "runs")
+    chosen = {(record := records.choose(known, name, "", typed="rm")).run_id: record for name in names}
+    doomed = [_examine(project, record) for record in chosen.values()]
     for each in doomed:
         screen.say(
             f"{each.record.run_id} ({each.record.state}): {plural(each.files, 'file')}, {_size(each.size_bytes)}"
@@ -108,7 +107,7 @@ def _doomed(record: Record, folders: tuple[Path, ...], only: tuple[str, ...], st
 
 def _costs(project: Path, record: Record) -> bool:
     """Whether a machine of the run has cost money or was planned to."""
-    plan = runs.carried_out(project / "runs", record.run_id)
+    plan = records.carried_out(project / "runs", record.run_id)
     return bool(plan.get("usd_per_hour") or record.spend_usd)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from deploy.billing import costs
 from deploy.errors import DeployError, StepFailed, command
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES
-from deploy.runs import checkpoints, documents, sweeps
-from deploy.runs import records as runs
+from deploy.runs import checkpoints, documents, records, sweeps
 from deploy.runs.records import Record
 from deploy.specs.estimate import plural
 from deploy.specs.plan import Plan
@@ -39,7 +38,7 @@ def over(record: Record | None, failure: DeployError | None, before: DeployError
     `before`: the failure of an earlier run there.
     """
     if failure:
-        if record and record.state in runs.UNFINISHED:  # it is not the newest one for long
+        if record and record.state in records.UNFINISHED:  # it is not the newest one for long
             failure.next_command = f"{documents.resume(record)} --run {record.run_id}"
         screen.failure(failure)
     return end_of_sweep(
@@ -57,12 +56,12 @@ def tell(
 
     `plans`: any plan of each target, in the order of --on.
     """
-    records, book = ended.records, project / "runs"
-    usd = costs.by_run(runs.every(book))
+    each_run, book = ended.records, project / "runs"
+    usd = costs.by_run(records.every(book))
     targets = ",".join(plan.target for plan in plans)
-    told = sweeps.document(book, targets, list(zip(combos, records, strict=True)), usd, ended.why)
-    missing = sum(record is None for record in records)
-    not_run = f"{missing} of {plural(len(records), 'run')} {'was' if missing == 1 else 'were'} not started"
+    told = sweeps.document(book, targets, list(zip(combos, each_run, strict=True)), usd, ended.why)
+    missing = sum(record is None for record in each_run)
+    not_run = f"{missing} of {plural(len(each_run), 'run')} {'was' if missing == 1 else 'were'} not started"
     if ended.why:
         screen.say(f"\nthe sweep ends: {ended.why}" + (f"; {not_run}" if missing else ""))
     screen.table(
@@ -79,7 +78,7 @@ def tell(
     if ended.interrupted:
         raise KeyboardInterrupt
     if ended.failures:
-        failed = f"{len(ended.failures)} of {plural(len(records), 'run')} did not succeed"
+        failed = f"{len(ended.failures)} of {plural(len(each_run), 'run')} did not succeed"
         end = DeployError(f"{failed}; {not_run}" if missing else failed)
         end.exit_code = ended.failures[-1].exit_code if ended.why else StepFailed.exit_code
         raise end

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import WrongUse, command
+from deploy.specs.options import IMAGE_NAME
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -54,6 +55,8 @@ def parse(text: str) -> Base:
     name, at, digest = text.strip().partition("@")
     if not name:
         raise WrongUse("--base is empty: give an image such as ubuntu:24.04, or leave it out")
+    if not IMAGE_NAME.fullmatch(name):
+        raise WrongUse(f"--base {name!r} is not an image name: give one such as ubuntu:24.04, or leave it out")
     if at and not SHA256.fullmatch(digest):
         raise WrongUse(
             f"--base {text}: the digest is not sha256: and 64 digits from 0 to f: give one such as "

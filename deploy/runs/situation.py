@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from deploy.errors import DeployError
-from deploy.runs import records as runs
+from deploy.runs import records
 from deploy.runs.records import Record
 from deploy.specs.settings import Settings, load
 from deploy.specs.targets import every as files_of_targets
@@ -21,7 +21,7 @@ class Situation:
     @cached_property
     def records(self) -> list[Record]:
         """All runs, newest first, with the changes that this command made."""
-        return runs.every(self.project / "runs")
+        return records.every(self.project / "runs")
 
     @cached_property
     def targets(self) -> list[Settings]:

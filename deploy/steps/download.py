@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from deploy import border
 from deploy.border import Name, Place, chosen, place
+from deploy.errors import WrongUse
 from deploy.pod.base.folder import private_folder
 from deploy.pod.base.lock import Lock
 from deploy.runs import checkpoints, watchdog
@@ -100,6 +102,13 @@ def _one_at_a_time(settings: Settings) -> Lock:
 
 
 def _destination(to: str, file: Name) -> Place:
-    """The file that the user named, or `file` in the folder that the user named."""
+    """The file that the user named, or `file` in the folder that the user named. Raises WrongUse if it cannot be."""
     named = Path(to).absolute()
-    return Place(named, (file,)) if named.is_dir() or to.endswith(("/", "\\")) else chosen(named)
+    destination = Place(named, (file,)) if named.is_dir() or to.endswith(("/", "\\")) else chosen(named)
+    try:
+        destination.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=destination.path.parent):
+            return destination
+    except OSError as error:
+        wrong = f"--to {to} cannot be written ({error.strerror}): give another file or folder, such as --to model.pt"
+        raise WrongUse(wrong) from error

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.runs import records as runs
+from deploy.runs import records
 from deploy.runs.records import Record
 from deploy.specs.estimate import Measured, kind_of
 
 MEASURED_MOST = 20  # earlier runs to use, on machines of any kind
 
 
-def succeeded_of(records: Sequence[Record]) -> list[Record]:
-    """Those of the records whose run succeeded, in the same order."""
-    return [each for each in records if each.state == "succeeded"]
+def succeeded_of(all_runs: Sequence[Record]) -> list[Record]:
+    """Those of the runs that succeeded, in the same order."""
+    return [each for each in all_runs if each.state == "succeeded"]
 
 
 def measured_in(book: Path, succeeded: Sequence[Record], config: Mapping[str, Any], nodes: int) -> list[Measured]:
@@ -23,11 +23,11 @@ def measured_in(book: Path, succeeded: Sequence[Record], config: Mapping[str, An
     wanted = (config["recipe"]["name"], config["backbone"], nodes)
     found: list[Measured] = []
     for record in succeeded:
-        plan = runs.carried_out(book, record.run_id)
+        plan = records.carried_out(book, record.run_id)
         same = (plan.get("recipe"), plan.get("backbone"), plan.get("nodes", 1)) == wanted
         if same and len(found) < MEASURED_MOST:
             kind = kind_of(plan.get("gpu"), plan.get("gpus"), plan.get("cores"))
-            found += _measure(runs.events(book, record.run_id), record.seconds, kind)
+            found += _measure(records.events(book, record.run_id), record.seconds, kind)
     return found
 
 

@@ -8,13 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, AnyStr
 
+from tests.deploy.conftest import wait_until
 from tests.support.forks import forks
 from tests.support.load import under_load
 
@@ -103,19 +103,8 @@ def make_clone(folder: Path) -> Clone:
 
 
 def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:
-    """Poll a condition and return its first true value.
-
-    A slow condition, such as a command, is polled less often, so that it does not delay what it waits for. `limit_s` is
-    for an idle computer.
-    """
-    began = time.monotonic()
-    while True:
-        asked = time.monotonic()
-        answer = condition()
-        if answer:
-            return answer
-        assert time.monotonic() - began < under_load(limit_s), f"not true after {time.monotonic() - began:.0f} s"
-        time.sleep(max(0.05, 3 * (time.monotonic() - asked)))  # a poll, bounded by the deadline
+    """Wait for what takes longer than `wait_until` has time for: a container, an installation, a training."""
+    return wait_until(condition, limit_s)
 
 
 def copy_of(container: str, path: str, to: Path) -> Path:

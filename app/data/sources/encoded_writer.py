@@ -28,17 +28,15 @@ from app.data.sources.source import Source
 from app.data.sources.worker_pool import in_order
 from app.data.sources.writer import (
     COPY_BYTES,
-    PIECE_ROWS,
     ROW_BYTES,
     BadImage,
     Decode,
     Progress,
     Unfinished,
-    bad_images,
+    decoded,
     hash_of,
     make_missing,
 )
-from app.errors import WrongUse
 from app.files import atomic, replace, settle
 
 KEPT = ("JPEG", "WEBP", "PNG")  # Pillow's names of the formats that are kept as they came
@@ -172,13 +170,7 @@ def write_block(
     """
     sha256, pixels, lengths, bad = hashlib.sha256(), hashlib.sha256(), list[int](), list[BadImage]()
     with path.open("wb") as file:
-        for start in range(0, len(rows), PIECE_ROWS):
-            piece = rows[start : start + PIECE_ROWS]
-            try:
-                images = np.ascontiguousarray(decode(piece))
-            except WrongUse:
-                bad += bad_images(first_row + start, piece, decode)
-                continue
+        for _, piece, images in decoded(rows, first_row, decode, bad):
             pixels.update(images.data)
             came = [b""] * len(piece) if stored is None else stored(piece)
             for image, data in zip(images, came, strict=True):

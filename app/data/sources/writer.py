@@ -245,19 +245,27 @@ def write_block(path: Path, offset: int, first_row: int, rows: Sequence[Any], de
     """
     sha256, bad = hashlib.sha256(), list[BadImage]()
     with path.open("r+b") as file:
-        for start in range(0, len(rows), PIECE_ROWS):
-            piece = rows[start : start + PIECE_ROWS]
-            try:
-                images = np.ascontiguousarray(decode(piece))
-            except WrongUse:
-                bad += bad_images(first_row + start, piece, decode)
-                continue
+        for start, piece, images in decoded(rows, first_row, decode, bad):
             assert images.dtype == np.uint8
             assert images.shape == (len(piece), *IMAGE_SHAPE)
             file.seek(offset + start * ROW_BYTES)
             file.write(images.data)
             sha256.update(images.data)
     return (sha256.hexdigest(),), bad
+
+
+def decoded(
+    rows: Sequence[Any], first_row: int, decode: Decode, bad: list[BadImage]
+) -> Iterator[tuple[int, Sequence[Any], NDArray[np.uint8]]]:
+    """Yield the place, the rows and the images of each piece. One with bad images is left out: they go to `bad`."""
+    for start in range(0, len(rows), PIECE_ROWS):
+        piece = rows[start : start + PIECE_ROWS]
+        try:
+            images = np.ascontiguousarray(decode(piece))
+        except WrongUse:
+            bad += bad_images(first_row + start, piece, decode)
+        else:
+            yield start, piece, images
 
 
 def bad_images(first_row: int, rows: Sequence[Any], decode: Decode) -> list[BadImage]:

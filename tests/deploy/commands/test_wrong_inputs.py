@@ -79,6 +79,8 @@ WRONG = {
     "down --run nosuch": "unknown run 'nosuch': there are: ID",
     "doctor --on nowhere": "unknown target 'nowhere': there are: docker",
     "doctor --yes": "--yes accepts the cost of --rent: give both, or none",
+    "build --base 'x y'": "--base 'x y' is not an image name: give one such as ubuntu:24.04",
+    "fetch-checkpoint --to conf/deploy/local.yaml/x.pt": "--to conf/deploy/local.yaml/x.pt cannot be written (",
     "build --base ''": "--base is empty: give an image such as ubuntu:24.04",
     "push": "no repository to push to: give ",
     "push --image 'A B'": "'A B' is not an image name: give one such as me/sniperface",
