@@ -212,7 +212,7 @@ def as_yaml(config: Config, package: str | None = None) -> str:
     """Format the configuration, or its part under the key `package`, as YAML. Raises WrongUse for an unknown part."""
     from omegaconf import OmegaConf
 
-    whole = OmegaConf.structured(config)
+    whole = OmegaConf.create(config.as_dict())
     part = OmegaConf.select(whole, package) if package else whole
     if part is None:
         raise WrongUse(f"--package {package} is not part of the configuration; give one such as train.optimizer")

@@ -32,7 +32,7 @@ TORCHRUN = ["-m", "torch.distributed.run"]
 
 
 def serve(address: str, modules: Sequence[str], packages: Sequence[str]) -> None:
-    """Serve until the client ends. Forks a process per request, which waits for the command: the server never waits.
+    """Serve until the client ends. Forks a process per request and tells its end, without waiting for it.
 
     `modules` are those of the project, whose dataclasses are compiled beforehand. `packages` are loaded.
     """
@@ -45,20 +45,72 @@ def serve(address: str, modules: Sequence[str], packages: Sequence[str]) -> None
     assert not tasks.exists() or len(list(tasks.iterdir())) == 1, "a package started a thread, which no fork would have"
     gc.collect()
     gc.freeze()  # else each command spends a third of its time on freeing these packages when it ends
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the exit codes of these processes are not needed
+    # A byte arrives here when a command ends.
+    ended, wakeup = os.pipe()
+    os.set_blocking(ended, False)
+    os.set_blocking(wakeup, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    running: dict[int, socket.socket] = {}
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen(16)
         print("ready", flush=True)
         while True:
-            readable, _, _ = select.select([listening, sys.stdin], [], [])
-            if listening not in readable:
+            readable, _, _ = select.select([listening, sys.stdin, ended], [], [])
+            if ended in readable:
+                os.read(ended, 4096)
+                _tell_ends(running)
+            if listening in readable:
+                line, _ = listening.accept()
+                try:
+                    order, fds = _received(line)
+                except (OSError, ValueError):  # the client died meanwhile
+                    line.close()
+                    continue
+                pid = os.fork()
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    for each in (listening, line, *running.values()):
+                        each.close()
+                    os.close(ended)
+                    os.close(wakeup)
+                    _run(order, fds)
+                for fd in fds:
+                    os.close(fd)
+                running[pid] = line
+                with contextlib.suppress(OSError):  # the client may be gone
+                    line.sendall(b"%d\n" % pid)
+            elif sys.stdin in readable:
                 return  # the client closed its end, or died
-            line, _ = listening.accept()
-            if os.fork() == 0:
-                listening.close()
-                _wait(line)
-            line.close()
+
+
+def _tell_ends(running: dict[int, socket.socket]) -> None:
+    """Send the exit codes of the commands that ended."""
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        with contextlib.suppress(OSError), running.pop(pid) as line:  # the client may be gone
+            line.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+
+
+def _received(line: socket.socket) -> tuple[Any, list[int]]:
+    """Return a request, and the command's streams."""
+    head, fds, _, _ = socket.recv_fds(line, 4, 3)
+    with line.makefile("rb") as reader:
+        return json.loads(reader.read(int.from_bytes(head, "big"))), fds
+
+
+def _run(order: Any, fds: Sequence[int]) -> NoReturn:
+    for stream, fd in enumerate(fds):
+        os.dup2(fd, stream)
+        os.close(fd)
+    os.chdir(order["cwd"])
+    if order["argv"][:2] == TORCHRUN:
+        _fork_ranks(order["argv"])
+    run_python(order["argv"], order["env"])
 
 
 def _compile_dataclasses(modules: Sequence[str]) -> None:
@@ -83,31 +135,6 @@ def _compile_dataclasses(modules: Sequence[str]) -> None:
             compiled(text)
     os.wait()
     dataclasses.exec = lambda text, *names: exec(compiled(text), *names)  # type: ignore[attr-defined]  # noqa: S102
-
-
-def _wait(line: socket.socket) -> NoReturn:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    head, fds, _, _ = socket.recv_fds(line, 4, 3)
-    with line.makefile("rb") as reader:
-        order = json.loads(reader.read(int.from_bytes(head, "big")))
-    pid = os.fork()
-    if pid == 0:
-        line.close()
-        for stream, fd in enumerate(fds):
-            os.dup2(fd, stream)
-            os.close(fd)
-        os.chdir(order["cwd"])
-        if order["argv"][:2] == TORCHRUN:
-            _fork_ranks(order["argv"])
-        run_python(order["argv"], order["env"])
-    for fd in fds:
-        os.close(fd)
-    with contextlib.suppress(OSError):  # the client may be gone
-        line.sendall(b"%d\n" % pid)
-    _, status = os.waitpid(pid, 0)
-    with contextlib.suppress(OSError):
-        line.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
-    os._exit(0)
 
 
 def run_python(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
