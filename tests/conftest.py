@@ -48,17 +48,18 @@ LONGEST = (
     "tests/deploy/commands/test_next", "tests/deploy/commands/test_hostile_machine", "tests/deploy/pod/test_guard.",
     "tests/deploy/steps/test_restore", "tests/deploy/pod/test_start", "tests/deploy/workspace/test_compression",
 )  # fmt: skip
-# The same where only slow tests run. The list ends where a file takes less than a minute.
+# The same where only slow tests run. The list ends where a file takes less than half a minute.
 LONGEST_SLOW = (
-    "tests/e2e/test_nodes", "tests/e2e/test_first_run", "tests/e2e/test_pods", "tests/e2e/test_stock_image",
-    "tests/e2e", "tests/app/shadow/test_two_ranks", "tests/deploy/commands/test_hostile_machine",
-    "tests/app/shadow/test_experiments", "tests/deploy/commands/test_next", "tests/deploy/pod/test_image_machine",
-    "tests/deploy/commands/test_laptop_dies", "tests/app/shadow/test_deepest", "tests/deploy/commands/test_secrets",
-    "tests/test_bootstrap", "tests/deploy/billing/test_reaper", "tests/benchmarks/test_fuzz",
-    "tests/deploy/commands/test_runpod_story", "tests/app/runtime/test_stop.", "tests/deploy/shell/test_transfer_ssh",
-    "tests/benchmarks/test_gpu", "tests/deploy/pod/test_start", "tests/app/runtime/test_shards",
-    "tests/deploy/pod/test_guard_returns", "tests/app/models/test_batch_norm", "tests/deploy/shell/test_ssh_shell",
-    "tests/app/runtime/test_runtime", "tests/deploy/providers/test_image_builds",
+    "tests/e2e/test_first_run", "tests/e2e/test_nodes", "tests/e2e/test_pods", "tests/e2e/test_faults",
+    "tests/e2e/test_stock_image", "tests/deploy/commands/test_hostile_machine", "tests/e2e/test_machines",
+    "tests/app/shadow/test_two_ranks", "tests/deploy/commands/test_next", "tests/deploy/commands/test_laptop_dies",
+    "tests/app/shadow/test_experiments", "tests/deploy/pod/test_image_machine", "tests/deploy/commands/test_secrets",
+    "tests/test_bootstrap", "tests/deploy/billing/test_reaper", "tests/app/shadow/test_deepest",
+    "tests/app/runtime/test_stop.", "tests/deploy/commands/test_runpod_story", "tests/benchmarks/test_fuzz",
+    "tests/app/runtime/test_shards", "tests/e2e/test_lambda_cloud", "tests/deploy/shell/test_transfer_ssh",
+    "tests/deploy/pod/test_guard_returns", "tests/benchmarks/test_gpu", "tests/deploy/pod/test_start",
+    "tests/app/models/test_batch_norm", "tests/deploy/providers/test_image_builds",
+    "tests/deploy/commands/test_requests", "tests/app/runtime",
 )  # fmt: skip
 PASSED = pytest.StashKey[bool]()
 

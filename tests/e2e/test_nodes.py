@@ -32,10 +32,11 @@ from tests.support.images.engine import docker
 
 pytestmark = pytest.mark.slow
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: its loopback has many addresses")
-FEW = [word for setting in SMALL for word in ("--set", setting)]
-WORDS = [*FEW, *(word for setting in ("train.epochs=400", *BARE) for word in ("--set", setting))]
+FEW = [word for setting in SMALL for word in ("--set", setting)]  # mines and reports: one test here does
+FEWEST = [*FEW, *(word for setting in BARE for word in ("--set", setting))]
+WORDS = [*FEWEST, "--set", "train.epochs=400"]
 # Two hosts that are one computer would both start a thread per core, and these wait for each other in a loop.
-OF_HOSTS = ["--env", "OMP_NUM_THREADS=1", *FEW]
+OF_HOSTS = ["--env", "OMP_NUM_THREADS=1"]
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def two_hosts(tmp_path: Path) -> Iterator[Clone]:
 @needs_linux
 def test_two_hosts_of_a_list_train_one_run(two_hosts: Clone, tmp_path: Path) -> None:
     """The run is followed to its end. Each host has its own run folder, and the log of the other is downloaded, too."""
-    done = two_hosts.json("train", "--on", "pair", *OF_HOSTS, "--set", "train.epochs=3")
+    done = two_hosts.json("train", "--on", "pair", *OF_HOSTS, *FEW, "--set", "train.epochs=3")
     home = two_hosts.path / "runs" / done["run_id"]
     assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 2)
     assert [event["world_size"] for event in events(home) if event["event"] == "start"] == [2]
@@ -190,7 +191,7 @@ def test_two_hosts_get_each_their_shard_of_the_images(two_hosts: Clone, tmp_path
     content, labels = faces(people=12, each=4), np.repeat(np.arange(12, dtype=np.int32), 4)
     source = Source("faces", 48, lambda a, b: content[a:b], labels, held_out=16, block_rows=4)
     prepare(source, images)
-    words = ["--data", str(images), *OF_HOSTS, "--set", "data.shards=by_node", "--set"]
+    words = ["--data", str(images), *OF_HOSTS, *FEWEST, "--set", "data.shards=by_node", "--set"]
     done = two_hosts.json("train", "--on", "pair", *words, "train.epochs=2")
     assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 1)
     home = two_hosts.path / "runs" / done["run_id"]
@@ -211,7 +212,7 @@ def test_two_hosts_get_each_their_shard_of_the_images(two_hosts: Clone, tmp_path
     target = two_hosts.path / "conf" / "deploy" / "pair.yaml"
     about = json.loads(target.read_text(encoding="utf-8"))
     target.write_text(json.dumps({**about, "hosts": about["hosts"][::-1]}), encoding="utf-8")
-    words += ["train.epochs=1", *(word for setting in BARE for word in ("--set", setting))]
+    words.append("train.epochs=1")
     again = two_hosts.json("train", "--on", "pair", *words)
     assert again["state"] == "succeeded"
     assert staged() == before
@@ -251,7 +252,7 @@ def test_two_pods_of_a_cluster_train_one_run(tmp_path: Path) -> None:
         target |= {"gpus": ["NVIDIA H100 80GB HBM3"], "stage_to": "/dev/shm", "processes": 2, "max_usd": 50, "nodes": 2}
         target |= {"device": "cpu"}  # an emulated pod has no GPU
         (clone.path / "conf" / "deploy" / "pair.yaml").write_text(json.dumps(target), encoding="utf-8")
-        done = clone.json("train", "--on", "pair", "--yes", *FEW, "--set", "train.epochs=3")
+        done = clone.json("train", "--on", "pair", "--yes", *FEWEST, "--set", "train.epochs=3")
         assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 2)
         home = clone.path / "runs" / done["run_id"]
         assert [event["world_size"] for event in events(home) if event["event"] == "start"] == [4]

@@ -200,15 +200,18 @@ def attached(site: Site) -> str:
 
 
 def look_at_machine(name: str) -> None:
-    """Search every file, the memory file systems, the console and the engine's records. No file of secrets is left."""
-    for what in (["export", name], ["logs", name], ["inspect", name]):
-        with subprocess.Popen(["docker", *what], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-            assert process.stdout
-            seen, end = 0, b""
-            while chunk := process.stdout.read(8 << 20):
-                assert planted_in(end + chunk) == [], what
-                seen, end = seen + len(chunk), chunk[-100:]
-        assert (process.returncode, seen > 100) == (0, True)
+    """Search every file, the memory file systems, the console and the engine's records. No file of secrets is left.
+
+    Files as they are in the image are not searched: it is older than the secrets.
+    """
+    changed = [line[2:] for line in docker("diff", name).splitlines() if not line.startswith("D ")]
+    assert any(path.startswith(f"{ROOT}/runs/") for path in changed)
+    # Some files go while they are read.
+    files = ["exec", "-i", name, "tar", "-c", "--no-recursion", "--ignore-failed-read", "--null", "--files-from=-"]
+    for what in (files, ["logs", name], ["inspect", name]):
+        done = subprocess.run(["docker", *what], input="\0".join(changed).encode(), capture_output=True)
+        assert planted_in(done.stdout + done.stderr) == [], what
+        assert (done.returncode, len(done.stdout) > 100) == (0, True), done.stderr
     grep = ["docker", "exec", "-i", name, "grep", "-rlFf", "-", "/dev/shm", "/run", "/tmp", ROOT]
     done = subprocess.run(grep, input="\n".join(PLANTED.values()).encode(), capture_output=True)
     assert (done.returncode, done.stdout) == (1, b"")
