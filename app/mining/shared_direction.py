@@ -2,13 +2,18 @@
 
 Blurry images drift to one direction. They resemble each other more than the sharp images of their people, and become
 one large cluster. Such a cluster differs from a person by what remains without its direction m, that of the mean of its
-images. Images of a person are left with noise: they resemble an image outside the cluster only by chance. Images that
-only share m still resemble the images of their people, as often as any image has a neighbour at all.
+images. Images of a person are left with noise: they resemble strangers only by chance. Images that only share m still
+resemble the sharp images of their people. Strangers are images that are not along m. So other pieces of a person, and
+people who look alike, do not count.
 
-So a cluster shows no person if, without m, the share of its images with a neighbour outside is nearer to the share of
-the other images with a neighbour than to chance. Its direction is then removed from all images, unless this costs more
-than it brings. It brings the images that lie as far along m as the cluster. It costs all others what they differ along
-m, as a share of their variance. In embeddings of few dimensions each direction is needed.
+How many images resemble strangers depends on how many of their people have a sharp image. So a cluster shows no person
+if the share is far above chance, and above what the other large clusters measure, in units of their spread, as in
+`look_alikes.py`. Where these are too few or show no people either, a share that is nearer to that of the other
+images with a neighbour than to chance is enough.
+
+The direction is then removed from all images, unless this costs more than it brings. It brings the images that lie as
+far along m as the cluster. It costs all others what they differ along m, as a share of their variance. In embeddings of
+few dimensions each direction is needed.
 
 Blurry images of people who have no other image look like one person to this test, and stay a cluster.
 
@@ -25,13 +30,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.mining.candidates import full_precision
-from app.mining.cluster import first_row, upper_quantile
+from app.mining.cluster import EVIDENCE, first_row, upper_quantile
 from app.mining.lists import usable
+from app.mining.look_alikes import LOWER_HALF
 from app.mining.sample import owned
 from app.runtime.dist import World, from_main, gather_rows, greatest, total
 
 EXAMINED = 16  # clusters, the largest ones: a cluster of many people harms by the square of its images
-LEAST = 32  # images of a cluster; of fewer the share is not sure
+LEAST = 32  # images of a cluster that is judged; of fewer the share is not sure
+FEWEST_PEOPLE = 4  # other clusters, to read quartiles from
+SURE = 4.0  # standard deviations; of normal measures one in 30,000 is above, and one of 16 is enough to lose a person
 LOOKED_AT = 256  # images of a cluster
 STRANGERS = 512  # images from which the cosine that chance gives is read
 QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
@@ -41,20 +49,35 @@ Mask = NDArray[np.bool_]
 
 
 class Facts(NamedTuple):
-    """What is known of one cluster and its direction: shares from 0 to 1."""
+    """What is known of one cluster and its direction."""
 
-    images: float  # of all images, those as far along the direction as most of the cluster
-    outside: float  # of the cluster's images, those with a neighbour outside once the direction is removed
-    others: float  # of the images outside, those with a neighbour
-    variance: float  # of the variance of most images, that along the direction
+    size: int  # images of the cluster
+    looked_at: int  # a sample of them
+    outside: float  # share of the sample that resembles strangers once the direction is removed
+    images: float  # share of all images: those as far along the direction as most of the cluster
+    variance: float  # share of the variance of most images: that along the direction
+
+    def above(self, chance: float) -> float:
+        """Return how many standard deviations `outside` is above the share `chance`.
+
+        The arcsine gives all shares of a sample one spread (Anscombe 1948); small ones are skewed otherwise.
+        """
+        share = (self.outside * self.looked_at + 3 / 8) / (self.looked_at + 3 / 4)
+        return float(2 * (self.looked_at + 1 / 2) ** 0.5 * (np.arcsin(share**0.5) - np.arcsin(chance**0.5)))
 
 
-def is_shared(facts: Facts, chance: float) -> bool:
+def is_shared(facts: Facts, people: list[Facts], chance: float, others: float) -> bool:
     """Return whether a cluster shows no person, and to remove its direction brings more than it costs.
 
-    `chance` is the share of images of a person that have a neighbour outside by chance.
+    `people` are other clusters, most of which show a person. `chance` is the share of a person's images that resemble
+    strangers by chance, `others` the share of the images outside that have a neighbour.
     """
-    return facts.outside > (chance + facts.others) / 2 and facts.images > facts.variance
+    resembles = facts.outside > (chance + others) / 2
+    if len(people) >= FEWEST_PEOPLE:
+        lower, median = np.quantile([each.above(chance) for each in people], [0.25, 0.5])
+        limit = np.maximum(0, median) + SURE * np.maximum(1, (median - lower) / LOWER_HALF)
+        resembles |= bool(facts.above(chance) > limit)
+    return resembles and facts.images > facts.variance
 
 
 def shared_direction(
@@ -73,23 +96,25 @@ def shared_direction(
     part = gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0
     size = np.bincount(labels[part], minlength=1)
     largest = np.lexsort((np.arange(len(size)), -size))[:EXAMINED]
+    largest = largest[size[largest] >= EVIDENCE]
+    if not len(largest) or size[largest[0]] < LEAST:
+        return None
     strangers = torch.from_numpy(sample[:: -(-len(sample) // STRANGERS) or 1]).to(shard.device)
-    chance = -float(np.expm1(-false_edges_per_image))
     with full_precision(shard.device):
-        for name in largest[size[largest] >= LEAST]:
-            inside = part & (labels == name)
-            apart = part & ~inside
-            direction = mean_direction(inside, shard, here)
-            outside, as_far = _measure(inside, shard, direction, strangers, false_edges_per_image, here)
-            facts = Facts(
-                images=as_far / int(part.sum()),
-                outside=outside,
-                others=float(near[apart].mean()) if apart.any() else 1.0,
-                variance=variance_along(direction, strangers),
-            )
-            # All ranks follow rank 0: CPUs of several kinds may round the last bit of a product differently.
-            if from_main(is_shared(facts, chance), here):
-                return direction
+        directions = [mean_direction(part & (labels == name), shard, here) for name in largest]
+        facts = [
+            _measure(part & (labels == name), part, shard, direction, strangers, false_edges_per_image, here)
+            for name, direction in zip(largest, directions, strict=True)
+        ]
+    chance = -float(np.expm1(-false_edges_per_image))
+    for at, (name, each, direction) in enumerate(zip(largest, facts, directions, strict=True)):
+        if each.size < LEAST:
+            break
+        apart = part & (labels != name)
+        others = float(near[apart].mean()) if apart.any() else 1.0
+        # All ranks follow rank 0: CPUs of several kinds may round the last bit of a product differently.
+        if from_main(is_shared(each, facts[:at] + facts[at + 1 :], chance, others), here):
+            return direction
     return None
 
 
@@ -119,18 +144,25 @@ def mean_direction(inside: Mask, shard: Tensor, here: World) -> Tensor:
 
 
 def _measure(
-    inside: Mask, shard: Tensor, direction: Tensor, strangers: Tensor, false_edges_per_image: float, here: World
-) -> tuple[float, int]:
-    """Measure a sample of the images `inside` [N]; the same for any number of ranks.
+    inside: Mask,
+    part: Mask,
+    shard: Tensor,
+    direction: Tensor,
+    strangers: Tensor,
+    false_edges_per_image: float,
+    here: World,
+) -> Facts:
+    """Measure the cluster of the images `inside` [N] on a sample; the same for any number of ranks.
 
-    Return the share of them that have a neighbour outside, without `direction`, and how many of all images are as far
-    along it as three of four of them. A neighbour's cosine is one that `false_edges_per_image` strangers reach.
+    Strangers are images outside that are less than half as far along the direction as the cluster. An image resembles
+    one if their cosine without the direction is one that an image has with `false_edges_per_image` strangers by chance.
     """
     ids = np.flatnonzero(inside)
     drawn = np.sort(np.random.default_rng(0).choice(ids, min(LOOKED_AT, len(ids)), replace=False))
     places = owned(torch.from_numpy(drawn).to(shard.device), shard, here)[1]
     rows = gather_rows(shard[places], here)  # [s, D]
-    far = float(np.quantile((rows @ direction).cpu().numpy(), 0.25))
+    far, typical = np.quantile((rows @ direction).cpu().numpy(), [0.25, 0.5])
+    half_way = (float(typical) + float(np.median((strangers @ direction).cpu().numpy()))) / 2
     rows = without(rows, direction)
     by_chance = (rows @ without(strangers, direction).T).flatten().cpu().numpy()
     tail = min(0.5, false_edges_per_image / max(1, len(inside) - 1))
@@ -139,14 +171,21 @@ def _measure(
     hidden[_own(inside, shard, here)] = True
     best = torch.full((len(rows),), -torch.inf, device=shard.device)
     as_far = torch.zeros((), dtype=torch.int64, device=shard.device)
-    for part, unseen in zip(shard.split(ROWS_AT_ONCE), hidden.split(ROWS_AT_ONCE), strict=True):
-        if len(part):
+    for some, unseen in zip(shard.split(ROWS_AT_ONCE), hidden.split(ROWS_AT_ONCE), strict=True):
+        if len(some):
             # `rows` have no part along the direction, so only the length of the others without it is missing.
-            along = part @ direction
+            along = some @ direction
             length = (1 - along**2).clamp_min(1 / STEPS).sqrt()
-            best = torch.maximum(best, ((rows @ part.T) / length).masked_fill(unseen, -torch.inf).amax(1))
-            as_far += (along >= far).sum()
-    return float((greatest(best, here) >= floor).double().mean()), int(total(as_far, here))
+            no_strangers = unseen | (along >= half_way)
+            best = torch.maximum(best, ((rows @ some.T) / length).masked_fill(no_strangers, -torch.inf).amax(1))
+            as_far += (along >= float(far)).sum()
+    return Facts(
+        size=len(ids),
+        looked_at=len(rows),
+        outside=float((greatest(best, here) >= floor).double().mean()),
+        images=int(total(as_far, here)) / int(part.sum()),
+        variance=variance_along(direction, strangers),
+    )
 
 
 def variance_along(direction: Tensor, strangers: Tensor) -> float:

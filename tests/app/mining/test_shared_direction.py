@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from app.config import NO_ID, MiningConfig
 from app.mining.gate import Report, pair_f
 from app.mining.pseudo_ids import find_pseudo_ids
-from app.mining.shared_direction import Facts, is_shared, variance_along, without
+from app.mining.shared_direction import Facts, is_shared, shared_direction, variance_along, without
 from app.runtime.dist import World
 from tests.app.support.planted import blurred, planted, unit
 
@@ -23,22 +23,35 @@ def find(bank: NDArray[np.float32], labels: NDArray[np.int32]) -> Found:
     return find_pseudo_ids(torch.from_numpy(bank), nothing, labels, MiningConfig(), alone, seed=0)
 
 
+def of_cluster(outside: float, *, images: float = 0.15, variance: float = 0.004, size: int = 500) -> Facts:
+    return Facts(size=size, looked_at=min(size, 256), outside=outside, images=images, variance=variance)
+
+
+PEOPLE = [of_cluster(outside, size=40) for outside in (0.02, 0.05, 0.05, 0.08, 0.10, 0.15)]
+PIECES = [of_cluster(outside) for outside in (0.05, 0.20, 0.30, 0.30, 0.40, 0.50)]
+
+
 @pytest.mark.parametrize(
-    ("facts", "shared"),
+    ("facts", "people", "others", "shared"),
     [
-        (Facts(images=0.15, outside=1.00, others=0.99, variance=0.004), True),  # a cone
-        (Facts(images=0.15, outside=0.38, others=0.46, variance=0.004), True),  # a cone; most images have no neighbour
-        (Facts(images=0.15, outside=0.07, others=0.99, variance=0.004), False),  # a person
-        (Facts(images=0.15, outside=0.20, others=0.46, variance=0.004), False),
-        (Facts(images=0.02, outside=0.40, others=0.50, variance=0.070), False),  # people differ along it
-        (Facts(images=0.15, outside=float("nan"), others=0.99, variance=0.004), False),
-        (Facts(images=0.15, outside=1.00, others=0.99, variance=float("nan")), False),
+        (of_cluster(1.00), PEOPLE, 0.99, True),  # a cone
+        (of_cluster(0.20), PEOPLE, 0.99, True),  # a cone; few of its people have another image
+        (of_cluster(0.07), PEOPLE, 0.99, False),  # a person
+        (of_cluster(0.20, size=33), PEOPLE, 0.99, False),  # of few images the share is not sure
+        (of_cluster(0.40), PIECES, 0.99, False),  # other clusters measure as much
+        (of_cluster(0.60), PIECES, 0.99, True),  # nearly as many as have a neighbour at all
+        (of_cluster(0.40), [], 0.99, False),  # nothing to compare with
+        (of_cluster(0.38), [], 0.46, True),  # most images have no neighbour
+        (of_cluster(0.40, images=0.02, variance=0.07), PEOPLE, 0.99, False),  # people differ along it
+        (of_cluster(float("nan")), PEOPLE, 0.99, False),
+        (of_cluster(0.20), [*PEOPLE, of_cluster(float("nan"))], 0.99, False),
+        (of_cluster(1.00, variance=float("nan")), PEOPLE, 0.99, False),
     ],
 )
-def test_a_cluster_shows_no_person_if_its_images_resemble_others_without_its_direction(
-    facts: Facts, *, shared: bool
+def test_a_cluster_shows_no_person_if_more_of_its_images_resemble_strangers_than_those_of_people(
+    facts: Facts, people: list[Facts], others: float, *, shared: bool
 ) -> None:
-    assert is_shared(facts, chance=0.05) == shared
+    assert is_shared(facts, people, chance=0.05, others=others) == shared
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 70_000])
@@ -85,3 +98,27 @@ def test_the_direction_of_a_person_stays(sizes: list[int], dim: int) -> None:
     found, report = find(bank, labels)
     assert report.shared == 0
     assert pair_f(found, labels) > 0.9
+
+
+def test_blurry_images_are_no_cluster_where_most_of_their_people_have_no_other_image() -> None:
+    sharp, people = planted([20] * 20 + [3] * 100, 128, 0.7)
+    alone, _ = planted([1] * 80, 128, 0.7, seed=1)
+    bank = np.concatenate([sharp, blurred(np.concatenate([sharp[:40], alone]))])
+    labels = np.concatenate([people, people[:40], 1000 + np.arange(80, dtype=np.int32)])
+    found, report = find(bank, labels)
+    assert report.shared == 1
+    assert report.largest <= 30
+    assert pair_f(found, labels) > 0.9
+
+
+def test_a_person_stays_of_whom_a_part_is_in_another_cluster() -> None:
+    """Half of the images of one person show glasses, and 30 of these are apart."""
+    bank, person = planted([150] + [12] * 60, 128, 0.7)
+    random = np.random.default_rng(0)
+    own = np.flatnonzero(person == 0)
+    bank[own[:75]] = unit(bank[own[:75]] + 0.7 * unit(random.normal(size=(1, 128))))
+    labels = person.astype(np.int64)
+    labels[own[:30]] = 1000
+    alone = World(0, 1, torch.device("cpu"))
+    near = np.ones(len(bank), np.bool_)
+    assert shared_direction(labels, torch.from_numpy(bank), near, bank, 0.05, alone) is None
