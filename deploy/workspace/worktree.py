@@ -161,17 +161,19 @@ def is_repository(project: Path) -> bool:
     """Whether the folder is in a git repository. Raises WrongUse if git does not trust it."""
     if LocalShell().which("git") is None:
         return False
-    inside = git(project, "rev-parse", "--is-inside-work-tree", check=False)
+    inside = git(project, "rev-parse", "--is-inside-work-tree", "--show-prefix", check=False)
     if b"dubious ownership" in inside.stderr:
         raise WrongUse(
             f"git does not trust {project}, because it belongs to another user",
             evidence=inside.complaint,
             next_command=f"git config --global --add safe.directory {quoted(project.as_posix())}",
         )
-    if inside.text.strip() != "true":
+    is_inside, _, prefix = inside.text.partition("\n")
+    if is_inside != "true":
         return False
-    # A project inside another repository that ignores it is not under version control.
-    return not git(project, "check-ignore", "--quiet", ".", check=False)
+    # A project inside another repository that ignores it is not under version control. A repository's own rules, such
+    # as * and !app/, are about the files in it.
+    return not prefix.strip() or not git(project, "check-ignore", "--quiet", ".", check=False)
 
 
 def excluded() -> list[str]:

@@ -53,6 +53,21 @@ def placed(machine: Path, snapshot: str) -> dict[str, str]:
 CODE = {name: f"{name}\n" for name in ("app/größe.py", "app/data/a b.py", "tasks.py")}
 
 
+def test_a_repository_that_names_only_what_is_code(tree: Path, machine: Path) -> None:
+    """`*` ignores everything that no later rule includes again; git then calls the project's own folder ignored too."""
+    (tree / ".gitignore").write_text("*\n!.gitignore\n!app/\n!app/*.py\n")
+    facts = code.look(tree)
+    assert (facts.kind, facts.changed_files) == ("git", 2)
+    assert placed(machine, place(tree, machine)).keys() == {".gitignore", "app/größe.py"}
+
+
+def test_a_project_inside_a_repository_that_ignores_it_is_copied(tree: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tree / ".git")
+    (tmp_path / ".gitignore").write_text("*\n")
+    git(tmp_path, "init", "--quiet", "--initial-branch=main")
+    assert code.look(tree).kind == "copy"
+
+
 def test_a_repository_without_commits(tree: Path, machine: Path) -> None:
     """All files that git does not ignore are code, except data and results: they never are, even if not ignored."""
     facts = code.look(tree)
