@@ -333,7 +333,8 @@ def make_venv() -> None:
     if real != str(VENV):  # a link, or a junction of Windows: to clear it would empty the folder behind it
         say(f".venv is a link to {real}, which may belong to another project: delete the link, try again")
         sys.exit(2)
-    if not STAMP.exists() and (others := installed_by_others()):
+    others = [] if STAMP.exists() else installed_by_others()
+    if others:
         say(f".venv has packages that bootstrap.py did not install, such as {others[0]}: rename the folder .venv, or "
             "delete it if nothing needs it, and try again")  # fmt: skip
         sys.exit(2)
