@@ -61,7 +61,6 @@ NOT_TYPED = {
     "deploy/providers/docker.py:_create": "a build takes minutes; tests/support/images does it for other tests",
     "deploy/providers/docker.py:_refused": "a Docker engine that refuses needs a broken one",
     "deploy/providers/docker.py:_when_it_answers": "a container without an SSH server takes minutes to be given up",
-    "deploy/providers/docker.py:answers": "the container is removed; its last lines are in the message",
     "deploy/providers/runpod/clusters.py:_give_back_or_refuse": "an emulated cluster has no machines to log in to",
     "deploy/billing/teardown.py:stop_run": "no known fault lets a supervisor ignore the request and report on",
     "deploy/runs/job.py:_wait_until_started": "no known fault keeps a supervisor from answering",
