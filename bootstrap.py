@@ -325,19 +325,24 @@ def is_healthy() -> bool:
         return False
 
 
-def make_venv() -> None:
-    import importlib.util
-    import subprocess
-
+def refuse_foreign() -> None:
+    """Exit with 2 if somebody else made .venv: to clear it would delete what they installed."""
     real = os.path.realpath(VENV)
-    if real != str(VENV):  # a link, or a junction of Windows: to clear it would empty the folder behind it
-        say(f".venv is a link to {real}, which may belong to another project: delete the link, try again")
+    if real != str(VENV):  # a link, or a junction of Windows
+        say(f".venv is a link to {real}, which may belong to another project: delete the link and try again")
         sys.exit(2)
     others = [] if STAMP.exists() else installed_by_others()
     if others:
         say(f".venv has packages that bootstrap.py did not install, such as {others[0]}: rename the folder .venv, or "
             "delete it if nothing needs it, and try again")  # fmt: skip
         sys.exit(2)
+
+
+def make_venv() -> None:
+    import importlib.util
+    import subprocess
+
+    refuse_foreign()
     version = "{}.{}.{}".format(*sys.version_info[:3])
     say(("repairing .venv" if VENV.exists() else "creating .venv") + f" with Python {version}")
     base = getattr(sys, "_base_executable", sys.executable)  # this process may itself run in the .venv to be cleared
