@@ -111,7 +111,7 @@ def test_blurry_images_are_no_cluster_where_most_of_their_people_have_no_other_i
     assert pair_f(found, labels) > 0.9
 
 
-def test_a_person_stays_of_whom_a_part_is_in_another_cluster() -> None:
+def test_a_person_stays_where_a_part_is_in_another_cluster() -> None:
     """Half of the images of one person show glasses, and 30 of these are apart."""
     bank, person = planted([150] + [12] * 60, 128, 0.7)
     random = np.random.default_rng(0)
