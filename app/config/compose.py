@@ -83,7 +83,7 @@ def _composed(overrides: Sequence[Override], known: Mapping[str, Any]) -> Any:
 
     plain = all(each.type is OverrideType.CHANGE and each.package is None for each in overrides)
     values = [each for each in overrides if plain and each.key_or_group not in known]
-    words = tuple(each.input_line or "" for each in overrides if not (plain and each.key_or_group not in known))
+    words = tuple(each.input_line or "" for each in overrides if each not in values)
     composed = pickle.loads(_pickled(words, _fingerprint()))  # noqa: S301 - made by this process
     for each in values:
         OmegaConf.update(composed, each.key_or_group, each.value(), merge=True)
@@ -102,20 +102,17 @@ def _pickled(words: Sequence[str], files: str) -> bytes:
 
 
 def _fingerprint() -> str:
-    """Hash the names and contents of all files that Hydra may read, in a millisecond.
+    """Hash the names and contents of all files that Hydra may read.
 
     On some systems two edits may leave the same time and size, so these are not enough.
     """
     found = hashlib.sha256()
-    for folder, folders, names in os.walk(CONF):
-        folders.sort()
-        for path in (Path(folder, name) for name in sorted(names) if name.endswith(".yaml")):
-            try:
-                data = path.read_bytes()
-            except OSError:  # such as an editor's lock, a link to no file; Hydra complains about those that it needs
-                data = b""
-            found.update(f"{path}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-            found.update(data)
+    for path in sorted(CONF.rglob("*.yaml")):
+        try:
+            data = path.read_bytes()
+        except OSError:  # such as an editor's lock, a link to no file; Hydra complains about those that it needs
+            data = b""
+        found.update(os.fsencode(path) + b"\0%d\0" % len(data) + data)
     return found.hexdigest()
 
 
