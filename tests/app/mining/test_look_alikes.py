@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from app.config import NO_ID, MiningConfig
 from app.mining.gate import pair_f, pair_precision
@@ -54,6 +55,27 @@ def test_people_who_look_alike_are_separated_and_the_others_stay_whole() -> None
     assert pair_precision(first, owner.astype(np.int32)) < 0.9
     assert pair_f(found, owner.astype(np.int32)) > 0.99
     assert np.array_equal(found[owner >= 8], first[owner >= 8])
+
+
+def test_matrices_are_computed_on_one_thread_and_the_limit_ends_with_it() -> None:
+    bank, owner = twins(1, 8, 8)
+    seen = []
+
+    def threads() -> set[int]:
+        return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        apart(
+            owner,
+            torch.from_numpy(bank),
+            np.arange(len(bank), dtype=np.int32),
+            ALONE,
+            poll=lambda: seen.append(threads()),
+        )
+        assert threads() == before
+    assert seen
+    assert all(each == {1} for each in seen)
 
 
 def test_mining_finds_people_who_look_alike() -> None:
