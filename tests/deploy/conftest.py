@@ -23,7 +23,7 @@ import pytest
 from deploy.pod.base import processes
 from deploy.shell import LocalShell
 from tests.support.files import below
-from tests.support.forks import forks
+from tests.support.forks import forks, start_command
 from tests.support.load import under_load
 
 if TYPE_CHECKING:
@@ -117,11 +117,7 @@ class Project:
         return json.loads(self.invoke(*argv, "--json", code=code).stdout)
 
     def start(self, *argv: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "invoke", *argv],
-            cwd=self.path, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            encoding="utf-8", stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        process = start_command(["-m", "invoke", *argv], self.path, self.environment)
         self.started.append(process)
         return process
 

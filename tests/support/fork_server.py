@@ -1,12 +1,13 @@
 """Server that has packages loaded and forks for each Python command; tests/support/forks.py starts and asks it.
 
-It loads no code of this project: each command loads that from the folder it runs in. Each command has its own
-arguments, environment, streams and exit code. Only the methods that `dataclass` writes are compiled beforehand: that is
-nearly half of the time that loading the project takes.
+It loads no modules of this project: each command loads them from the folder it runs in. Each command has its own
+arguments, environment, streams and exit code. Only what loading the modules makes is kept (`_prepare`): that is half of
+the time that loading the project takes.
 """
 
 from __future__ import annotations
 
+import _imp
 import atexit
 import contextlib
 import dataclasses
@@ -14,8 +15,10 @@ import functools
 import gc
 import io
 import json
+import marshal
 import os
 import random
+import re
 import runpy
 import select
 import signal
@@ -25,6 +28,7 @@ import sys
 import threading
 import types
 from collections.abc import Mapping, Sequence
+from importlib import _bootstrap_external
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,11 +38,11 @@ TORCHRUN = ["-m", "torch.distributed.run"]
 def serve(address: str, modules: Sequence[str], packages: Sequence[str]) -> None:
     """Serve until the client ends. Forks a process per request and tells its end, without waiting for it.
 
-    `modules` are those of the project, whose dataclasses are compiled beforehand. `packages` are loaded.
+    `modules` are those of the project whose code is kept. `packages` are loaded.
     """
     for package in packages:
         __import__(package)
-    _compile_dataclasses(modules)
+    _prepare(modules)
     if "numba" in sys.modules:
         sys.modules["numba"].njit("int64(int64)")(lambda x: x)  # the first function loads what all need
     tasks = Path("/proc/self/task")
@@ -107,34 +111,66 @@ def _run(order: Any, fds: Sequence[int]) -> NoReturn:
     for stream, fd in enumerate(fds):
         os.dup2(fd, stream)
         os.close(fd)
+    for name, fd in (("stdout", 1), ("stderr", 2)):  # the server's own ones know whether its files can seek
+        old = getattr(sys, name)
+        buffer = io.BufferedWriter(io.FileIO(fd, "w", closefd=False))
+        new = io.TextIOWrapper(buffer, old.encoding, old.errors, None, old.line_buffering, old.write_through)
+        setattr(sys, name, new)
     os.chdir(order["cwd"])
     if order["argv"][:2] == TORCHRUN:
         _fork_ranks(order["argv"])
     run_python(order["argv"], order["env"])
 
 
-def _compile_dataclasses(modules: Sequence[str]) -> None:
-    """Compile the methods of the dataclasses in these modules. Forks that define the same class compile nothing.
+def _prepare(modules: Sequence[str]) -> None:
+    """Keep what loading these modules makes: code, methods of dataclasses, regular expressions. Forks make none again.
 
-    Another process loads the modules and says what `dataclass` compiles: it looks up `exec` in its own module first.
+    Another process loads the modules, and says what it made. A fork still reads each file, and uses the code only if
+    the bytes are the same.
     """
     read, write = os.pipe()
     if os.fork() == 0:
-        texts: list[str] = []
-        dataclasses.exec = lambda text, *names: texts.append(text) or exec(text, *names)  # type: ignore[attr-defined]  # noqa: S102
-        with contextlib.suppress(ImportError):
-            for module in modules:
-                __import__(module)
-        with open(write, "w") as told:
-            json.dump(texts, told)
-        os._exit(0)
+        _load_and_tell(modules, write)
     os.close(write)
-    compiled = functools.lru_cache(maxsize=5000)(lambda text: compile(text, "<string>", "exec"))
-    with open(read) as told:
-        for text in json.load(told):
-            compiled(text)
+    with open(read, "rb") as told:
+        methods, patterns, files = marshal.load(told)  # noqa: S302
     os.wait()
+
+    compiled = functools.lru_cache(maxsize=5000)(lambda text: compile(text, "<string>", "exec"))
+    for text in methods:
+        compiled(text)
+    # `dataclass` looks up `exec` in its own module first.
     dataclasses.exec = lambda text, *names: exec(compiled(text), *names)  # type: ignore[attr-defined]  # noqa: S102
+
+    for pattern, flags in patterns:
+        re.compile(pattern, flags)
+
+    code = {content: marshal.loads(content) for content in (Path(file).read_bytes()[16:] for file in files)}  # noqa: S302
+    load = _bootstrap_external._compile_bytecode  # type: ignore[attr-defined]
+
+    def loaded(content: Any, name: Any = None, bytecode_path: Any = None, source_path: Any = None) -> Any:
+        kept = code.get(bytes(content))
+        if kept is None or source_path is None:
+            return load(content, name, bytecode_path, source_path)
+        _imp._fix_co_filename(kept, source_path)  # type: ignore[attr-defined]
+        return kept
+
+    _bootstrap_external._compile_bytecode = loaded  # type: ignore[attr-defined]
+
+
+def _load_and_tell(modules: Sequence[str], write: int) -> NoReturn:
+    """Load modules, and tell the texts that `dataclass` compiled, all regular expressions, and the files of code."""
+    methods: list[str] = []
+    dataclasses.exec = lambda text, *names: methods.append(text) or exec(text, *names)  # type: ignore[attr-defined]  # noqa: S102
+    before = {*sys.modules}
+    for module in modules:
+        __import__(module)
+    specs = [sys.modules[name].__spec__ for name in sys.modules if name not in before]
+    files = [spec.cached for spec in specs if spec and spec.cached and Path(spec.cached).exists()]
+    patterns = [(pattern, int(flags)) for _, pattern, flags in re._cache]  # type: ignore[attr-defined]
+    with open(write, "wb") as told:
+        marshal.dump((methods, patterns, files), told)
+    os._exit(0)
 
 
 def run_python(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:

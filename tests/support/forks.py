@@ -12,7 +12,6 @@ import functools
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -26,8 +25,8 @@ from tests.support.load import under_load
 PROJECT = Path(__file__).parents[2]
 # Packages that commands import and that keep no state between commands.
 OF_INVOKE = ("docker", "invoke.main", "omegaconf", "paramiko", "requests", "rich.console", "rich.table", "yaml")
-# Modules of the project whose dataclasses most commands define.
-COMMANDS = ("tasks", "deploy.commands.train", "deploy.commands.status", "deploy.commands.down", "deploy.commands.runs")
+# Modules of the project that most commands load.
+COMMANDS = ("tasks", "deploy.commands.train", "deploy.commands.status", "deploy.commands.stop", "deploy.commands.runs")
 TRAINING = ("app.train", "app.prepare", "app.mine", "app.evaluate")
 # DistributedDataParallel loads torch._dynamo.
 OF_TRAINING = (
@@ -39,47 +38,41 @@ OF_TRAINING = (
 READ_AT_START = ("PYTHON", "LD_", "MKL_", "NUMBA_", "OMP_")
 
 
-class Process:
-    """A forked command: what the tests use of subprocess.Popen."""
+class Process(subprocess.Popen[Any]):
+    """A command that a server forks: used as any other, though it is no child of this process."""
 
-    def __init__(self, line: socket.socket, args: Sequence[str], stdin: IO[bytes] | None) -> None:
-        self.args, self.stdin, self.returncode = list(args), stdin, None
-        self._line = line
-        self._answer = line.makefile("r")
+    def __init__(
+        self, address: str, argv: Sequence[str], cwd: Path, environment: Mapping[str, str], **streams: Any
+    ) -> None:
+        self._line = socket.socket(socket.AF_UNIX)
+        self._line.connect(address)
+        super().__init__([*map(str, argv)], cwd=cwd, env=environment, **streams)
+
+    def _execute_child(self, args: list[str], _: Any, *rest: Any) -> None:
+        """Ask the server instead of forking; the ends of the pipes come in the order of Python 3.10 to 3.14."""
+        cwd, environment = rest[3:5]
+        ends = rest[8:14]
+        read, _, _, write, _, error = ends
+        order = json.dumps({"argv": args, "cwd": str(cwd), "env": dict(environment)}).encode()
+        socket.send_fds(self._line, [len(order).to_bytes(4, "big")], [read, write, error])
+        self._line.sendall(order)
+        self._answer = self._line.makefile("r")
         self.pid = int(self._answer.readline())
+        self._child_created = True
+        self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
 
-    def poll(self) -> int | None:
-        self._listen(0)
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code. Raises subprocess.TimeoutExpired."""
-        self._listen(timeout)
-        if self.returncode is None:
+    def _wait(self, timeout: float | None) -> int:
+        if self._internal_poll(timeout=timeout) is None:
             assert timeout is not None
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
 
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.stdin:
-            self.stdin.close()
-        self.wait()
-
-    def _listen(self, timeout: float | None) -> None:
+    def _internal_poll(self, _deadstate: Any = None, timeout: float | None = 0) -> int | None:
         if self.returncode is None and select.select([self._line], [], [], timeout)[0]:
-            self.returncode: int | None = int(self._answer.readline())
+            self.returncode = int(self._answer.readline())
             self._answer.close()
             self._line.close()
+        return self.returncode
 
 
 class Forks:
@@ -108,19 +101,10 @@ class Forks:
 
     def start(
         self, argv: Sequence[str], cwd: Path, environment: Mapping[str, str], *,
-        stdin: int | None = None, stdout: IO[Any], stderr: IO[Any],
+        stdin: int = subprocess.DEVNULL, stdout: Any, stderr: Any, **text: Any,
     ) -> Process:  # fmt: skip
-        """Start `python *argv`. `stdin` may be subprocess.PIPE; without it, there is no input."""
-        read, write = os.pipe() if stdin == subprocess.PIPE else (os.open(os.devnull, os.O_RDONLY), None)
-        line = socket.socket(socket.AF_UNIX)
-        try:
-            line.connect(self.address)
-            order = json.dumps({"argv": [*map(str, argv)], "cwd": str(cwd), "env": dict(environment)}).encode()
-            socket.send_fds(line, [len(order).to_bytes(4, "big")], [read, stdout.fileno(), stderr.fileno()])
-            line.sendall(order)
-        finally:
-            os.close(read)
-        return Process(line, argv, None if write is None else open(write, "wb", buffering=0))
+        """Start `python *argv`. The streams and `text` are those of subprocess.Popen."""
+        return Process(self.address, argv, cwd, environment, stdin=stdin, stdout=stdout, stderr=stderr, **text)
 
     def run(
         self, argv: Sequence[str], cwd: Path, environment: Mapping[str, str], limit_s: float
@@ -149,17 +133,26 @@ def training_forks() -> Forks | None:
     return Forks(TRAINING, OF_TRAINING, OMP_NUM_THREADS="1") if sys.platform == "linux" else None
 
 
+def start_command(argv: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start `python *argv` with the packages of `invoke` loaded, if possible, and with pipes for its text."""
+    server = forks()
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    if server is not None and server.can_run(environment):
+        return server.start(argv, cwd, environment, **pipes)
+    return subprocess.Popen([sys.executable, *argv], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, **pipes)
+
+
 def start_training(
-    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], *, stdin: int | None = None, output: IO[Any]
-) -> Process | subprocess.Popen[bytes]:
+    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], *,
+    stdin: int = subprocess.DEVNULL, output: IO[Any],
+) -> subprocess.Popen[bytes]:  # fmt: skip
     """Start `python *argv` with torch loaded, if possible. Both its streams go to `output`."""
     server = training_forks()
     if server is not None and server.can_run(environment):
         return server.start(argv, cwd, environment, stdin=stdin, stdout=output, stderr=output)
     return subprocess.Popen(
-        [sys.executable, *argv], cwd=cwd, env=environment,
-        stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=output, stderr=output,
-    )  # fmt: skip
+        [sys.executable, *argv], cwd=cwd, env=environment, stdin=stdin, stdout=output, stderr=output
+    )
 
 
 def run_training(

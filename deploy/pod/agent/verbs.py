@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -248,6 +247,8 @@ def hashes(path: str, ranges: Sequence[Sequence[int]], holes: bool = False) -> l
 
     if len(ranges) == 1:
         return [of(ranges[0])]
+    from concurrent.futures import ThreadPoolExecutor  # a fifth of the agent's start, and most agents hash nothing
+
     with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         return list(pool.map(of, ranges))
 

@@ -6,16 +6,12 @@ Nothing waits for a message longer than it says, and no failure is raised.
 
 from __future__ import annotations
 
-import http.client
 import ipaddress
 import json
 import threading
 import time
-import urllib.error
 from collections.abc import Callable
 from urllib.parse import urlsplit
-
-from deploy.pod.base import addresses
 
 WEBHOOK = "SNIPERFACE_NOTIFY"  # its name among the secrets of a machine, and in the laptop's environment
 ATTEMPT_S = 5.0
@@ -96,6 +92,12 @@ class Notifier:
 
 def _post(address: str, body: bytes) -> tuple[str | None, bool]:
     """Make one attempt. Returns why it failed (None: accepted), and whether another one may help."""
+    # Loaded here: most machines send nothing, and each supervisor and guard would start a fifth later.
+    import http.client
+    import urllib.error
+
+    from deploy.pod.base import addresses
+
     wanted = addresses.request(address, {"Content-Type": "application/json", "User-Agent": "sniperface"})
     wanted.data = body
     try:
