@@ -419,8 +419,8 @@ def test_process_groups_are_made_in_one_place() -> None:
     [
         (
             ("deploy", "tasks.py"),
-            {"cryptography", "docker", "fabric", "fsspec", "invoke", "jinja2", "markupsafe", "omegaconf", "paramiko"}
-            | {"requests", "rich", "runpod", "starlette", "tomli", "uvicorn", "yaml"},
+            {"cpuinfo", "cryptography", "docker", "fabric", "fsspec", "invoke", "jinja2", "markupsafe", "omegaconf"}
+            | {"paramiko", "requests", "rich", "runpod", "starlette", "tomli", "uvicorn", "yaml"},
         ),
         (
             ("app",),

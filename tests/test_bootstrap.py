@@ -554,9 +554,20 @@ def test_of_two_at_once_one_installs(ready: Project) -> None:
     assert sorted("installing" in err for _, err in told) == [False, True]
 
 
-def test_a_broken_environment_is_made_anew(ready: Project) -> None:
+def test_an_environment_is_made_anew_if_it_is_broken_and_not_if_another_tool_filled_it(ready: Project) -> None:
+    """Editors offer to make a .venv in a project, and people install packages of their own there."""
+    shutil.rmtree(ready.folder / ".venv")
+    venv.create(ready.folder / ".venv")
+    (packages,) = (ready.folder / ".venv").glob("[Ll]ib/**/site-packages")
+    own = packages / "plotnine-0.15.0.dist-info"
+    own.mkdir()
     for folder in ("bin", "Scripts"):
         shutil.rmtree(ready.folder / ".venv" / folder, ignore_errors=True)
+    refused = ready.run("invoke")
+    assert refused.returncode == 2
+    assert ".venv has packages that bootstrap.py did not install, such as plotnine: rename the folder" in refused.stderr
+    assert own.exists()
+    own.rmdir()
     again = ready.run("invoke")
     assert again.returncode == 0, again.stderr
     assert "repairing .venv" in again.stderr
@@ -573,23 +584,6 @@ def test_an_environment_behind_a_link_is_not_emptied(tmp_path: Path, wheels: Pat
     assert done.returncode == 2
     assert f".venv is a link to {other}, which may belong to another project: delete the link" in done.stderr
     assert [*other.iterdir()] == [other / "bootstrap.json"]
-
-
-def test_an_environment_that_another_tool_made_is_not_emptied(tmp_path: Path, wheels: Path) -> None:
-    """Editors offer to make a .venv in a project, and people install packages of their own there."""
-    project = Project(tmp_path / "project", wheels)
-    venv.create(project.folder / ".venv")
-    (packages,) = (project.folder / ".venv").glob("[Ll]ib/**/site-packages")
-    own = packages / "plotnine-0.15.0.dist-info"
-    own.mkdir()
-    done = project.run("invoke")
-    assert done.returncode == 2
-    assert ".venv has packages that bootstrap.py did not install, such as plotnine: rename the folder" in done.stderr
-    assert own.exists()
-    own.rmdir()
-    again = project.run("invoke")
-    assert again.returncode == 0, again.stderr
-    assert "repairing .venv" in again.stderr
 
 
 @pytest.mark.slow

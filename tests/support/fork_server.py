@@ -111,15 +111,20 @@ def _run(order: Any, fds: Sequence[int]) -> NoReturn:
     for stream, fd in enumerate(fds):
         os.dup2(fd, stream)
         os.close(fd)
-    for name, fd in (("stdout", 1), ("stderr", 2)):  # the server's own ones know whether its files can seek
-        old = getattr(sys, name)
-        buffer = io.BufferedWriter(io.FileIO(fd, "w", closefd=False))
-        new = io.TextIOWrapper(buffer, old.encoding, old.errors, None, old.line_buffering, old.write_through)
-        setattr(sys, name, new)
+    for stream, name in ((1, "stdout"), (2, "stderr")):
+        _open_stream(stream, name, unbuffered=getattr(sys, name).write_through)
     os.chdir(order["cwd"])
     if order["argv"][:2] == TORCHRUN:
         _fork_ranks(order["argv"])
     run_python(order["argv"], order["env"])
+
+
+def _open_stream(stream: int, name: str, *, unbuffered: bool) -> None:
+    """Open sys.stdout or sys.stderr anew: the server's own knows whether its file can seek."""
+    raw, old = io.FileIO(stream, "w", closefd=False), getattr(sys, name)
+    buffer: Any = raw if unbuffered else io.BufferedWriter(raw)
+    new = io.TextIOWrapper(buffer, old.encoding, old.errors, None, old.line_buffering, write_through=unbuffered)
+    setattr(sys, name, new)
 
 
 def _prepare(modules: Sequence[str]) -> None:
@@ -220,9 +225,8 @@ def _exit_code(argv: Sequence[str]) -> int:
 def _run_main(argv: Sequence[str]) -> None:
     first, *rest = argv
     if first == "-u":
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            raw = io.FileIO(number, "w", closefd=False)
-            setattr(sys, name, io.TextIOWrapper(raw, encoding="utf-8", write_through=True))
+        for stream, name in ((1, "stdout"), (2, "stderr")):
+            _open_stream(stream, name, unbuffered=True)
         first, *rest = rest
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     if first == "-m":

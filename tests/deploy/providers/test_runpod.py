@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,16 @@ def test_the_environment_of_a_pod_is_the_public_key_and_its_switch(both: Rig) ->
     assert machine.address
     assert machine.address.key
     assert Path(machine.address.key).read_text().startswith("-----BEGIN OPENSSH PRIVATE KEY-----")
+
+
+def test_the_package_is_imported_without_a_look_at_the_processor() -> None:
+    """It takes a second and two processes, and nothing shows what it finds."""
+    ask = (
+        "from deploy.providers.runpod import sdk; print(sdk._package().__name__); import cpuinfo, sys; "
+        "print(sys.modules['runpod.serverless.utils.rp_debugger'].PROCESSOR, cpuinfo.get_cpu_info.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", ask], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["runpod", "not looked up get_cpu_info"]
 
 
 def test_host_keys_come_from_the_log_of_v2(v2: Rig) -> None:
