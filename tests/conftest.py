@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +22,8 @@ hypothesis.settings.load_profile("patient")
 
 # Printed advice repeats the command in this variable, which differs between machines.
 os.environ.pop("SNIPERFACE_INVOKE", None)
+# What users' commands print waits in a buffer. A test of an early end found nothing, because this one was set.
+os.environ.pop("PYTHONUNBUFFERED", None)
 # The tests run hundreds of commands: without bytecode files each would compile everything again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -37,6 +41,8 @@ NOT_IN_CI = (
 # .ci/run must start Docker too. If that is impossible, it sets this variable to the reason, and CI accepts the skip.
 NO_ENGINE = "SNIPERFACE_NO_ENGINE"
 
+
+LEAST_FREE_BYTES = 6 << 30  # of memory for files
 
 # These take minutes each, in one process. If one started late, the other processes would wait for its end. Those of the
 # last line mostly wait themselves, while the first ones compute.
@@ -64,6 +70,23 @@ LONGEST_SLOW = (
     "tests/deploy/commands/test_requests", "tests/app/runtime",
 )  # fmt: skip
 PASSED = pytest.StashKey[bool]()
+
+
+def _write_into_memory() -> None:
+    """Let the tests write their files into memory, where it has room: a quarter of their processor time is saved.
+
+    They delete hundreds of thousands of files, and ext4 then searches long for a free place of a new one.
+    """
+    memory = Path("/dev/shm")
+    if "TMPDIR" in os.environ or not memory.is_dir() or shutil.disk_usage(memory).free < LEAST_FREE_BYTES:
+        return
+    folder = memory / f"sniperface-tests-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid == os.getuid() and not folder.is_symlink():
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+_write_into_memory()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -45,8 +45,11 @@ def telling(as_json: bool = False) -> Iterator[Screen]:
 
     screen = Screen(as_json)
     try:
-        with ended_in_order():
-            yield screen
+        try:
+            with ended_in_order():
+                yield screen
+        finally:
+            sys.stdout.flush()  # here a reader that is gone ends in order; at the end of Python it would not
     except Ended as ended:
         print(ended.words, file=sys.stderr)
         raise

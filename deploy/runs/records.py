@@ -220,7 +220,11 @@ def compared(runs: Path, record: Record) -> tuple[Compared, ...]:
 
 def each_folder(runs: Path) -> Iterator[tuple[str, Record | str]]:
     """Every folder of a run: its name and its record or, if that cannot be read, the reason in one sentence."""
-    for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
+    try:
+        folders = sorted(runs.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # no run yet, or the folder was just removed
+        return
+    for folder in folders:
         if folder.is_dir():
             yield folder.name, record_in(folder)
 

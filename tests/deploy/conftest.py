@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -132,22 +129,20 @@ class Project:
 
 
 @pytest.fixture(params=HOSTILE_NAMES, ids=["plain-name", "hostile-name"])
-def any_project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
+def any_project(request: pytest.FixtureRequest, tmp_path: Path, template: Path) -> Iterator[Project]:
     """A project in a folder with a plain name, then one in a folder with a hostile name."""
-    yield from _make(tmp_path / request.param)
+    yield from copy_of(template, tmp_path / request.param)
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
-    yield from _make(tmp_path / HOSTILE_NAMES[1])
+def project(tmp_path: Path, template: Path) -> Iterator[Project]:
+    yield from copy_of(template, tmp_path / HOSTILE_NAMES[1])
 
 
-@functools.cache
-def _template() -> Path:
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with everything that a project needs. Making it takes three times as long as copying it."""
-    folder = tempfile.mkdtemp(prefix="sniperface-template-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = Path(folder, "project")
+    path = tmp_path_factory.mktemp("template") / "project"
     shutil.copytree(PRETEND, path, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(SOURCE / "deploy", path / "deploy")  # with bytecode, or the first command would have to compile
     shutil.copytree(SOURCE / "conf" / "deploy", path / "conf" / "deploy")
@@ -160,8 +155,9 @@ def _template() -> Path:
     return path
 
 
-def _make(path: Path) -> Iterator[Project]:
-    shutil.copytree(_template(), path)
+def copy_of(template: Path, path: Path) -> Iterator[Project]:
+    """Copy the template to a project's folder; afterwards end what runs there."""
+    shutil.copytree(template, path)
     made = Project(path, f"sniperface-test-{uuid.uuid4().hex[:8]}")
     yield made
     _end(made)

@@ -1,5 +1,5 @@
 """The project of tests/deploy, for the steps of a newcomer."""
 
-from tests.deploy.conftest import project
+from tests.deploy.conftest import project, template
 
-__all__ = ["project"]
+__all__ = ["project", "template"]

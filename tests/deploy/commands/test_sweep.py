@@ -253,7 +253,7 @@ def account(project: Project, tmp_path: Path) -> Iterator[Emulator]:
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX: the pod's programs start with /bin/sh")
 def test_one_rented_machine_serves_all_runs_and_its_time_is_counted_once(project: Project, account: Emulator) -> None:
     """One question covers all runs, and nothing is rented without the answer. The limits are those of the machine."""
-    words = ("train", "--on", "far", *LR, "--set", "train.epochs=1")
+    words = ("train", "--on", "far", *LR, "--set", "train.epochs=1", "--set", "train.step_s=0.5")  # $0.0001 is 0.9 s
     refused = project.invoke(*words, code=2).stderr
     assert "these 2 runs cost $0.40 an hour, their duration is not known yet: give --yes to agree" in refused
     assert (account.names, (project.path / "runs").exists()) == ([], False)

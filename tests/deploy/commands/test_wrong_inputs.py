@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import tasks
-from tests.deploy.conftest import Project, _make
+from tests.deploy.conftest import Project, copy_of
 
 # `ID` in a line is a run that is over. The text after the line: the thing that is wrong, and a value that works.
 WRONG = {
@@ -131,9 +131,9 @@ WRONG = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, str]]:
+def place(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[tuple[Project, str]]:
     """A project with one run that is over, and its id."""
-    for project in _make(tmp_path_factory.mktemp("project") / "it's a pröject"):
+    for project in copy_of(template, tmp_path_factory.mktemp("project") / "it's a pröject"):
         yield project, str(project.json("train")["run_id"])
 
 
