@@ -42,7 +42,7 @@ def separated(truth: Planted, found: Ids) -> Ids:
     single = np.zeros(len(rows), np.bool_)  # one image of each group of near-copies
     single[np.unique(truth.source, return_index=True)[1]] = True
     axes, null = chance(rows[single], truth.labels[single])
-    result = found.copy()
+    result: Ids = found.copy()
     for name in np.unique(found[found != NO_ID]):
         inside = np.flatnonzero(found == name)
         looked_at = inside[single[inside]]
