@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import linkage
 from scipy.linalg import eigh
+
+from app.mining.graph import most_alike
 
 HALF = 2  # least images of a half
 REASSIGNED = 3  # times that the images move to the nearer mean
@@ -98,29 +99,8 @@ def few(alike: Rows) -> Halves:
 
     The measure is the mean cosine of their differences times the root of the number of pairs, in standard deviations.
     """
-    count, size, _ = alike.shape
-    upper = np.triu_indices(size, 1)
-    pairs = alike[:, upper[0], upper[1]]
-    top = pairs.max(axis=1)
-    tree = np.stack([linkage(each, "average") for each in top[:, None] - pairs])  # [m, s - 1, 4]
-    children, images = tree[:, :, :2].astype(np.int64), np.ones((count, 2 * size - 1))
-    inside = np.zeros((count, 2 * size - 1))  # sums over the pairs of a node
-    groups = np.arange(count)
-    for node in range(size - 1):
-        left, right = children[:, node].T
-        images[:, size + node] = images[groups, left] + images[groups, right]
-        joined = images[groups, left] * images[groups, right] * (top - tree[:, node, 2])
-        inside[:, size + node] = inside[groups, left] + inside[groups, right] + joined
-    pairs_of = np.maximum(images * (images - 1) / 2, 1)
-    measure = inside / np.sqrt(pairs_of) / np.maximum(pairs.std(axis=1), 1e-12)[:, None]
-    measure[(images < HALF) | (images > size - HALF)] = -np.inf
-    chosen = np.zeros(measure.shape, np.bool_)
-    chosen[groups, measure.argmax(axis=1)] = True
-    for node in reversed(range(size - 1)):
-        for child in children[:, node].T:
-            chosen[groups, child] |= chosen[:, size + node]
-    one = _settled(alike, chosen[:, :size].astype(np.float64))
-    return Halves(measure.max(axis=1), one > 0)
+    measure, one = most_alike(alike, HALF)
+    return Halves(measure, _settled(alike, one.astype(np.float64)) > 0)
 
 
 WAYS: tuple[Callable[[Rows], Halves], ...] = (halves, few)
