@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from app.mining.graph import most_alike
+from app.mining.whole_clusters import ENTRIES_AT_ONCE
 
 HALF = 2  # least images of a half
 REASSIGNED = 3  # times that the images move to the nearer mean
 GROUPS = 200  # mixed groups of each size
 ENTRIES = GROUPS * 50**2  # of the matrices of a size; fewer groups of more images
-LEAST_GROUPS = 60  # fewer make the spread unsure
+LEAST_GROUPS = 24  # the spread of fewer is not sure, even beside those of the sizes next to it
 SIZES = (4, 5, 6, 8, 10, 13, 17, 22, 29, 38, 50, 66, 87, 115, 152, 200, 264, 348)  # images of a mixed group
 TIGHT = 3.0  # standard deviations below the scatter of a person
 STEPS = 2**20  # of a measure: it does not depend on the last bits
@@ -118,12 +119,21 @@ def by_chance(pool: Rows, largest: int) -> Null | None:
     for size in sizes:
         groups = max(LEAST_GROUPS, min(GROUPS, ENTRIES // size**2))
         drawn = np.stack([random.choice(len(pool), size, replace=False) for _ in range(groups)])
-        alike = directions(products[drawn[:, :, None], drawn[:, None, :]])
+        parts = np.array_split(drawn, -(-groups * size**2 // ENTRIES_AT_ONCE))
+        alike = [directions(products.take(part[:, :, None] * len(pool) + part[:, None, :])) for part in parts]
         for way, mean, spread in zip(WAYS, null.mean, null.spread, strict=True):
-            measure = way(alike).measure
+            measure = np.concatenate([way(part).measure for part in alike])
             mean.append(float(measure.mean()))
             spread.append(max(float(measure.std()), 1 / STEPS))
-    return null
+    return null._replace(
+        spread=[smooth(each, sum(size**2 * GROUPS <= ENTRIES for size in sizes)) for each in null.spread]
+    )
+
+
+def smooth(values: list[float], first: int) -> list[float]:
+    """Return each value from the `first` on as a geometric mean with the values beside it, which count half."""
+    padded = np.pad(np.log(values), 1, mode="edge")
+    return values[:first] + np.exp((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4)[first:].tolist()
 
 
 def directions(products: Rows) -> Rows:
