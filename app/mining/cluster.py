@@ -128,12 +128,14 @@ def by_overlap(
         full = gather((cosine >= least.max()).all(axis=1).astype(np.uint8), here) > 0
         group = np.where(oversize, labels, np.int32(-1))
         overlap = min_overlap + more
-        passes = [(sure, 0)] + [(longer, math.ceil(overlap * (k + 1)))] * bool((longer > sure).any())
+        passes: list[tuple[IntArray, int, IntArray | None]] = [(sure, 0, None)]
+        if (longer > sure).any():
+            passes.append((longer, math.ceil(overlap * (k + 1)), sure))
         weight[:] = 0
         for part in pieces_of(n, here):
             own, near = (ids[part], cosine[part], first + part.start), lists.near(part, longer, group)
-            for degree, common in passes:
-                weigh(*own, *near, degree, full, group, overlap, common, weight[part])
+            for degree, common, before in passes:
+                weigh(*own, *near, degree, full, group, overlap, common, weight[part], before)
             poll()
         again = with_pieces(propagate(ids, longer, weight, attempt, here, poll), ids, full, here)
         labels = by_smallest_member(np.where(oversize, again, labels))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 FULL = 65534  # the weight of a mutual edge between images of cosine 1 that share all neighbours
 
 _GOLDEN, _MIX_A, _MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_HALF = np.uint64(32)
 
 
 @njit(cache=True, nogil=True)
@@ -32,6 +33,7 @@ def weigh(
     min_overlap: float,
     min_common: int,
     weight: NDArray[np.uint16],
+    before: NDArray[np.int32] | None = None,
 ) -> None:
     """Raise `weight` [n, k] to that of the edges from this process's rows to the images in their lists; 0: no edge.
 
@@ -48,27 +50,34 @@ def weigh(
     neighbours.
 
     With `min_common` above 0 an edge must also be mutual, and the two lists, each with its own image, must have that
-    many entries in common.
+    many entries in common. Two lists of the lengths `before` [N] are known and skipped.
     """
     n, k = weight.shape
-    slots = 4
-    while slots < 4 * (k + 1):
-        slots *= 2
-    table = np.empty(slots, np.int32)  # an open hash table: the list of one image
+    bits = 4
+    while 1 << bits < 4 * k * k:
+        bits += 1
+    last, factor = np.uint64((1 << bits) - 1), _GOLDEN
+    table = np.full(1 << bits, -1, np.int32)
     for row in range(n):
         i = first + row
         if group[i] < 0 or degree[i] == 0:
             continue
-        table[:] = -1
-        table[i & (slots - 1)] = i
-        for s in range(degree[i]):
-            at = ids[row, s] & (slots - 1)
-            while table[at] >= 0:
-                at = (at + 1) & (slots - 1)
-            table[at] = ids[row, s]
+        # The list of one image, in a table without collisions (Fredman, Komlós and Szemerédi 1984).
+        placed = -1
+        while placed < degree[i]:
+            placed += 1
+            j = i if placed == 0 else ids[row, placed - 1]
+            at = np.uint64(j) * factor >> _HALF & last
+            if table[at] >= 0 and table[at] != j:
+                factor, placed = factor * _MIX_A | np.uint64(1), -1
+                table[:] = -1
+            else:
+                table[at] = j
         for s in range(degree[i]):
             j = ids[row, s]
             if group[j] != group[i]:
+                continue
+            if before is not None and degree[i] == before[i] and degree[j] == before[j]:
                 continue
             listed = place[j] if len(place) else j
             common = 1  # j itself: it is in i's list
@@ -76,15 +85,15 @@ def weigh(
             for t in range(degree[j]):
                 other = lists[listed, t]
                 mutual |= other == i
-                at = other & (slots - 1)
-                while table[at] >= 0 and table[at] != other:
-                    at = (at + 1) & (slots - 1)
-                common += table[at] == other
+                common += table[np.uint64(other) * factor >> _HALF & last] == other
             overlap = common / (degree[i] + degree[j] + 2 - common)
             proven = overlap >= min_overlap and (min_common <= 0 or (mutual and common >= min_common))
             if proven or (mutual and large[i] and large[j]):
                 scale = FULL if mutual else FULL // 2
                 weight[row, s] = max(weight[row, s], min(int(scale * overlap * cosine[row, s]), FULL))
+        table[np.uint64(i) * factor >> _HALF & last] = -1
+        for s in range(degree[i]):
+            table[np.uint64(ids[row, s]) * factor >> _HALF & last] = -1
 
 
 @njit(cache=True, nogil=True)
