@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 FULL = 65534  # the weight of a mutual edge between images of cosine 1 that share all neighbours
 
 _GOLDEN, _MIX_A, _MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_HALF = np.uint64(32)
 
 
 @njit(cache=True, nogil=True)
@@ -67,7 +66,7 @@ def weigh(
         while placed < degree[i]:
             placed += 1
             j = i if placed == 0 else ids[row, placed - 1]
-            at = np.uint64(j) * factor >> _HALF & last
+            at = np.uint64(j) * factor >> np.uint64(32) & last
             if table[at] >= 0 and table[at] != j:
                 factor, placed = factor * _MIX_A | np.uint64(1), -1
                 table[:] = -1
@@ -85,15 +84,15 @@ def weigh(
             for t in range(degree[j]):
                 other = lists[listed, t]
                 mutual |= other == i
-                common += table[np.uint64(other) * factor >> _HALF & last] == other
+                common += table[np.uint64(other) * factor >> np.uint64(32) & last] == other
             overlap = common / (degree[i] + degree[j] + 2 - common)
             proven = overlap >= min_overlap and (min_common <= 0 or (mutual and common >= min_common))
             if proven or (mutual and large[i] and large[j]):
                 scale = FULL if mutual else FULL // 2
                 weight[row, s] = max(weight[row, s], min(int(scale * overlap * cosine[row, s]), FULL))
-        table[np.uint64(i) * factor >> _HALF & last] = -1
+        table[np.uint64(i) * factor >> np.uint64(32) & last] = -1
         for s in range(degree[i]):
-            table[np.uint64(ids[row, s]) * factor >> _HALF & last] = -1
+            table[np.uint64(ids[row, s]) * factor >> np.uint64(32) & last] = -1
 
 
 @njit(cache=True, nogil=True)
@@ -204,57 +203,44 @@ def join(edges: NDArray[np.int32], n: int, limit: int) -> NDArray[np.int32]:
 
 
 @njit(cache=True, nogil=True)
-def most_alike(alike: NDArray[np.float64], least: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the measures [m] of the node of each group's tree that is farthest above chance, and its images [m, s].
+def most_alike(mean: NDArray[np.float64], least: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the greatest measure [m] of the nodes of each group's tree, and the images [m, s] of that node.
 
-    The tree of average linkage of s images, from their finite products `alike` [m, s, s], is built by following nearest
-    neighbours (Müllner 2011, arXiv:1109.2378). The measure is the mean product of a node's pairs times the root of
-    their number, in standard deviations of all pairs. A node has at least `least` images, and the rest as many.
+    The tree of average linkage of s images follows chains of nearest neighbours (Müllner 2011, arXiv:1109.2378). It
+    needs their products `mean` [m, s, s], symmetric to the bit and finite, and overwrites them. The measure is the mean
+    product of a node's pairs times the root of their number. A node has at least `least` images, and the rest as many.
     """
-    m, s, _ = alike.shape
+    m, s, _ = mean.shape
     measure, one = np.full(m, -np.inf), np.zeros((m, s), np.bool_)
-    node, chain = np.empty(s, np.int64), np.empty(s, np.int64)
-    for group in range(m):
-        mean = alike[group].copy()  # of the products of two nodes
-        total = square = 0.0
-        for a in range(s):
-            mean[a, a] = -np.inf
-            for b in range(a):
-                mean[a, b] = mean[b, a]
-                total += mean[a, b]
-        total /= s * (s - 1) / 2
-        for a in range(s):
-            for b in range(a):
-                square += (mean[a, b] - total) ** 2
-        spread = max(np.sqrt(square / (s * (s - 1) / 2)), 1e-12)
-        images, inside = np.ones(s), np.zeros(s)
-        node[:] = np.arange(s)  # of an image, named by one of its images
+    chain = np.empty(s, np.int64)
+    for group, alike in enumerate(mean):
+        np.fill_diagonal(alike, -np.inf)
+        images, inside, node = np.ones(s), np.zeros(s), np.arange(s)  # a node is named by one of its images
         length = 0
         for _ in range(s - 1):
             if length == 0:
                 chain[0], length = node[0], 1
             while True:
                 a = chain[length - 1]
-                near = chain[length - 2] if length > 1 else np.argmax(mean[a])
-                for b in range(s):
-                    if mean[a, b] > mean[a, near]:
-                        near = b
-                if length > 1 and near == chain[length - 2]:
+                b = chain[length - 2] if length > 1 else np.argmax(alike[a])
+                for other in range(s):
+                    if alike[a, other] > alike[a, b]:
+                        b = other
+                if length > 1 and b == chain[length - 2]:
                     break
-                chain[length] = near
+                chain[length] = b
                 length += 1
             length -= 2
-            inside[a] += inside[near] + images[a] * images[near] * mean[a, near]
-            for b in range(s):
-                mean[a, b] = mean[b, a] = (images[a] * mean[a, b] + images[near] * mean[near, b]) / (
-                    images[a] + images[near]
-                )
-                if node[b] == near:
-                    node[b] = a
-            mean[near, :] = mean[:, near] = -np.inf
-            images[a] += images[near]
-            above = inside[a] / np.sqrt(images[a] * (images[a] - 1) / 2) / spread
-            if least <= images[a] <= s - least and above > measure[group]:
+            inside[a] += inside[b] + images[a] * images[b] * alike[a, b]
+            both = images[a] + images[b]
+            for other in range(s):
+                alike[a, other] = alike[other, a] = (images[a] * alike[a, other] + images[b] * alike[b, other]) / both
+                if node[other] == b:
+                    node[other] = a
+            alike[b, :] = alike[:, b] = -np.inf
+            images[a] = both
+            above = inside[a] / np.sqrt(both * (both - 1) / 2)
+            if least <= both <= s - least and above > measure[group]:
                 measure[group] = above
                 one[group] = node == a
     return measure, one

@@ -100,7 +100,10 @@ def few(alike: Rows) -> Halves:
 
     The measure is the mean cosine of their differences times the root of the number of pairs, in standard deviations.
     """
-    measure, one = most_alike(alike, HALF)
+    pairs, own = alike.shape[1] * (alike.shape[1] - 1), np.einsum("mii->mi", alike)
+    variance = (np.einsum("mij,mij->m", alike, alike) - (own**2).sum(1)) / pairs - (own.sum(1) / pairs) ** 2
+    measure, one = most_alike((alike + alike.transpose(0, 2, 1)) / 2, HALF)
+    measure /= np.sqrt(np.maximum(variance, 1e-24))
     return Halves(measure, _settled(alike, one.astype(np.float64)) > 0)
 
 
@@ -160,10 +163,17 @@ def _centred(products: Rows) -> Rows:
 
 
 def _settled(alike: Rows, one: Rows) -> Rows:
-    """Return the part `one` [m, s] once the images have moved to the nearer mean."""
-    size = one.shape[1]
+    """Return the part `one` [m, s] once the images have moved to the nearer mean, without their own share in it."""
+    size, own = one.shape[1], np.einsum("mii->mi", alike)
     for _ in range(REASSIGNED):
-        nearer = (_distance(alike, one, one) < _distance(alike, 1 - one, one, other=True)).astype(np.float64)
+        # The products are centred, so those with the rest are the opposite.
+        towards = np.matmul(alike, one[:, :, None])[:, :, 0]
+        within, count = (one * towards).sum(1, keepdims=True), one.sum(1, keepdims=True)
+        near, far = (
+            (own - 2 * each / images + within / images**2) * images / np.maximum(images + 1 - 2 * part, 1)
+            for each, images, part in ((towards, count, one), (-towards, size - count, 1 - one))
+        )
+        nearer = (near < far).astype(np.float64)
         enough = np.minimum(nearer.sum(1), size - nearer.sum(1)) >= HALF
         one = np.where(enough[:, None], nearer, one)
     return one
@@ -185,12 +195,3 @@ def scatter(products: Rows, one: Rows) -> Rows:
         ],
         axis=1,
     )
-
-
-def _distance(alike: Rows, half: Rows, one: Rows, *, other: bool = False) -> Rows:
-    """Return the squared distance [m, s] of each image to the mean of a half, without the image's own share in it."""
-    count = half.sum(1, keepdims=True)
-    towards = np.matmul(alike, half[:, :, None])[:, :, 0]
-    squared = np.einsum("mii->mi", alike) - 2 * towards / count + ((half * towards).sum(1) / count[:, 0] ** 2)[:, None]
-    inside = one == (0 if other else 1)
-    return squared * np.where(inside, count / np.maximum(count - 1, 1), count / (count + 1))

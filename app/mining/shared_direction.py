@@ -49,7 +49,6 @@ STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the num
 ROWS_AT_ONCE = 2**14
 NEVER = 4.0  # no product of unit rows is as large
 Mask = NDArray[np.bool_]
-Ids = NDArray[np.int64]
 
 
 class Facts(NamedTuple):
@@ -104,16 +103,17 @@ def shared_direction(
     if not len(largest) or size[largest[0]] < LEAST:
         return None
     strangers = torch.from_numpy(sample[:: -(-len(sample) // STRANGERS) or 1]).to(shard.device)
-    tail = min(0.5, false_edges_per_image / max(1, len(part) - 1))
+    place = np.full(labels.max() + 1, -1, np.int8)
+    place[largest] = range(len(largest))
+    place = np.where(part, place[labels], -1)
     with full_precision(shard.device):
-        examined = [_examined(part & (labels == name), shard, strangers, tail, here) for name in largest]
-        place = np.where(part[:, None] & (labels[:, None] == largest), np.arange(len(largest)), -1).max(axis=1)
-        facts = _measured(examined, place, int(part.sum()), shard, strangers, here)
+        directions = [mean_direction(place == at, shard, here) for at in range(len(largest))]
+        facts = _measured(place, directions, int(part.sum()), shard, strangers, false_edges_per_image, here)
     chance = -float(np.expm1(-false_edges_per_image))
-    for at, (name, each, (_, direction, *_)) in enumerate(zip(largest, facts, examined, strict=True)):
+    for at, (each, direction) in enumerate(zip(facts, directions, strict=True)):
         if each.size < LEAST:
             break
-        apart = part & (labels != name)
+        apart = part & (place != at)
         others = float(near[apart].mean()) if apart.any() else 1.0
         # All ranks follow rank 0: CPUs of several kinds may round the last bit of a product differently.
         if from_main(is_shared(each, facts[:at] + facts[at + 1 :], chance, others), here):
@@ -146,62 +146,44 @@ def mean_direction(inside: Mask, shard: Tensor, here: World) -> Tensor:
     return torch.tensor(unit, dtype=shard.dtype, device=shard.device)
 
 
-class _Examined(NamedTuple):
-    """A sample of the images of a cluster, and what is far along its direction."""
-
-    rows: Tensor  # [s, D] without the direction
-    direction: Tensor  # [D]
-    far: float  # along the direction: most of the cluster is as far
-    half_way: float  # between the strangers and the cluster
-    floor: float  # the cosine without the direction of an image that resembles a stranger
-
-
-def _examined(inside: Mask, shard: Tensor, strangers: Tensor, tail: float, here: World) -> _Examined:
-    """Draw a sample of the images `inside` [N]; the same for any number of ranks.
-
-    An image resembles a stranger if their cosine without the direction is one that a share `tail` of pairs reach.
-    """
-    direction, ids = mean_direction(inside, shard, here), np.flatnonzero(inside)
-    drawn = np.sort(np.random.default_rng(0).choice(ids, min(LOOKED_AT, len(ids)), replace=False))
-    places = owned(torch.from_numpy(drawn).to(shard.device), shard, here)[1]
-    rows = gather_rows(shard[places], here)
-    far, typical = np.quantile((rows @ direction).cpu().numpy(), [0.25, 0.5])
-    half_way = (float(typical) + float(np.median((strangers @ direction).cpu().numpy()))) / 2
-    rows = without(rows, direction)
-    by_chance = (rows @ without(strangers, direction).T).flatten().cpu().numpy()
-    return _Examined(rows, direction, float(far), half_way, float(upper_quantile(by_chance, np.array([tail]))[0]))
-
-
 def _measured(
-    examined: list[_Examined], place: Ids, images: int, shard: Tensor, strangers: Tensor, here: World
+    place: NDArray[np.int8],
+    directions: list[Tensor],
+    images: int,
+    shard: Tensor,
+    strangers: Tensor,
+    false_edges_per_image: float,
+    here: World,
 ) -> list[Facts]:
-    """Measure c clusters. `place` [N] is the number of an image's cluster, or -1; `images` is the number of all.
+    """Measure c clusters by a sample of each; `place` [N] is the number of an image's cluster, or -1.
 
-    Strangers are images outside that are less than half as far along the direction as the cluster.
+    Strangers are images outside that are less than half as far along the direction as the cluster. An image resembles
+    one if their cosine without the direction is one that an image has with `false_edges_per_image` strangers by chance.
     """
-    device, count = shard.device, len(examined)
-    own = torch.from_numpy(place[first_row(len(place), here) :][: len(shard)]).to(device)
-    along = shard @ torch.stack([each.direction for each in examined]).T  # [n, c]
-    far, half_way, floor = (torch.tensor(column, device=device) for column in list(zip(*examined, strict=True))[2:])
-    as_far = total((along >= far).sum(0), here)
-    # `rows` have no part along the direction, so only the length of the others without it is missing.
-    least = floor * (1 - along**2).clamp_min(1 / STEPS).sqrt()
-    stranger = (own[:, None] != torch.arange(count, device=device)) & (along < half_way)
-    looked_at = torch.tensor([len(each.rows) for each in examined], device=device)
-    of = torch.arange(count, device=device).repeat_interleave(looked_at)
-    rows = torch.cat([each.rows for each in examined])
-    resembles = _reaches(rows, of, shard, least.where(stranger, NEVER), here)
-    outside = torch.zeros(count, dtype=torch.float64, device=device).index_add_(0, of, resembles.double()) / looked_at
-    return [
-        Facts(
-            size=int(np.count_nonzero(place == at)),
-            looked_at=int(looked_at[at]),
-            outside=float(outside[at]),
-            images=int(as_far[at]) / images,
-            variance=variance_along(each.direction, strangers),
-        )
-        for at, each in enumerate(examined)
-    ]
+    samples, limits, tail = [], [], min(0.5, false_edges_per_image / max(1, len(place) - 1))
+    for at, direction in enumerate(directions):
+        ids = np.flatnonzero(place == at)
+        drawn = np.sort(np.random.default_rng(0).choice(ids, min(LOOKED_AT, len(ids)), replace=False))
+        rows = gather_rows(shard[owned(torch.from_numpy(drawn).to(shard.device), shard, here)[1]], here)
+        far, typical = np.quantile((rows @ direction).cpu().numpy(), [0.25, 0.5])
+        samples.append(without(rows, direction))
+        by_chance = (samples[-1] @ without(strangers, direction).T).flatten().cpu().numpy()
+        between = (float(typical) + float(np.median((strangers @ direction).cpu().numpy()))) / 2
+        limits.append([float(far), between, float(upper_quantile(by_chance, np.array([tail]))[0])])
+    far, half_way, floor = torch.tensor(limits, device=shard.device).T
+    own = torch.from_numpy(place[first_row(len(place), here) :][: len(shard)]).to(shard.device)
+    along = shard @ torch.stack(directions).T  # [n, c]
+    stranger = (own[:, None] != torch.arange(len(directions), device=shard.device)) & (along < half_way)
+    # The samples have no part along the direction, so only the length of the others without it is missing.
+    least = torch.where(stranger, floor * (1 - along**2).clamp_min(1 / STEPS).sqrt(), NEVER)
+    as_far = total((along >= far).sum(0), here) / images
+    looked_at = [len(rows) for rows in samples]
+    of = torch.arange(len(samples)).repeat_interleave(torch.tensor(looked_at)).to(shard.device)
+    reached = _reaches(torch.cat(samples), of, shard, least, here).split(looked_at)
+    outside = [float(each.double().mean()) for each in reached]
+    variance = [variance_along(direction, strangers) for direction in directions]
+    size = np.bincount(place[place >= 0]).tolist()
+    return [Facts(*each) for each in zip(size, looked_at, outside, as_far.tolist(), variance, strict=True)]
 
 
 def _reaches(rows: Tensor, of: Tensor, shard: Tensor, least: Tensor, here: World) -> Tensor:
