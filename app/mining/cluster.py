@@ -127,9 +127,7 @@ def by_overlap(
         full = gather((cosine >= least.max()).all(axis=1).astype(np.uint8), here) > 0
         group = np.where(oversize, labels, np.int32(-1))
         overlap = min_overlap + more
-        passes: list[tuple[IntArray, int, IntArray | None]] = [(sure, 0, None)]
-        if (longer > sure).any():
-            passes.append((longer, math.ceil(overlap * (k + 1)), sure))
+        passes = [(sure, 0, None), (longer, math.ceil(overlap * (k + 1)), sure)][: 1 + (longer > sure).any()]
         weight[:] = 0
         for part in pieces_of(n, here):
             own, near = (ids[part], cosine[part], first + part.start), lists.near(part, longer, group)

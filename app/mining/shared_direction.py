@@ -165,11 +165,11 @@ def _measured(
         ids = np.flatnonzero(place == at)
         drawn = np.sort(np.random.default_rng(0).choice(ids, min(LOOKED_AT, len(ids)), replace=False))
         rows = gather_rows(shard[owned(torch.from_numpy(drawn).to(shard.device), shard, here)[1]], here)
-        far, typical = np.quantile((rows @ direction).cpu().numpy(), [0.25, 0.5])
+        quarter, typical = np.quantile((rows @ direction).cpu().numpy(), [0.25, 0.5])
         samples.append(without(rows, direction))
         by_chance = (samples[-1] @ without(strangers, direction).T).flatten().cpu().numpy()
         between = (float(typical) + float(np.median((strangers @ direction).cpu().numpy()))) / 2
-        limits.append([float(far), between, float(upper_quantile(by_chance, np.array([tail]))[0])])
+        limits.append([float(quarter), between, float(upper_quantile(by_chance, np.array([tail]))[0])])
     far, half_way, floor = torch.tensor(limits, device=shard.device).T
     own = torch.from_numpy(place[first_row(len(place), here) :][: len(shard)]).to(shard.device)
     along = shard @ torch.stack(directions).T  # [n, c]
