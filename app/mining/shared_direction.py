@@ -179,14 +179,14 @@ def _measured(
     as_far = total((along >= far).sum(0), here) / images
     looked_at = [len(rows) for rows in samples]
     of = torch.arange(len(samples)).repeat_interleave(torch.tensor(looked_at)).to(shard.device)
-    reached = _reaches(torch.cat(samples), of, shard, least, here).split(looked_at)
+    reached = reaches(torch.cat(samples), of, shard, least, here).split(looked_at)
     outside = [float(each.double().mean()) for each in reached]
     variance = [variance_along(direction, strangers) for direction in directions]
     size = np.bincount(place[place >= 0]).tolist()
     return [Facts(*each) for each in zip(size, looked_at, outside, as_far.tolist(), variance, strict=True)]
 
 
-def _reaches(rows: Tensor, of: Tensor, shard: Tensor, least: Tensor, here: World) -> Tensor:
+def reaches(rows: Tensor, of: Tensor, shard: Tensor, least: Tensor, here: World) -> Tensor:
     """Return which unit `rows` [S, D] have a product with a row of any rank's shard [n, D] of at least `least` [n, c].
 
     `of` [S] is the column of `least` that counts. A product in 16 bits decides where its error does not matter.
