@@ -52,25 +52,24 @@ class Clusters(NamedTuple):
     cut: NDArray[np.bool_]  # [N]: images of clusters over the limit, which were cut into pieces
 
 
-def similarity_floors(sample: FloatArray, count: int, k: int, false_edges_per_image: float) -> FloatArray:
+def similarity_floors(
+    sample: FloatArray, count: int, k: int, false_edges_per_image: float | tuple[float, ...]
+) -> FloatArray:
     """Return for each rank of a list the cosine [k] that its neighbour needs, for an image among `count`.
 
-    An image has `false_edges_per_image` chance neighbours above the first floor. Later floors are lower, because
-    many chance neighbours at once are rarer (RARER). So an image with many neighbours above chance keeps those of a
-    moderate cosine, and an image without any keeps none. A single floor fails one of the two.
+    An image has `false_edges_per_image` chance neighbours above the first floor; f numbers give floors [f, k]. Later
+    floors are lower, because many chance neighbours at once are rarer (RARER). So an image with many neighbours above
+    chance keeps those of a moderate cosine, and an image without any keeps none. A single floor fails one of the two.
 
     `sample` [S, D] are unit embeddings of randomly chosen images, without copies. Returns 1 for fewer than two images,
     which have no pair.
     """
-    cosine = (sample @ sample.T)[np.triu_indices(len(sample), k=1)]
-    if not len(cosine):
-        return np.ones(k, np.float32)
-    rank = np.arange(1, k + 1)
-    # The expected number of neighbours [k] with which a Poisson variable reaches `rank` with the wanted probability.
-    expected = gammaincinv(rank, -np.expm1(-false_edges_per_image) / rank ** float(RARER))
-    tail = np.minimum(0.5, np.maximum.accumulate(expected) / max(count - 1, 1))
+    cosine, rank = (sample @ sample.T)[np.triu_indices(len(sample), k=1)], np.arange(1, k + 1)
+    # The expected number of neighbours with which a Poisson variable reaches `rank` with the wanted probability.
+    wanted = -np.expm1(-np.asarray(false_edges_per_image)[..., None]) / rank ** float(RARER)
+    tail = np.minimum(0.5, np.maximum.accumulate(gammaincinv(rank, wanted), axis=-1) / max(count - 1, 1))
     # Below a cosine of 0 two images have nothing in common, however few images there are.
-    return np.maximum(0, upper_quantile(cosine, tail)).astype(np.float32)
+    return np.maximum(0, upper_quantile(cosine, tail) if len(cosine) else np.ones(tail.shape)).astype(np.float32)
 
 
 def upper_quantile(cosine: FloatArray, tail: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -128,12 +127,12 @@ def by_overlap(
         full = gather((cosine >= least.max()).all(axis=1).astype(np.uint8), here) > 0
         group = np.where(oversize, labels, np.int32(-1))
         overlap = min_overlap + more
-        passes = [(sure, 0)] + [(longer, math.ceil(overlap * (k + 1)))] * bool((longer > sure).any())
+        passes = [(sure, 0, None), (longer, math.ceil(overlap * (k + 1)), sure)][: 1 + (longer > sure).any()]
         weight[:] = 0
         for part in pieces_of(n, here):
             own, near = (ids[part], cosine[part], first + part.start), lists.near(part, longer, group)
-            for degree, common in passes:
-                weigh(*own, *near, degree, full, group, overlap, common, weight[part])
+            for degree, common, before in passes:
+                weigh(*own, *near, degree, full, group, overlap, common, weight[part], before)
             poll()
         again = with_pieces(propagate(ids, longer, weight, attempt, here, poll), ids, full, here)
         labels = by_smallest_member(np.where(oversize, again, labels))

@@ -1,6 +1,6 @@
 """Graph loops that numpy cannot express, compiled by numba. Only this module imports numba.
 
-They work on the neighbour lists [n, k] as the search returns them, without a copy sorted by column or a sparse matrix.
+Most work on the neighbour lists [n, k] as the search returns them, without a copy sorted by column or a sparse matrix.
 At 1.2 million images and 32 neighbours that takes 150 MB instead of gigabytes. Sums are of integers, so neither their
 order nor the number of processes changes a result. Compiled code is cached on disk; the first call on a machine
 compiles.
@@ -32,6 +32,7 @@ def weigh(
     min_overlap: float,
     min_common: int,
     weight: NDArray[np.uint16],
+    before: NDArray[np.int32] | None = None,
 ) -> None:
     """Raise `weight` [n, k] to that of the edges from this process's rows to the images in their lists; 0: no edge.
 
@@ -48,27 +49,34 @@ def weigh(
     neighbours.
 
     With `min_common` above 0 an edge must also be mutual, and the two lists, each with its own image, must have that
-    many entries in common.
+    many entries in common. Two lists of the lengths `before` [N] are known and skipped.
     """
     n, k = weight.shape
-    slots = 4
-    while slots < 4 * (k + 1):
-        slots *= 2
-    table = np.empty(slots, np.int32)  # an open hash table: the list of one image
+    bits = 4
+    while 1 << bits < 4 * k * k:
+        bits += 1
+    last, factor = np.uint64((1 << bits) - 1), _GOLDEN
+    table = np.full(1 << bits, -1, np.int32)
     for row in range(n):
         i = first + row
         if group[i] < 0 or degree[i] == 0:
             continue
-        table[:] = -1
-        table[i & (slots - 1)] = i
-        for s in range(degree[i]):
-            at = ids[row, s] & (slots - 1)
-            while table[at] >= 0:
-                at = (at + 1) & (slots - 1)
-            table[at] = ids[row, s]
+        # The list of one image, in a table without collisions (Fredman, Komlós and Szemerédi 1984).
+        placed = -1
+        while placed < degree[i]:
+            placed += 1
+            j = i if placed == 0 else ids[row, placed - 1]
+            at = np.uint64(j) * factor >> np.uint64(32) & last
+            if table[at] >= 0 and table[at] != j:
+                factor, placed = factor * _MIX_A | np.uint64(1), -1
+                table[:] = -1
+            else:
+                table[at] = j
         for s in range(degree[i]):
             j = ids[row, s]
             if group[j] != group[i]:
+                continue
+            if before is not None and degree[i] == before[i] and degree[j] == before[j]:
                 continue
             listed = place[j] if len(place) else j
             common = 1  # j itself: it is in i's list
@@ -76,15 +84,15 @@ def weigh(
             for t in range(degree[j]):
                 other = lists[listed, t]
                 mutual |= other == i
-                at = other & (slots - 1)
-                while table[at] >= 0 and table[at] != other:
-                    at = (at + 1) & (slots - 1)
-                common += table[at] == other
+                common += table[np.uint64(other) * factor >> np.uint64(32) & last] == other
             overlap = common / (degree[i] + degree[j] + 2 - common)
             proven = overlap >= min_overlap and (min_common <= 0 or (mutual and common >= min_common))
             if proven or (mutual and large[i] and large[j]):
                 scale = FULL if mutual else FULL // 2
                 weight[row, s] = max(weight[row, s], min(int(scale * overlap * cosine[row, s]), FULL))
+        table[np.uint64(i) * factor >> np.uint64(32) & last] = -1
+        for s in range(degree[i]):
+            table[np.uint64(ids[row, s]) * factor >> np.uint64(32) & last] = -1
 
 
 @njit(cache=True, nogil=True)
@@ -192,3 +200,47 @@ def join(edges: NDArray[np.int32], n: int, limit: int) -> NDArray[np.int32]:
     for i in range(n):  # a parent is smaller than its child, so it has been resolved before
         parent[i] = parent[parent[i]]
     return parent
+
+
+@njit(cache=True, nogil=True)
+def most_alike(mean: NDArray[np.float64], least: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the greatest measure [m] of the nodes of each group's tree, and the images [m, s] of that node.
+
+    The tree of average linkage of s images follows chains of nearest neighbours (Müllner 2011, arXiv:1109.2378). It
+    needs their products `mean` [m, s, s], symmetric to the bit and finite, and overwrites them. The measure is the mean
+    product of a node's pairs times the root of their number. A node has at least `least` images, and the rest as many.
+    """
+    m, s, _ = mean.shape
+    measure, one = np.full(m, -np.inf), np.zeros((m, s), np.bool_)
+    chain = np.empty(s, np.int64)
+    for group, alike in enumerate(mean):
+        np.fill_diagonal(alike, -np.inf)
+        images, inside, node = np.ones(s), np.zeros(s), np.arange(s)  # a node is named by one of its images
+        length = 0
+        for _ in range(s - 1):
+            if length == 0:
+                chain[0], length = node[0], 1
+            while True:
+                a = chain[length - 1]
+                b = chain[length - 2] if length > 1 else np.argmax(alike[a])
+                for other in range(s):
+                    if alike[a, other] > alike[a, b]:
+                        b = other
+                if length > 1 and b == chain[length - 2]:
+                    break
+                chain[length] = b
+                length += 1
+            length -= 2
+            inside[a] += inside[b] + images[a] * images[b] * alike[a, b]
+            both = images[a] + images[b]
+            for other in range(s):
+                alike[a, other] = alike[other, a] = (images[a] * alike[a, other] + images[b] * alike[b, other]) / both
+                if node[other] == b:
+                    node[other] = a
+            alike[b, :] = alike[:, b] = -np.inf
+            images[a] = both
+            above = inside[a] / np.sqrt(both * (both - 1) / 2)
+            if least <= both <= s - least and above > measure[group]:
+                measure[group] = above
+                one[group] = node == a
+    return measure, one

@@ -15,14 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import linkage
 from scipy.linalg import eigh
+
+from app.mining.graph import most_alike
+from app.mining.whole_clusters import ENTRIES_AT_ONCE
 
 HALF = 2  # least images of a half
 REASSIGNED = 3  # times that the images move to the nearer mean
 GROUPS = 200  # mixed groups of each size
 ENTRIES = GROUPS * 50**2  # of the matrices of a size; fewer groups of more images
-LEAST_GROUPS = 60  # fewer make the spread unsure
+LEAST_GROUPS = 24  # the spread of fewer is not sure, even beside those of the sizes next to it
 SIZES = (4, 5, 6, 8, 10, 13, 17, 22, 29, 38, 50, 66, 87, 115, 152, 200, 264, 348)  # images of a mixed group
 TIGHT = 3.0  # standard deviations below the scatter of a person
 STEPS = 2**20  # of a measure: it does not depend on the last bits
@@ -98,29 +100,11 @@ def few(alike: Rows) -> Halves:
 
     The measure is the mean cosine of their differences times the root of the number of pairs, in standard deviations.
     """
-    count, size, _ = alike.shape
-    upper = np.triu_indices(size, 1)
-    pairs = alike[:, upper[0], upper[1]]
-    top = pairs.max(axis=1)
-    tree = np.stack([linkage(each, "average") for each in top[:, None] - pairs])  # [m, s - 1, 4]
-    children, images = tree[:, :, :2].astype(np.int64), np.ones((count, 2 * size - 1))
-    inside = np.zeros((count, 2 * size - 1))  # sums over the pairs of a node
-    groups = np.arange(count)
-    for node in range(size - 1):
-        left, right = children[:, node].T
-        images[:, size + node] = images[groups, left] + images[groups, right]
-        joined = images[groups, left] * images[groups, right] * (top - tree[:, node, 2])
-        inside[:, size + node] = inside[groups, left] + inside[groups, right] + joined
-    pairs_of = np.maximum(images * (images - 1) / 2, 1)
-    measure = inside / np.sqrt(pairs_of) / np.maximum(pairs.std(axis=1), 1e-12)[:, None]
-    measure[(images < HALF) | (images > size - HALF)] = -np.inf
-    chosen = np.zeros(measure.shape, np.bool_)
-    chosen[groups, measure.argmax(axis=1)] = True
-    for node in reversed(range(size - 1)):
-        for child in children[:, node].T:
-            chosen[groups, child] |= chosen[:, size + node]
-    one = _settled(alike, chosen[:, :size].astype(np.float64))
-    return Halves(measure.max(axis=1), one > 0)
+    pairs, own = alike.shape[1] * (alike.shape[1] - 1), np.einsum("mii->mi", alike)
+    variance = (np.einsum("mij,mij->m", alike, alike) - (own**2).sum(1)) / pairs - (own.sum(1) / pairs) ** 2
+    measure, one = most_alike((alike + alike.transpose(0, 2, 1)) / 2, HALF)
+    measure /= np.sqrt(np.maximum(variance, 1e-24))
+    return Halves(measure, _settled(alike, one.astype(np.float64)) > 0)
 
 
 WAYS: tuple[Callable[[Rows], Halves], ...] = (halves, few)
@@ -138,12 +122,21 @@ def by_chance(pool: Rows, largest: int) -> Null | None:
     for size in sizes:
         groups = max(LEAST_GROUPS, min(GROUPS, ENTRIES // size**2))
         drawn = np.stack([random.choice(len(pool), size, replace=False) for _ in range(groups)])
-        alike = directions(products[drawn[:, :, None], drawn[:, None, :]])
+        parts = np.array_split(drawn, -(-groups * size**2 // ENTRIES_AT_ONCE))
+        alike = [directions(products.take(part[:, :, None] * len(pool) + part[:, None, :])) for part in parts]
         for way, mean, spread in zip(WAYS, null.mean, null.spread, strict=True):
-            measure = way(alike).measure
+            measure = np.concatenate([way(part).measure for part in alike])
             mean.append(float(measure.mean()))
             spread.append(max(float(measure.std()), 1 / STEPS))
-    return null
+    return null._replace(
+        spread=[smooth(each, sum(size**2 * GROUPS <= ENTRIES for size in sizes)) for each in null.spread]
+    )
+
+
+def smooth(values: list[float], first: int) -> list[float]:
+    """Return each value from the `first` on as a geometric mean with the values beside it, which count half."""
+    padded = np.pad(np.log(values), 1, mode="edge")
+    return values[:first] + np.exp((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4)[first:].tolist()
 
 
 def directions(products: Rows) -> Rows:
@@ -170,10 +163,17 @@ def _centred(products: Rows) -> Rows:
 
 
 def _settled(alike: Rows, one: Rows) -> Rows:
-    """Return the part `one` [m, s] once the images have moved to the nearer mean."""
-    size = one.shape[1]
+    """Return the part `one` [m, s] once the images have moved to the nearer mean, without their own share in it."""
+    size, own = one.shape[1], np.einsum("mii->mi", alike)
     for _ in range(REASSIGNED):
-        nearer = (_distance(alike, one, one) < _distance(alike, 1 - one, one, other=True)).astype(np.float64)
+        # The products are centred, so those with the rest are the opposite.
+        towards = np.matmul(alike, one[:, :, None])[:, :, 0]
+        within, count = (one * towards).sum(1, keepdims=True), one.sum(1, keepdims=True)
+        near, far = (
+            (own - 2 * each / images + within / images**2) * images / np.maximum(images + 1 - 2 * part, 1)
+            for each, images, part in ((towards, count, one), (-towards, size - count, 1 - one))
+        )
+        nearer = (near < far).astype(np.float64)
         enough = np.minimum(nearer.sum(1), size - nearer.sum(1)) >= HALF
         one = np.where(enough[:, None], nearer, one)
     return one
@@ -195,12 +195,3 @@ def scatter(products: Rows, one: Rows) -> Rows:
         ],
         axis=1,
     )
-
-
-def _distance(alike: Rows, half: Rows, one: Rows, *, other: bool = False) -> Rows:
-    """Return the squared distance [m, s] of each image to the mean of a half, without the image's own share in it."""
-    count = half.sum(1, keepdims=True)
-    towards = np.matmul(alike, half[:, :, None])[:, :, 0]
-    squared = np.einsum("mii->mi", alike) - 2 * towards / count + ((half * towards).sum(1) / count[:, 0] ** 2)[:, None]
-    inside = one == (0 if other else 1)
-    return squared * np.where(inside, count / np.maximum(count - 1, 1), count / (count + 1))

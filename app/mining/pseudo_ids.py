@@ -147,10 +147,8 @@ def _floors(
         floors = np.full(config.neighbours, config.similarity, np.float32)
         return floors, floors
     more = max(config.false_edges_per_image, min(LOOSE_FALSE_EDGES, LOOSE_SHARE * count))
-    first, second = (
-        np.array(from_main(similarity_floors(sample, count, config.neighbours, expected).tolist(), here), np.float32)
-        for expected in (config.false_edges_per_image, more)
-    )
+    both = similarity_floors(sample, count, config.neighbours, (config.false_edges_per_image, more))
+    first, second = np.array(from_main(both.tolist(), here), np.float32)
     return first, second
 
 

@@ -17,7 +17,8 @@ few dimensions each direction is needed.
 
 Blurry images of people who have no other image look like one person to this test, and stay a cluster.
 
-Letters: N images mined, n of this process (its contiguous share), D embedding size, s images of a sample.
+Letters: N images mined, n of this process (its contiguous share), D embedding size, c clusters, s images of
+a sample.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.mining.candidates import full_precision
+from app.mining.candidates import ROUNDOFF, full_precision
 from app.mining.cluster import EVIDENCE, first_row, upper_quantile
+from app.mining.knn import prefers_faiss
 from app.mining.lists import usable
 from app.mining.look_alikes import LOWER_HALF
 from app.mining.sample import owned
@@ -44,7 +46,8 @@ LOOKED_AT = 256  # images of a cluster
 STRANGERS = 512  # images from which the cosine that chance gives is read
 QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
 STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
-ROWS_AT_ONCE = 2**16
+ROWS_AT_ONCE = 2**14
+NEVER = 4.0  # no product of unit rows is as large
 Mask = NDArray[np.bool_]
 
 
@@ -100,17 +103,17 @@ def shared_direction(
     if not len(largest) or size[largest[0]] < LEAST:
         return None
     strangers = torch.from_numpy(sample[:: -(-len(sample) // STRANGERS) or 1]).to(shard.device)
+    place = np.full(labels.max() + 1, -1, np.int8)
+    place[largest] = range(len(largest))
+    place = np.where(part, place[labels], -1)
     with full_precision(shard.device):
-        directions = [mean_direction(part & (labels == name), shard, here) for name in largest]
-        facts = [
-            _measure(part & (labels == name), part, shard, direction, strangers, false_edges_per_image, here)
-            for name, direction in zip(largest, directions, strict=True)
-        ]
+        directions = [mean_direction(place == at, shard, here) for at in range(len(largest))]
+        facts = _measured(place, directions, int(part.sum()), shard, strangers, false_edges_per_image, here)
     chance = -float(np.expm1(-false_edges_per_image))
-    for at, (name, each, direction) in enumerate(zip(largest, facts, directions, strict=True)):
+    for at, (each, direction) in enumerate(zip(facts, directions, strict=True)):
         if each.size < LEAST:
             break
-        apart = part & (labels != name)
+        apart = part & (place != at)
         others = float(near[apart].mean()) if apart.any() else 1.0
         # All ranks follow rank 0: CPUs of several kinds may round the last bit of a product differently.
         if from_main(is_shared(each, facts[:at] + facts[at + 1 :], chance, others), here):
@@ -143,49 +146,66 @@ def mean_direction(inside: Mask, shard: Tensor, here: World) -> Tensor:
     return torch.tensor(unit, dtype=shard.dtype, device=shard.device)
 
 
-def _measure(
-    inside: Mask,
-    part: Mask,
+def _measured(
+    place: NDArray[np.int8],
+    directions: list[Tensor],
+    images: int,
     shard: Tensor,
-    direction: Tensor,
     strangers: Tensor,
     false_edges_per_image: float,
     here: World,
-) -> Facts:
-    """Measure the cluster of the images `inside` [N] on a sample; the same for any number of ranks.
+) -> list[Facts]:
+    """Measure c clusters by a sample of each; `place` [N] is the number of an image's cluster, or -1.
 
     Strangers are images outside that are less than half as far along the direction as the cluster. An image resembles
     one if their cosine without the direction is one that an image has with `false_edges_per_image` strangers by chance.
     """
-    ids = np.flatnonzero(inside)
-    drawn = np.sort(np.random.default_rng(0).choice(ids, min(LOOKED_AT, len(ids)), replace=False))
-    places = owned(torch.from_numpy(drawn).to(shard.device), shard, here)[1]
-    rows = gather_rows(shard[places], here)  # [s, D]
-    far, typical = np.quantile((rows @ direction).cpu().numpy(), [0.25, 0.5])
-    half_way = (float(typical) + float(np.median((strangers @ direction).cpu().numpy()))) / 2
-    rows = without(rows, direction)
-    by_chance = (rows @ without(strangers, direction).T).flatten().cpu().numpy()
-    tail = min(0.5, false_edges_per_image / max(1, len(inside) - 1))
-    floor = float(upper_quantile(by_chance, np.array([tail]))[0])
-    hidden = ~usable(shard)
-    hidden[_own(inside, shard, here)] = True
-    best = torch.full((len(rows),), -torch.inf, device=shard.device)
-    as_far = torch.zeros((), dtype=torch.int64, device=shard.device)
-    for some, unseen in zip(shard.split(ROWS_AT_ONCE), hidden.split(ROWS_AT_ONCE), strict=True):
-        if len(some):
-            # `rows` have no part along the direction, so only the length of the others without it is missing.
-            along = some @ direction
-            length = (1 - along**2).clamp_min(1 / STEPS).sqrt()
-            no_strangers = unseen | (along >= half_way)
-            best = torch.maximum(best, ((rows @ some.T) / length).masked_fill(no_strangers, -torch.inf).amax(1))
-            as_far += (along >= float(far)).sum()
-    return Facts(
-        size=len(ids),
-        looked_at=len(rows),
-        outside=float((greatest(best, here) >= floor).double().mean()),
-        images=int(total(as_far, here)) / int(part.sum()),
-        variance=variance_along(direction, strangers),
-    )
+    samples, limits, tail = [], [], min(0.5, false_edges_per_image / max(1, len(place) - 1))
+    for at, direction in enumerate(directions):
+        ids = np.flatnonzero(place == at)
+        drawn = np.sort(np.random.default_rng(0).choice(ids, min(LOOKED_AT, len(ids)), replace=False))
+        rows = gather_rows(shard[owned(torch.from_numpy(drawn).to(shard.device), shard, here)[1]], here)
+        quarter, typical = np.quantile((rows @ direction).cpu().numpy(), [0.25, 0.5])
+        samples.append(without(rows, direction))
+        by_chance = (samples[-1] @ without(strangers, direction).T).flatten().cpu().numpy()
+        between = (float(typical) + float(np.median((strangers @ direction).cpu().numpy()))) / 2
+        limits.append([float(quarter), between, float(upper_quantile(by_chance, np.array([tail]))[0])])
+    far, half_way, floor = torch.tensor(limits, device=shard.device).T
+    own = torch.from_numpy(place[first_row(len(place), here) :][: len(shard)]).to(shard.device)
+    along = shard @ torch.stack(directions).T  # [n, c]
+    stranger = (own[:, None] != torch.arange(len(directions), device=shard.device)) & (along < half_way)
+    # The samples have no part along the direction, so only the length of the others without it is missing.
+    least = torch.where(stranger, floor * (1 - along**2).clamp_min(1 / STEPS).sqrt(), NEVER)
+    as_far = total((along >= far).sum(0), here) / images
+    looked_at = [len(rows) for rows in samples]
+    of = torch.arange(len(samples)).repeat_interleave(torch.tensor(looked_at)).to(shard.device)
+    reached = reaches(torch.cat(samples), of, shard, least, here).split(looked_at)
+    outside = [float(each.double().mean()) for each in reached]
+    variance = [variance_along(direction, strangers) for direction in directions]
+    size = np.bincount(place[place >= 0]).tolist()
+    return [Facts(*each) for each in zip(size, looked_at, outside, as_far.tolist(), variance, strict=True)]
+
+
+def reaches(rows: Tensor, of: Tensor, shard: Tensor, least: Tensor, here: World) -> Tensor:
+    """Return which unit `rows` [S, D] have a product with a row of any rank's shard [n, D] of at least `least` [n, c].
+
+    `of` [S] is the column of `least` that counts. A product in 16 bits decides where its error does not matter.
+    """
+    half = torch.float16 if shard.is_cuda else torch.bfloat16
+    error = (1 + ROUNDOFF[half]) ** 2 - 1 + ROUNDOFF[half]  # both rows are rounded, and `least`
+    # One product has all differences: the columns of `least` meet a row's own one only.
+    queries = torch.cat([rows, -torch.eye(least.shape[1], device=rows.device)[of]], 1)
+    best, unsure = torch.zeros(len(rows), device=rows.device), torch.arange(len(rows), device=rows.device)
+    good = usable(shard).nonzero().flatten()
+    for kind in (torch.float32,) if from_main(prefers_faiss(shard.device), here) else (half, torch.float32):
+        some = queries[unsure].to(kind)
+        greater = torch.full((len(unsure),), -NEVER, device=rows.device)
+        for own in good.split(ROWS_AT_ONCE):
+            bank = torch.cat([shard[own], least[own]], 1).to(kind)
+            greater = torch.maximum(greater, (some @ bank.T).amax(1))
+        best[unsure] = greatest(greater, here)
+        unsure = (best.abs() <= error).nonzero().flatten()
+    return best >= 0
 
 
 def variance_along(direction: Tensor, strangers: Tensor) -> float:

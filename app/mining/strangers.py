@@ -4,6 +4,9 @@ A stranger joins a cluster if it is close by chance to one or two of its images.
 So an image stays if the mean of its cosines with the others is nearer to that of the images of a person than to that of
 two strangers. The former is the median over all images that are in a cluster.
 
+A cluster of two images has no halves to tell people who look alike apart. So all such clusters are judged together: if
+their cosines are clearly lower than those of two images of larger clusters, the images of all of them are alone.
+
 Letters: N images, n of this process (its contiguous share), D embedding size, S sampled images.
 """
 
@@ -21,6 +24,10 @@ from app.runtime.dist import World, from_main, gather_rows, total
 from app.runtime.stop import Poll, undisturbed
 
 STEPS = 2**20  # of a cosine: it does not depend on the last bits
+LOOKED_AT = 32  # images of a cluster
+BINS = 2**11  # of the cosines from -1 to 0, and from 0 to 1
+LOWEST = 0.02  # share of the clusters of two
+LOWER, SURE = 0.05, 3.0  # least distance of a mean rank from 1/2, and in standard deviations
 Ids = NDArray[np.int64]
 
 
@@ -45,15 +52,26 @@ def without_strangers(
     chosen = (size >= 2) & (size <= largest) & (names >= 0)
     if not chosen.any():
         return labels
-    cosine = np.zeros(len(labels), np.int64)
+    cosine, pairs = np.zeros(len(labels), np.int64), np.zeros((2, 2 * BINS + 1), np.int64)
     for ids, rows in whole_clusters(cluster, size, chosen, shard, here):
         for places, images in by_size(cluster[ids], rows):
             cosine[ids[places]] = np.rint(with_others(images) * STEPS)
+            some = images[:, :LOOKED_AT]
+            one, other = np.triu_indices(some.shape[1], 1)
+            alike = np.matmul(some, some.transpose(0, 2, 1))[:, one, other].ravel().clip(-1, 1)
+            larger = int(images.shape[1] > 2)
+            pairs[larger] += np.bincount(np.rint((alike + 1) * BINS).astype(np.int64), minlength=2 * BINS + 1)
         poll()
     cosine = total(torch.from_numpy(cosine), here).numpy()
     joined = chosen[cluster]
     limit = from_main((between_strangers(sample) + float(np.median(cosine[joined])) / STEPS) / 2, here)
-    alone = np.where(joined & (cosine < limit * STEPS), len(labels) + np.arange(len(labels)), labels)
+    low = cosine < limit * STEPS
+    looked_at = int(np.minimum(size[chosen & (size > 2)], LOOKED_AT).sum())
+    pairs = total(torch.from_numpy(pairs), here).numpy()
+    pairs[:, : round((limit + 1) * BINS)] = 0
+    if are_lower(pairs[0], pairs[1], looked_at):
+        low |= size[cluster] == 2
+    alone = np.where(joined & low, len(labels) + np.arange(len(labels)), labels)
     return by_smallest_member(np.where(labels == labels[original], alone[original], alone))
 
 
@@ -61,6 +79,19 @@ def with_others(images: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean cosine [m, s] of each of the unit `images` [m, s, D] with the others of its cluster."""
     others = images.sum(axis=1, keepdims=True) - images
     return (images * others).sum(axis=2) / (images.shape[1] - 1)
+
+
+def are_lower(pairs: Ids, larger: Ids, images: int) -> bool:
+    """Return whether the cosines of clusters of two are lower than those of `images` of larger clusters, both by bin.
+
+    Images of a lower cosine than nearly all pairs become no cluster of two, so both leave them out.
+    """
+    counted = np.cumsum(pairs) > LOWEST * pairs.sum()
+    pairs, larger = pairs[counted], larger[counted]
+    if not pairs.any() or not larger.any():
+        return False
+    rank = (pairs * (np.cumsum(larger) - larger / 2)).sum() / pairs.sum() / larger.sum()
+    return bool(rank < 0.5 - max(LOWER, SURE * ((1 / pairs.sum() + 1 / images) / 12) ** 0.5))
 
 
 def between_strangers(sample: NDArray[np.float32]) -> float:

@@ -17,7 +17,7 @@ from app.mining.partition import dealt
 from app.runtime.dist import World
 
 ROWS_AT_ONCE = 2**15  # of a process
-ENTRIES_AT_ONCE = 2**21  # of matrices
+ENTRIES_AT_ONCE = 2**17  # of matrices; more do not stay in a cache
 Rows = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]

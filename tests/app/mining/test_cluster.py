@@ -124,6 +124,31 @@ def test_weights_of_longer_lists_only_raise_weights(lists: Lists, degree: NDArra
     assert (each[0] > each[1]).any()
 
 
+def test_pairs_of_lists_that_are_no_longer_keep_their_weights(lists: Lists, degree: NDArray[np.int32]) -> None:
+    group, large = np.zeros(len(degree), np.int32), np.arange(len(degree)) % 4 > 0
+    shorter = np.where(np.arange(len(degree)) % 3 > 0, degree, degree // 2).astype(np.int32)
+    found = []
+    for before in (None, shorter):
+        found.append(np.zeros(lists[0].shape, np.uint16))
+        weigh(*lists, 0, *held(lists), shorter, large, group, 0.2, 0, found[-1])
+        once = found[-1].copy()
+        weigh(*lists, 0, *held(lists), degree, large, group, 0.2, 6, found[-1], before)
+        assert (found[-1] > once).any()
+    assert np.array_equal(found[0], found[1])
+
+
+def test_lists_of_any_ids_are_told_apart() -> None:
+    """Ids that differ in one bit only, or in the highest ones, would share a place of a careless table."""
+    named = np.unique(np.concatenate([2 ** np.arange(15), 2 ** np.arange(14) + 2**14, np.arange(3)])).astype(np.int32)
+    ids = np.zeros((2**15 + 1, len(named)), np.int32)
+    ids[named] = named
+    degree, group = np.zeros(len(ids), np.int32), np.zeros(len(ids), np.int32)
+    degree[named] = len(named)
+    cosine, weight = np.ones(ids.shape, np.float32), np.zeros(ids.shape, np.uint16)
+    weigh(ids, cosine, 0, ids, np.empty(0, np.int32), degree, group > 0, group, 1.0, 0, weight)
+    assert (weight[named] > 0).all()
+
+
 def test_a_share_of_the_rows_gets_the_same_weights(lists: Lists, degree: NDArray[np.int32]) -> None:
     group, large = np.zeros(len(degree), np.int32), np.arange(len(degree)) % 2 > 0
     part = np.zeros((30, 12), np.uint16)

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy.cluster.hierarchy import linkage
 
+from app.mining.graph import most_alike
 from app.mining.halves import (
     SIZES,
     WAYS,
@@ -19,6 +21,7 @@ from app.mining.halves import (
     halves,
     products_beside,
     scatter,
+    smooth,
     widest_direction,
 )
 
@@ -45,6 +48,29 @@ def test_the_two_people_of_a_group_are_found_whatever_the_order(way: Callable[[R
         one = way(alike(rows)).one[0]
         assert np.array_equal(one, expected) or np.array_equal(~one, expected)
     assert way(alike(group)).measure[0] == pytest.approx(way(alike(group[order])).measure[0])
+
+
+@pytest.mark.parametrize("size", [4, 7, 40])
+def test_the_images_most_alike_are_those_of_the_best_node_of_a_tree_of_average_linkage(size: int) -> None:
+    groups = np.concatenate([alike(noise(size, seed)) for seed in range(20)])
+    measures, parts = most_alike((groups + groups.transpose(0, 2, 1)) / 2, 2)
+    for group, measure, part in zip(groups, measures, parts, strict=True):
+        nodes = [{image} for image in range(size)]
+        for one, other, *_ in linkage(group.max() - group[np.triu_indices(size, 1)], "average"):
+            nodes.append(nodes[int(one)] | nodes[int(other)])
+        best = {}
+        for node in nodes:
+            if 2 <= len(node) <= size - 2:
+                pairs = group[np.ix_(sorted(node), sorted(node))][np.triu_indices(len(node), 1)]
+                best[pairs.mean() * len(pairs) ** 0.5] = node
+        assert measure == pytest.approx(max(best))
+        assert set(np.flatnonzero(part)) == best[max(best)]
+
+
+def test_a_spread_is_smoothed_where_groups_are_few() -> None:
+    powers = [2.0**-power for power in range(6)]
+    assert smooth(powers, 3)[:5] == pytest.approx(powers[:5])
+    assert smooth([1.0, 5.0, 1.0, 16.0, 1.0], 3) == pytest.approx([1, 5, 1, 4, 2])
 
 
 def test_few_images_of_a_second_person_are_found_that_the_widest_direction_misses() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from app.config import NO_ID, MiningConfig
 from app.mining.gate import Report, pair_f
 from app.mining.pseudo_ids import find_pseudo_ids
-from app.mining.shared_direction import Facts, is_shared, shared_direction, variance_along, without
+from app.mining.shared_direction import NEVER, Facts, is_shared, reaches, shared_direction, variance_along, without
 from app.runtime.dist import World
 from tests.app.support.planted import blurred, planted, unit
 
@@ -70,6 +70,25 @@ def test_a_row_along_the_direction_and_a_row_without_one_become_zero() -> None:
     left = without(torch.stack([direction, -direction, torch.zeros(16)]), direction)
     assert torch.equal(left, torch.zeros(3, 16))
     assert without(torch.full((1, 16), torch.nan), direction).isnan().all()
+
+
+@pytest.mark.parametrize("spread", [1e-4, 0.1])
+def test_a_row_reaches_its_own_limit_or_not_as_in_64_bits(spread: float) -> None:
+    """16 bits resolve the greater differences only."""
+    random = np.random.default_rng(0)
+    bank, rows = (torch.from_numpy(unit(random.normal(size=(count, 64)))) for count in (20_000, 90))
+    of = torch.arange(90) % 3
+    best = (rows.double() @ bank.double().T).amax(1)
+    least = torch.full((len(bank), 3), NEVER)
+    bank[-5:], least[-5:] = torch.nan, torch.nan
+    nearest = (rows @ bank.nan_to_num().T).argmax(1)
+    for row, at in enumerate(nearest):
+        least[at] = NEVER
+        least[at, of[row]] = float(best[row]) + spread * (row % 2 * 2 - 1)
+    allowed = torch.stack([least[at, of[row]] - best[row] for row, at in enumerate(nearest)]).abs() <= spread * 1.01
+    reached = reaches(rows, of, bank, least, World(0, 1, torch.device("cpu")))
+    assert allowed.sum() > 80  # the others share their nearest row
+    assert torch.equal(reached[allowed], (torch.arange(90) % 2 == 0)[allowed])
 
 
 def test_variance_along_a_direction_is_that_of_most_images() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from app.mining.strangers import between_strangers, with_others, without_strangers
+from app.mining.strangers import BINS, are_lower, between_strangers, with_others, without_strangers
 from app.runtime.dist import World
 from tests.app.support.planted import unit
 from tests.app.support.ranks import free_port, run_ranks
@@ -66,6 +66,57 @@ def test_clusters_over_the_limit_and_images_without_a_direction_stay() -> None:
     assert not len(kept(bank[:0], clusters[:0]))
 
 
+def with_pairs(apart: float) -> tuple[Floats, NDArray[np.int64], int]:
+    """Return embeddings, clusters, and the first image of 80 pairs whose people are `apart`; after larger clusters."""
+    rng = np.random.default_rng(2)
+    larger, person = PEOPLE * IMAGES, np.repeat(np.arange(PEOPLE + 80), [IMAGES] * PEOPLE + [2] * 80)
+    centre = unit(rng.normal(size=(PEOPLE + 80, DIM)))[person]
+    centre[larger::2] = unit(centre[larger::2] + apart * rng.normal(size=(80, DIM)) / DIM**0.5)
+    bank = unit(centre + 0.9 * rng.normal(size=(len(person), DIM)) / DIM**0.5).astype(np.float32)
+    return bank, np.unique(person, return_index=True)[1][person], larger
+
+
+def test_pairs_of_people_who_look_alike_are_alone() -> None:
+    bank, clusters, larger = with_pairs(0.55)
+    found = kept(bank, clusters)
+    assert np.array_equal(found[:larger], clusters[:larger])
+    assert np.array_equal(found[larger:], np.arange(larger, len(bank)))
+
+
+def test_pairs_that_resemble_as_images_of_larger_clusters_stay() -> None:
+    bank, clusters, larger = with_pairs(0.0)
+    found = kept(bank, clusters)
+    assert np.mean(found[larger:] == clusters[larger:]) > 0.97
+    assert np.array_equal(kept(bank[larger:], clusters[larger:] - larger), clusters[larger:] - larger)
+
+
+def test_a_copy_stays_with_an_image_of_a_pair_that_is_split() -> None:
+    bank, clusters, larger = with_pairs(0.55)
+    bank, clusters = np.concatenate([bank, bank[larger:]]), np.append(clusters, clusters[larger:])
+    original = np.append(np.arange(len(clusters) - 160), np.arange(larger, larger + 160)).astype(np.int32)
+    found = kept(bank, clusters, original)
+    assert np.array_equal(found[-160:], np.arange(larger, larger + 160))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "lower", "expected"), [(400, 0.0, False), (400, 0.1, False), (400, 0.5, True), (9, 0.5, False)]
+)
+def test_pairs_count_as_lower_if_many_are_clearly_lower(pairs: int, lower: float, expected: bool) -> None:
+    rng = np.random.default_rng(3)
+    assert are_lower(binned(rng.normal(size=pairs) - lower), binned(rng.normal(size=5000)), 500) is expected
+
+
+def test_equal_cosines_are_not_lower() -> None:
+    assert not are_lower(binned(np.ones(400)), binned(np.ones(5000)), 500)
+    assert not are_lower(binned(np.zeros(0)), binned(np.ones(5)), 5)
+    assert not are_lower(binned(np.ones(5)), binned(np.zeros(0)), 0)
+
+
+def binned(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return how many of the values / 10 are in each bin of the cosines."""
+    return np.bincount(np.rint((values / 10 + 1) * BINS).astype(np.int64), minlength=2 * BINS + 1)
+
+
 def test_cosines_are_those_of_the_other_images() -> None:
     bank = unit(np.random.default_rng(1).normal(size=(5, DIM)).astype(np.float32)).astype(np.float64)
     pairs = bank @ bank.T
@@ -91,10 +142,13 @@ print("fine")
 
 
 @pytest.mark.slow
-def test_three_processes_find_the_same_strangers(tmp_path: Path) -> None:
-    bank, clusters, truth = joined(6)
+@pytest.mark.parametrize("planted", [joined(6)[:2], with_pairs(0.55)[:2]], ids=["strangers", "pairs"])
+def test_three_processes_find_the_same_strangers(planted: tuple[Floats, NDArray[np.int64]], tmp_path: Path) -> None:
+    bank, clusters = planted
     np.save(tmp_path / "bank.npy", bank)
     np.save(tmp_path / "clusters.npy", clusters)
     run_ranks(RANKS, 3, str(tmp_path), free_port())
+    found = kept(bank, clusters)
+    assert not np.array_equal(found, clusters)
     for rank in range(3):
-        assert np.array_equal(np.load(tmp_path / f"found_{rank}.npy"), truth)
+        assert np.array_equal(np.load(tmp_path / f"found_{rank}.npy"), found)
