@@ -42,7 +42,6 @@ import difflib
 import errno
 import hashlib
 import json
-import signal
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -59,7 +58,7 @@ from app.data.faces.placing import ALIGN, NOT_FOUND, SEVERAL, UNREADABLE, Placin
 from app.data.faces.stored_images import write_passport
 from app.data.faces.told import Facts, Told, document, none_left, summary
 from app.data.options import failed, parse_options
-from app.data.progress import Bar
+from app.data.progress import Bar, listen
 from app.data.sources import encoded_writer, writer
 from app.data.sources import source as sources
 from app.data.sources.photograph import FITS
@@ -101,7 +100,7 @@ def main(argv: list[str]) -> int:
     if {"--help", "-h"} & {*argv}:
         print((__doc__ or "").strip())
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    listen()
     try:
         options = parse(argv)
         out = Path(options["out"]).absolute()

@@ -1,14 +1,32 @@
-"""Progress of a command that converts images."""
+"""Progress of a command that converts images, and its interruption."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 PLAIN_S = 5.0  # between progress lines without a terminal
+INTERRUPTED = threading.Event()
+
+
+def listen() -> None:
+    """Let SIGTERM and Ctrl-C raise KeyboardInterrupt; if code of a library drops it, a Bar raises it again.
+
+    numpy's Generator.choice drops any exception of a signal that arrives inside.
+    """
+
+    def hear(*_: Any) -> None:
+        INTERRUPTED.set()
+        raise KeyboardInterrupt
+
+    INTERRUPTED.clear()
+    for name in ("SIGTERM", "SIGINT"):
+        signal.signal(getattr(signal, name), hear)
 
 
 class Bar(tqdm):
@@ -25,6 +43,12 @@ class Bar(tqdm):
             bar_format=f"  {{n_fmt}} of {{total_fmt}} {what}, {{rate_fmt}}, {{remaining}} left" if self.plain else None,
             smoothing=0.1,
         )
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count images. Raises KeyboardInterrupt if the command was interrupted before."""
+        if INTERRUPTED.is_set():
+            raise KeyboardInterrupt
+        return super().update(n)
 
     def close(self) -> None:
         if self.plain:
