@@ -137,7 +137,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"`-m slow` would not find the slow tests of {file}: name mark.slow in this file")
     if "PYTEST_XDIST_WORKER" in os.environ:
         longest = LONGEST_SLOW if runs_slow(config) else LONGEST
-        items.sort(key=lambda item: _place(item.nodeid, longest))
+        mixed = _mixed([*dict.fromkeys(item.path for item in items)])
+        items.sort(key=lambda item: (_place(item.nodeid, longest), mixed[item.path]))
     else:
         items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
@@ -147,10 +148,17 @@ def _place(name: str, longest: Sequence[str]) -> int:
     return next((place for place, start in enumerate(longest) if name.startswith(start)), len(longest))
 
 
+def _mixed(files: Sequence[Path]) -> dict[Path, float]:
+    """Where each file comes if those that compute, of tests/app, are spread evenly among those that mostly wait."""
+    app = Path(__file__).parent / "app"
+    groups = [[file for file in files if file.is_relative_to(app) is inside] for inside in (True, False)]
+    return {file: (at + 0.5) / len(group) for group in groups for at, file in enumerate(group)}
+
+
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Start two processes a core, or three for slow tests, which wait most of their time; for two cores at most."""
-    return (3 if runs_slow(config) else 2) * min(os.cpu_count() or 1, 2)
+    """Start five processes on two cores or more, or six for slow tests: both wait much of their time."""
+    return 3 * min(os.cpu_count() or 1, 2) - (not runs_slow(config))
 
 
 @pytest.fixture(scope="session")

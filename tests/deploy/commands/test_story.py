@@ -451,8 +451,7 @@ def test_ctrl_c_detaches_and_attach_shows_the_job(project: Project, terminal: Ca
     terminal("send-keys", "-t", "t", f"clear; {invoke} attach", "Enter")
     wait_until(lambda: "rank 1 step" in look())
     terminal("send-keys", "-t", "t", "C-c")  # attached read-only: this must not reach the job
-    terminal("send-keys", "-t", "t", "C-b", "d")
-    wait_until(lambda: "detached" in look())
+    wait_until(lambda: terminal("send-keys", "-t", "t", "C-b", "d") or "detached" in look())
     assert project.json("status")["state"] == "running"
     assert project.json("stop")["state"] == "stopped"
 
