@@ -26,7 +26,8 @@ def listen() -> None:
 
     INTERRUPTED.clear()
     for name in ("SIGTERM", "SIGINT"):
-        signal.signal(getattr(signal, name), hear)
+        if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # as for a command in the background of a shell
+            signal.signal(getattr(signal, name), hear)
 
 
 class Bar(tqdm):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,13 @@ ANEW = ["--on", "docker", "--detach", "--resume", "none", *WORDS]
 
 
 @pytest.fixture(scope="module")
-def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is mounted as /volume in each container of the target, for copies that outlive the container."""
-    return tmp_path_factory.mktemp("volume")
+def volume() -> Iterator[Path]:
+    """A folder that is mounted as /volume in each container of the target, for copies that outlive the container.
+
+    It is on a disk: copies into memory are refused.
+    """
+    with tempfile.TemporaryDirectory(prefix="volume-", dir="/var/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")

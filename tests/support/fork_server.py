@@ -1,8 +1,7 @@
 """Server that has packages loaded and forks for each Python command; tests/support/forks.py starts and asks it.
 
 It loads no modules of this project: each command loads them from the folder it runs in. Each command has its own
-arguments, environment, streams and exit code. Only what loading the modules makes is kept (`_prepare`): that is half of
-the time that loading the project takes.
+arguments, environment, streams and exit code. Only what loading the modules makes each time is kept, see `_prepare`.
 """
 
 from __future__ import annotations
