@@ -13,7 +13,6 @@ import socket
 import struct
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 SIOCGIFADDR = 0x8915
 REACH_S = 5.0
@@ -57,6 +56,8 @@ def reach_rendezvous(addresses: list[str], port: int, word: str) -> list[list[st
             if _read(connection, len(word)) == word.encode("ascii"):
                 return [address, own, interface_of(own)]
         return None
+
+    from concurrent.futures import ThreadPoolExecutor  # here, or each agent would start later
 
     with ThreadPoolExecutor(max_workers=max(1, len(addresses))) as pool:
         return [each for each in pool.map(heard, addresses) if each]

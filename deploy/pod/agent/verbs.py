@@ -247,7 +247,7 @@ def hashes(path: str, ranges: Sequence[Sequence[int]], holes: bool = False) -> l
 
     if len(ranges) == 1:
         return [of(ranges[0])]
-    from concurrent.futures import ThreadPoolExecutor  # a fifth of the agent's start, and most agents hash nothing
+    from concurrent.futures import ThreadPoolExecutor  # here, or each agent and supervisor would start later
 
     with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         return list(pool.map(of, ranges))

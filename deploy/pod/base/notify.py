@@ -92,7 +92,7 @@ class Notifier:
 
 def _post(address: str, body: bytes) -> tuple[str | None, bool]:
     """Make one attempt. Returns why it failed (None: accepted), and whether another one may help."""
-    # Loaded here: most machines send nothing, and each supervisor and guard would start a fifth later.
+    # Loaded here: most machines send nothing, and each supervisor would start later.
     import http.client
     import urllib.error
 
