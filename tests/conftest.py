@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("patient")
 
 # Printed advice repeats the command in this variable, which differs between machines.
 os.environ.pop("SNIPERFACE_INVOKE", None)
-# What users' commands print waits in a buffer. A test of an early end found nothing, because this one was set.
+# Users do not set it: their output waits in a buffer, and a fault of its last flush was not seen with it.
 os.environ.pop("PYTHONUNBUFFERED", None)
 # The tests run hundreds of commands: without bytecode files each would compile everything again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

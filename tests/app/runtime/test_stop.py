@@ -22,7 +22,7 @@ from app.runtime.dist import World
 from app.runtime.stop import Interrupted, Stop
 from tests.app.conftest import faces
 from tests.app.support.training import PROJECT, events, wait_for
-from tests.support.forks import Process, run_training, start_training
+from tests.support.forks import run_training, start_training
 from tests.support.load import under_load
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process at once on Windows")
@@ -37,7 +37,7 @@ FEW_STEPS = [
 
 
 @contextmanager
-def started(log: Path, module: str, *words: str, processes: int = 1) -> Iterator[Process | subprocess.Popen]:
+def started(log: Path, module: str, *words: str, processes: int = 1) -> Iterator[subprocess.Popen]:
     """Start a command: as a fork with torch loaded, or, with several processes, as a user does, under torchrun."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
@@ -54,7 +54,7 @@ def started(log: Path, module: str, *words: str, processes: int = 1) -> Iterator
             job.wait()
 
 
-def ends_soon(job: Process | subprocess.Popen, limit_s: float = LIMIT_S, name: str = "SIGTERM") -> None:
+def ends_soon(job: subprocess.Popen, limit_s: float = LIMIT_S, name: str = "SIGTERM") -> None:
     """Send a signal to the job and check that it ends in time."""
     asked_at = time.monotonic()
     job.send_signal(getattr(signal, name))

@@ -20,7 +20,7 @@ from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
 from app.runtime.track import JsonLines, Tracker
 from tests.support.files import events
-from tests.support.forks import Process, start_training
+from tests.support.forks import start_training
 from tests.support.load import under_load
 
 PROJECT = Path(__file__).parents[3]
@@ -79,7 +79,7 @@ def assert_equal_bits(a: Path, b: Path) -> None:
 @contextmanager
 def launch(
     data: Path, folder: Path, *words: str, processes: int = 2, where: Sequence[str] = (), log: Path | None = None
-) -> Iterator[Process | subprocess.Popen]:
+) -> Iterator[subprocess.Popen]:
     """Start torchrun and hold its standard input open, as the supervisor does; leaving the block ends all processes.
 
     `where`: torchrun's rendezvous flags (default: this computer only). `log`: the file for its output.
@@ -99,7 +99,7 @@ def launch(
             job.kill()  # the ranks then stop at the end of their input
 
 
-def wait_for(condition: Callable[[], bool], job: Process | subprocess.Popen, limit_s: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], job: subprocess.Popen, limit_s: float = 90) -> None:
     """Poll a condition until it is true. `limit_s` is for an idle computer."""
     began = time.monotonic()
     while not condition():
