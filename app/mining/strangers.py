@@ -84,6 +84,7 @@ def with_others(images: NDArray[np.float64]) -> NDArray[np.float64]:
 def are_lower(pairs: Ids, larger: Ids, images: int) -> bool:
     """Return whether the cosines of clusters of two are lower than those of `images` of larger clusters, both by bin.
 
+    This is the rank test of Mann and Whitney (1947), one-sided, with a least size of the effect.
     Images of a lower cosine than nearly all pairs become no cluster of two, so both leave them out.
     """
     counted = np.cumsum(pairs) > LOWEST * pairs.sum()
