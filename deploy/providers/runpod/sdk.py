@@ -3,7 +3,7 @@
 It offers less than v2. It has no log, so host keys are unknown and the first connection to each pod pins them. It has
 no stock in the catalogue, no registry credentials and no minimum CUDA version, only a list of the allowed ones. The
 package pastes values into the query unescaped, so values that would change the query are refused. It is imported on
-first use, because the import takes seconds.
+first use, because the import takes long.
 
 The package limits neither how long an answer takes nor its size, so its requests go through `Bounded`.
 """
