@@ -38,6 +38,7 @@ class Report:
     search: str  # exact, or how many cells were read
     recall: float  # of the search, on a sample; within cells of the neighbours that clustering reads
     unusable: int  # images whose embedding is zero or not finite
+    offset: float  # median cosine of strangers, from an offset of all embeddings that was removed; 0: none
     shared: int  # directions that images of different people share, and that were removed
     cut: int  # images of clusters over max_cluster that were cut into pieces
     left_out: int  # images of clusters over max_cluster that were too large to cut
@@ -65,6 +66,7 @@ def judge(
     distinct: float = 1.0,
     sure: float | None = None,
     by_chance: float = 0.0,
+    offset: float = 0.0,
     shared: int = 0,
     cut: int = 0,
     left_out: int = 0,
@@ -114,6 +116,7 @@ def judge(
         search=search,
         recall=recall,
         unusable=unusable,
+        offset=offset,
         shared=shared,
         cut=cut,
         left_out=left_out,

@@ -27,6 +27,7 @@ from app.mining.gate import Report, effective_rank, judge, keep_ids
 from app.mining.knn import SearchInexact
 from app.mining.lists import NONE, Neighbours, usable
 from app.mining.look_alikes import apart
+from app.mining.offset import without_offset
 from app.mining.order import move_rows, order_of, places_in
 from app.mining.sample import recall, sample_rows
 from app.mining.search import searched
@@ -71,9 +72,12 @@ def find_pseudo_ids(
         raise ValueError("embeddings must have length 1; scale each row, as torch.nn.functional.normalize does")
     order = order_of(shard, here)
     move_rows(shard, places_in(order), here)
-    rows = shard
+    rows, offset = shard, 0.0
     sample = different(sample_rows(rows, here, FLOOR_SAMPLE, SEED))
     spread = from_main(effective_rank(sample), here)
+    if config.method == "overlap":
+        rows, offset = without_offset(shard, sample, here)
+        sample = different(sample_rows(rows, here, FLOOR_SAMPLE, SEED)) if offset else sample
     for removed in range(MOST_SHARED + 1):
         # All ranks use rank 0's numbers: CPUs of several kinds may round the last bit of a product differently.
         first, second = _floors(sample, len(previous), config, here)
@@ -129,6 +133,7 @@ def find_pseudo_ids(
         distinct=distinct,
         sure=float(sure.mean()) if len(sure) else 0.0,
         by_chance=chance_coverage(config),
+        offset=offset,
         shared=removed,
         cut=int(np.count_nonzero(clusters.cut)),
         left_out=int((np.bincount(clusters.labels)[clusters.labels] > config.max_cluster).sum()),

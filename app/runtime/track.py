@@ -123,9 +123,10 @@ class Console:
         cut = (
             f"; {large} images were in clusters above mining.max_cluster, which were split or dropped" if large else ""
         )
+        offset = f"; an offset of all embeddings, removed: cosine {r['offset']:.2f}" if r["offset"] else ""
         shared = f"; directions of different people, removed: {r['shared']}" if r["shared"] else ""
         found = f"{r['count']} pseudo-IDs, coverage {r['coverage']:.1%}{purity}, {r['seconds']:.1f} s"
-        return f"{found}: {verdict}{cut}{shared}"
+        return f"{found}: {verdict}{cut}{offset}{shared}"
 
     def _eval(self, r: dict[str, Any]) -> str:
         if "rank1" not in r:

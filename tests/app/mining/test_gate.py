@@ -54,6 +54,7 @@ def test_the_report_counts_and_can_be_written_as_json() -> None:
         "search": "exact",
         "recall": 0.9999,
         "unusable": 1,
+        "offset": 0.0,
         "shared": 0,
         "cut": 0,
         "left_out": 0,
