@@ -7,8 +7,8 @@ resemble the sharp images of their people. Strangers are images that are not alo
 people who look alike, do not count.
 
 How many images resemble strangers depends on how many of their people have a sharp image. So a cluster shows no person
-if the share is far above chance, and above what the other large clusters measure, in units of their spread, as in
-`look_alikes.py`. Where these are too few or show no people either, a share that is nearer to that of the other
+if the share is far above chance, and above the median share of the other large clusters, in units of their spread, as
+in `look_alikes.py`. Where these are too few or show no people either, a share that is nearer to that of the other
 images with a neighbour than to chance is enough.
 
 The direction is then removed from all images, unless this costs more than it brings. It brings the images that lie as
@@ -60,13 +60,13 @@ class Facts(NamedTuple):
     images: float  # share of all images: those as far along the direction as most of the cluster
     variance: float  # share of the variance of most images: that along the direction
 
-    def above(self, chance: float) -> float:
-        """Return how many standard deviations `outside` is above the share `chance`.
+    def above(self, typical: float) -> float:
+        """Return how many standard deviations `outside` is above the share `typical`.
 
         The arcsine gives all shares of a sample one spread (Anscombe 1948); small ones are skewed otherwise.
         """
         share = (self.outside * self.looked_at + 3 / 8) / (self.looked_at + 3 / 4)
-        return float(2 * (self.looked_at + 1 / 2) ** 0.5 * (np.arcsin(share**0.5) - np.arcsin(chance**0.5)))
+        return float(2 * (self.looked_at + 1 / 2) ** 0.5 * (np.arcsin(share**0.5) - np.arcsin(typical**0.5)))
 
 
 def is_shared(facts: Facts, people: list[Facts], chance: float, others: float) -> bool:
@@ -77,9 +77,10 @@ def is_shared(facts: Facts, people: list[Facts], chance: float, others: float) -
     """
     resembles = facts.outside > (chance + others) / 2
     if len(people) >= FEWEST_PEOPLE:
-        lower, median = np.quantile([each.above(chance) for each in people], [0.25, 0.5])
+        typical = np.maximum(chance, np.median([each.outside for each in people]))
+        lower, median = np.quantile([each.above(typical) for each in people], [0.25, 0.5])
         limit = np.maximum(0, median) + SURE * np.maximum(1, (median - lower) / LOWER_HALF)
-        resembles |= bool(facts.above(chance) > limit)
+        resembles |= bool(facts.above(typical) > limit)
     return resembles and facts.images > facts.variance
 
 

@@ -28,6 +28,7 @@ def of_cluster(outside: float, *, images: float = 0.15, variance: float = 0.004,
 
 
 PEOPLE = [of_cluster(outside, size=40) for outside in (0.02, 0.05, 0.05, 0.08, 0.10, 0.15)]
+SMALL = [of_cluster(outside, size=20) for outside in (0.20, 0.25, 0.25, 0.30, 0.30, 0.35)]
 PIECES = [of_cluster(outside) for outside in (0.05, 0.20, 0.30, 0.30, 0.40, 0.50)]
 
 
@@ -39,6 +40,7 @@ PIECES = [of_cluster(outside) for outside in (0.05, 0.20, 0.30, 0.30, 0.40, 0.50
         (of_cluster(0.07), PEOPLE, 0.99, False),  # a person
         (of_cluster(0.20, size=33), PEOPLE, 0.99, False),  # of few images the share is not sure
         (of_cluster(0.40), PIECES, 0.99, False),  # other clusters measure as much
+        (of_cluster(0.32), SMALL, 0.99, False),  # so do small ones, where the same share is less sure
         (of_cluster(0.60), PIECES, 0.99, True),  # nearly as many as have a neighbour at all
         (of_cluster(0.40), [], 0.99, False),  # nothing to compare with
         (of_cluster(0.38), [], 0.46, True),  # most images have no neighbour
