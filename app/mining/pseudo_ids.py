@@ -22,6 +22,7 @@ from app.mining.cluster import (
     similarity_floors,
     with_looser,
 )
+from app.mining.curves import joined
 from app.mining.doubt import doubts
 from app.mining.gate import Report, effective_rank, judge, keep_ids
 from app.mining.knn import SearchInexact
@@ -111,6 +112,7 @@ def find_pseudo_ids(
         clusters = with_looser(strict, loose, config.max_cluster)
         people = apart(clusters.labels, rows, original, here, poll)
         people = without_strangers(people, rows, original, sample, config.max_cluster, here, poll)
+        people = joined(people, rows, kept, float(first[0]), original, config.max_cluster, here, poll)
         clusters = clusters._replace(labels=people)
     floor = config.similarity if config.method == "parity" else float(first[0])
     copies = np.count_nonzero(originals(listed, here, floor=1 - RESOLVED) != np.arange(len(previous)))

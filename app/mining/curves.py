@@ -1,0 +1,161 @@
+"""Join clusters that are pieces of one person whose images lie along a curve, as from frontal to profile.
+
+A list holds the nearest images only. So where a person has many images along a curve, its graph is a chain, and label
+propagation cuts it into pieces. Two pieces that touch differ from two people: their images fill the line between the
+two means. Images spread evenly along a line have a variance of 1/12 of the squared distance between the means of its
+halves. Two people leave a gap, because each scatters little along that one of many directions.
+
+The means of few images are apart by chance, too. So one half of the images must confirm the distance that the other
+half shows.
+
+Letters: N images mined, n of this process (its contiguous share), k neighbours, P pairs of clusters, C clusters of
+pairs, D embedding size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from app.mining.cluster import by_smallest_member, first_row
+from app.mining.lists import NONE, Neighbours, usable
+from app.runtime.dist import World, from_main, gather_rows, total
+from app.runtime.stop import Poll, undisturbed
+
+LEAST = 8  # images of a cluster; the lines between smaller ones are not sure
+TOUCHING = 3  # images of each cluster that list one of the other; strangers hardly do
+FILLED = 0.6 / 12  # variance along the line, of the squared distance: three fifths of what evenly spread images have
+CONFIRMED = 0.5  # share of the squared distance between the means that is not chance
+STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
+PAIRS_AT_ONCE, ROWS_AT_ONCE = 2**12, 2**14
+Ids = NDArray[np.int64]
+Rows = NDArray[np.float64]
+
+
+class Line(NamedTuple):
+    """What is known of P pairs of clusters and the lines between their means."""
+
+    squared: Rows  # [P]: the squared distance of the means
+    confirmed: Rows  # [P]: the same from two independent halves of the images
+    variance: Rows  # [P]: along the line, the mean of both clusters
+
+
+def joined(
+    labels: Ids,
+    shard: Tensor,
+    listed: Neighbours,
+    floor: float,
+    original: NDArray[np.int32],
+    largest: int,
+    here: World,
+    poll: Poll = undisturbed,
+) -> Ids:
+    """Return clusters [N] where pieces of one curve are one cluster of up to `largest` images; the same on every rank.
+
+    `labels` [N] are clusters, `shard` [n, D] this rank's unit embeddings and `listed` their lists, where neighbours
+    reach `floor`. `original` [N]: the image that an image is a near-copy of, else itself; copies do not count.
+    """
+    part = (gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0) & (original == np.arange(len(labels)))
+    images = np.bincount(labels[part], minlength=len(labels))
+    pairs = touching(labels, images, listed, floor, here)
+    pairs = pairs[images[pairs].sum(1) <= largest]
+    one_curve = np.zeros(len(pairs), np.bool_)
+    for first in range(0, len(pairs), PAIRS_AT_ONCE):
+        some = slice(first, first + PAIRS_AT_ONCE)
+        one_curve[some] = fills(measured(pairs[some], np.where(part, labels, -1), images, shard, here))
+        poll()
+    pairs = pairs[np.array(from_main(one_curve.tolist(), here), np.bool_)]
+    edge = np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])
+    curve = connected_components(sparse.coo_array(edge, shape=(len(labels), len(labels))), directed=False)[1][labels]
+    whole = np.bincount(curve)[curve] <= largest
+    return by_smallest_member(np.where(whole, len(labels) + curve, labels))
+
+
+def fills(line: Line) -> NDArray[np.bool_]:
+    """Return for P lines whether the images of two clusters fill the line between their means."""
+    return (line.variance > FILLED * line.squared) & (line.confirmed > CONFIRMED * line.squared)
+
+
+def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: World) -> Ids:
+    """Return pairs [P, 2] of clusters of which at least TOUCHING images each list one of the other above `floor`.
+
+    `labels` [N] are clusters, `images` [N] how many count in each. The same on every rank.
+    """
+    count = len(labels)
+    own = labels[first_row(count, here) :][: len(listed.ids)]
+    row, at = np.nonzero((listed.cosine >= floor) & (listed.ids != NONE))
+    one, other = own[row], labels[listed.ids[row, at]]
+    across = (one != other) & (images[one] >= LEAST) & (images[other] >= LEAST)
+    once = np.unique(np.stack([row[across], other[across]], 1), axis=0)
+    found, touch = np.unique(own[once[:, 0]] * count + once[:, 1], return_counts=True)
+    everywhere = gather_rows(torch.from_numpy(np.stack([found, touch], 1)), here).cpu().numpy()
+    found, place = np.unique(everywhere[:, 0], return_inverse=True)
+    touch = np.zeros(len(found), np.int64)
+    np.add.at(touch, place, everywhere[:, 1])
+    found = found[touch >= TOUCHING]
+    pairs = np.stack(np.divmod(found, max(count, 1)), 1)
+    return pairs[(pairs[:, 0] < pairs[:, 1]) & np.isin(pairs[:, 1] * count + pairs[:, 0], found)]
+
+
+def measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World) -> Line:
+    """Measure the lines between the means of `pairs` [P, 2] of clusters; `labels` [N], -1: an image does not count."""
+    names, ends = np.unique(pairs, return_inverse=True)
+    ends, size = ends.reshape(pairs.shape), images[names]
+    row, half = _images_of(names, size, labels, shard, here)
+    added = torch.zeros((2 * len(names), shard.shape[1]), dtype=torch.int64, device=shard.device)
+    for own, into in zip(row.split(ROWS_AT_ONCE), half.split(ROWS_AT_ONCE), strict=True):
+        added.index_add_(0, into, (shard[own].double() * STEPS).round().long())
+    sums = total(added, here).cpu().numpy().reshape(len(names), 2, -1) / STEPS
+    halves = sums / np.stack([(size + 1) // 2, size // 2], 1)[:, :, None]
+    between = _from_end_to_end(sums.sum(1) / size[:, None], ends)
+    squared = (between**2).sum(1)
+    unit = torch.from_numpy(between / np.sqrt(np.maximum(squared, 1e-24))[:, None]).to(shard.device)
+    along = _sums_along(unit, ends, row, half // 2, shard, here)
+    count = size[ends]
+    variance = (along[..., 1] - along[..., 0] ** 2 / count) / (count - 1)
+    return Line(squared, _from_end_to_end(halves, ends).prod(1).sum(1), variance.mean(1))
+
+
+def _images_of(names: Ids, size: Ids, labels: Ids, shard: Tensor, here: World) -> tuple[Tensor, Tensor]:
+    """Return this rank's rows [e] of the images of C clusters, one cluster after the other, and the half of each.
+
+    `names` [C] are among `labels` [N], and have `size` [C] images. A half is twice the cluster's place, plus 0 or 1.
+    """
+    number = np.full(int(labels.max(initial=0)) + 2, -1)
+    number[names] = np.arange(len(names))
+    cluster = number[labels]
+    ids = np.flatnonzero(cluster >= 0)
+    ids = ids[np.argsort(cluster[ids], kind="stable")]
+    place = np.arange(len(ids)) - np.repeat(np.cumsum(size) - size, size)
+    half, row = 2 * cluster[ids] + place % 2, ids - first_row(len(labels), here)
+    own = (row >= 0) & (row < len(shard))
+    return torch.from_numpy(row[own]).to(shard.device), torch.from_numpy(half[own]).to(shard.device)
+
+
+def _sums_along(unit: Tensor, ends: Ids, row: Tensor, cluster: Tensor, shard: Tensor, here: World) -> Rows:
+    """Return sums [P, 2, 2] of the places of images along lines `unit` [P, D], and of their squares, at each end.
+
+    `ends` [P, 2] are the clusters at the ends; `row` [e] are this rank's images, sorted by their `cluster` [e].
+    """
+    begins = np.searchsorted(cluster.cpu().numpy(), np.arange(int(ends.max(initial=-1)) + 2))
+    first, count = begins[ends.ravel()], np.diff(begins)[ends.ravel()]
+    end = np.repeat(np.arange(ends.size), count)  # an image is there once for each line that its cluster is an end of
+    at = np.arange(len(end)) + np.repeat(first - (np.cumsum(count) - count), count)
+    sums = torch.zeros((ends.size, 2), dtype=torch.int64, device=shard.device)
+    for begin in range(0, len(end), ROWS_AT_ONCE):
+        some = slice(begin, begin + ROWS_AT_ONCE)
+        to, image = (torch.from_numpy(each[some]).to(shard.device) for each in (end, at))
+        place = (shard[row[image]].double() * unit[to // 2]).sum(1).mul(STEPS).round().long()
+        sums.index_add_(0, to, torch.stack([place, place**2], 1))
+    return (total(sums, here).cpu().numpy() / np.array([STEPS, STEPS**2])).reshape(*ends.shape, 2)
+
+
+def _from_end_to_end(means: Rows, ends: Ids) -> Rows:
+    """Return the differences [P, *] of the `means` [C, *] of the two clusters of each of `ends` [P, 2]."""
+    return means[ends[:, 0]] - means[ends[:, 1]]

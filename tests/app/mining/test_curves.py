@@ -1,0 +1,154 @@
+"""Pieces of a person whose images lie along a curve become one cluster; people who touch stay apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from app.config import NO_ID, MiningConfig
+from app.mining.curves import LEAST, TOUCHING, Line, fills, joined, touching
+from app.mining.gate import pair_f, pair_precision
+from app.mining.lists import Neighbours
+from app.mining.pseudo_ids import find_pseudo_ids
+from app.runtime.dist import World
+from benchmarks._planted import make
+from tests.app.support.planted import lists_of, unit
+from tests.app.support.ranks import run_ranks
+from tests.support.ports import free_port
+
+ALONE = World(0, 1, torch.device("cpu"))
+FLOOR = 0.3
+Ids = NDArray[np.int64]
+
+
+def curves(
+    people: int, images: int, seed: int = 0, *, turn: float = 1.0, private: bool = True
+) -> tuple[NDArray[np.float32], Ids, Ids]:
+    """Return embeddings of people who turn their heads by up to `turn` rad to each side, the person, and a half of it.
+
+    They turn in a `private` direction each, or all in the same.
+    """
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(people), images)
+    centre, side = unit(rng.normal(size=(people, 256))), unit(rng.normal(size=(people if private else 1, 256)))
+    angle = rng.uniform(-turn, turn, len(owner))
+    side = side[owner if private else 0 * owner]
+    bank = np.cos(angle)[:, None] * centre[owner] + np.sin(angle)[:, None] * side
+    half = 2 * owner + (angle > 0)
+    return unit(bank + 0.8 * rng.normal(size=bank.shape) / 16), owner, half
+
+
+def first_images(labels: Ids) -> Ids:
+    """Return each cluster named after its first image, as the functions of mining name them."""
+    _, first, cluster = np.unique(labels, return_index=True, return_inverse=True)
+    return first[cluster]
+
+
+def join(bank: NDArray[np.float32], labels: Ids, largest: int = 1000) -> Ids:
+    everyone = np.arange(len(bank), dtype=np.int32)
+    listed = Neighbours(*lists_of(bank, 32))
+    return joined(first_images(labels), torch.from_numpy(bank), listed, FLOOR, everyone, largest, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("squared", "confirmed", "variance", "one_curve"),
+    [
+        (1.0, 0.9, 1 / 12, True),  # images spread evenly
+        (0.1, 0.09, 1 / 120, True),
+        (1.0, 0.9, 0.03, False),  # a gap
+        (1.0, 0.3, 1 / 12, False),  # the halves of the images do not show the same line
+        (0.0, 0.0, 0.0, False),
+        (1.0, float("nan"), 1 / 12, False),
+        (1.0, 0.9, float("nan"), False),
+        (float("nan"), 0.9, 1 / 12, False),
+    ],
+)
+def test_images_fill_a_line_if_they_vary_along_it_and_their_halves_confirm_it(
+    squared: float, confirmed: float, variance: float, *, one_curve: bool
+) -> None:
+    line = Line(np.array([squared]), np.array([confirmed]), np.array([variance]))
+    assert fills(line).tolist() == [one_curve]
+
+
+def test_the_halves_of_a_turn_are_joined_and_two_people_are_not() -> None:
+    bank, owner, half = curves(10, 60)
+    assert np.array_equal(join(bank, half), first_images(owner))
+    assert np.array_equal(join(bank, owner), first_images(owner))
+
+
+def test_people_who_look_alike_stay_apart_though_they_touch() -> None:
+    bank, labels = make("twins", 1200, "medium", 256, 2)
+    labels = labels.astype(np.int64)
+    everyone = first_images(labels)
+    listed = Neighbours(*lists_of(bank, 32))
+    assert len(touching(everyone, np.bincount(everyone, minlength=len(bank)), listed, FLOOR, ALONE))
+    assert np.array_equal(join(bank, labels), everyone)
+
+
+def test_a_person_above_the_largest_size_stays_in_pieces() -> None:
+    bank, owner, half = curves(4, 60)
+    assert np.array_equal(join(bank, half, largest=60), first_images(owner))
+    assert np.array_equal(join(bank, half, largest=59), first_images(half))
+
+
+def test_clusters_touch_if_enough_images_of_both_list_the_other() -> None:
+    labels = first_images(np.repeat(np.arange(3), LEAST))
+    images = np.bincount(labels, minlength=len(labels))
+    ids = np.full((len(labels), 2), -1, np.int32)
+    for at in range(TOUCHING):
+        ids[at, 0], ids[LEAST + at, 0] = LEAST + at, at  # the first two clusters list each other
+        ids[at, 1] = 2 * LEAST + at  # the third is only listed
+    listed = Neighbours(ids, np.where(ids < 0, -np.inf, 0.5).astype(np.float32))
+    assert touching(labels, images, listed, FLOOR, ALONE).tolist() == [[0, LEAST]]
+    assert not len(touching(labels, images, listed, 0.6, ALONE))
+    assert not len(touching(labels, images - 1, listed, FLOOR, ALONE))
+    ids[0, 0] = -1
+    assert not len(touching(labels, images, listed, FLOOR, ALONE))
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_mining_finds_people_who_turn_their_heads(*, private: bool) -> None:
+    """Each has 120 images and a list 32, so no list reaches from one end to the other."""
+    bank, owner, _ = curves(8, 120, private=private)
+    nothing = np.full(len(bank), NO_ID, np.int64)
+    found, report = find_pseudo_ids(torch.from_numpy(bank), nothing, None, MiningConfig(), ALONE, seed=0)
+    assert report.accepted
+    assert pair_precision(found, owner.astype(np.int32)) > 0.99
+    assert pair_f(found, owner.astype(np.int32)) > 0.9
+
+
+RANKS = """
+import pathlib, sys
+import numpy as np, torch
+from app.mining import curves
+from app.mining.lists import Neighbours
+from app.runtime import dist
+folder = pathlib.Path(sys.argv[1])
+curves.ROWS_AT_ONCE, curves.PAIRS_AT_ONCE = 16, 3
+with dist.world() as here:
+    bank, labels, ids, cosine = (np.load(folder / f"{name}.npy") for name in ("bank", "labels", "ids", "cosine"))
+    listed = Neighbours(dist.share(ids, here), dist.share(cosine, here))
+    everyone = np.arange(len(bank), dtype=np.int32)
+    found = curves.joined(labels, torch.from_numpy(dist.share(bank, here)), listed, 0.3, everyone, 100, here)
+    np.save(folder / f"found_{here.rank}.npy", found)
+print("fine")
+"""
+
+
+@pytest.mark.slow
+def test_three_processes_join_as_one_does(tmp_path: Path) -> None:
+    bank, owner, half = curves(10, 60)
+    mixed = np.random.default_rng(0).permutation(len(bank))
+    bank, owner, labels = bank[mixed], owner[mixed], first_images(half[mixed])
+    ids, cosine = lists_of(bank, 32)
+    for name, array in (("bank", bank), ("labels", labels), ("ids", ids), ("cosine", cosine)):
+        np.save(tmp_path / f"{name}.npy", array)
+    run_ranks(RANKS, 3, str(tmp_path), str(free_port()))
+    found = join(bank, labels)
+    assert np.array_equal(found, first_images(owner))
+    for rank in range(3):
+        assert np.array_equal(np.load(tmp_path / f"found_{rank}.npy"), found)
