@@ -11,9 +11,10 @@ if the share is far above chance, and above the median share of the other large 
 in `look_alikes.py`. Where these are too few or show no people either, a share that is nearer to that of the other
 images with a neighbour than to chance is enough.
 
-The direction is then removed from all images, unless this costs more than it brings. It brings the images that lie as
-far along m as the cluster. It costs all others what they differ along m, as a share of their variance. In embeddings of
-few dimensions each direction is needed.
+The direction is then removed from all images. This brings the images that lie as far along m as the cluster. It costs
+all others what they differ along m, as a share of their variance. In embeddings of few dimensions each direction is
+needed. But where all images drift along m, some more than others, that variance tells nobody apart. So a removal that
+seems to cost more is tried, and undone unless more images have a neighbour then.
 
 Blurry images of people who have no other image look like one person to this test, and stay a cluster.
 
@@ -51,6 +52,13 @@ NEVER = 4.0  # no product of unit rows is as large
 Mask = NDArray[np.bool_]
 
 
+class Shared(NamedTuple):
+    """A direction that images of different people share."""
+
+    direction: Tensor  # [D], unit
+    pays: bool  # its removal surely brings more than it costs
+
+
 class Facts(NamedTuple):
     """What is known of one cluster and its direction."""
 
@@ -59,6 +67,11 @@ class Facts(NamedTuple):
     outside: float  # share of the sample that resembles strangers once the direction is removed
     images: float  # share of all images: those as far along the direction as most of the cluster
     variance: float  # share of the variance of most images: that along the direction
+
+    @property
+    def pays(self) -> bool:
+        """Whether removing the direction surely brings more than it costs."""
+        return self.images > self.variance
 
     def above(self, typical: float) -> float:
         """Return how many standard deviations `outside` is above the share `typical`.
@@ -70,7 +83,7 @@ class Facts(NamedTuple):
 
 
 def is_shared(facts: Facts, people: list[Facts], chance: float, others: float) -> bool:
-    """Return whether a cluster shows no person, and to remove its direction brings more than it costs.
+    """Return whether a cluster shows no person.
 
     `people` are other clusters, most of which show a person. `chance` is the share of a person's images that resemble
     strangers by chance, `others` the share of the images outside that have a neighbour.
@@ -81,7 +94,7 @@ def is_shared(facts: Facts, people: list[Facts], chance: float, others: float) -
         lower, median = np.quantile([each.above(typical) for each in people], [0.25, 0.5])
         limit = np.maximum(0, median) + SURE * np.maximum(1, (median - lower) / LOWER_HALF)
         resembles |= bool(facts.above(typical) > limit)
-    return resembles and facts.images > facts.variance
+    return resembles
 
 
 def shared_direction(
@@ -91,8 +104,8 @@ def shared_direction(
     sample: NDArray[np.float32],
     false_edges_per_image: float,
     here: World,
-) -> Tensor | None:
-    """Return the direction [D] of the largest cluster that shows no person, or None. The same on every rank.
+) -> Shared | None:
+    """Return the direction of the largest cluster that shows no person, or None. The same on every rank.
 
     `labels` [N] are clusters, `shard` [n, D] this rank's unit embeddings, a row of zeros for an image that takes no
     part. `near` [N]: the image has a neighbour above the floor. `sample` [S, D]: random embeddings without copies.
@@ -118,7 +131,7 @@ def shared_direction(
         others = float(near[apart].mean()) if apart.any() else 1.0
         # All ranks follow rank 0: CPUs of several kinds may round the last bit of a product differently.
         if from_main(is_shared(each, facts[:at] + facts[at + 1 :], chance, others), here):
-            return direction
+            return Shared(direction, from_main(each.pays, here))
     return None
 
 

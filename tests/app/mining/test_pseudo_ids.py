@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from app.config import NO_ID, MiningConfig
 from app.mining.cluster import Clusters, with_looser
+from app.mining.clustered import originals
 from app.mining.doubt import doubts
 from app.mining.gate import Report, keep_ids, pair_f, pair_precision
-from app.mining.knn import neighbours
+from app.mining.knn import SearchInexact, neighbours
 from app.mining.lists import Neighbours
-from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids, originals
+from app.mining.pseudo_ids import find_pseudo_ids
 from app.runtime.dist import World
 from benchmarks._planted import KINDS, make
 from tests.app.support.planted import blurred, largest, lists_of, planted, unit

@@ -1,0 +1,183 @@
+"""Search the neighbours of embeddings, and cluster them above the first floor.
+
+Letters: N images mined, n of this process (its contiguous share), S sampled ones, D embedding size, k neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.config import MiningConfig
+from app.mining.cluster import Clusters, by_components, by_overlap, first_row, gather, similarity_floors
+from app.mining.knn import SearchInexact
+from app.mining.lists import NONE, Neighbours
+from app.mining.sample import recall, sample_rows
+from app.mining.search import searched
+from app.runtime.dist import World, from_main, least
+from app.runtime.stop import Poll
+
+FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
+COPY = 0.96  # share of the way from the similarity floor to 1: cosine .98 where the floor is .5
+SAME_DIGITS = 4  # of a coordinate; two embeddings of one image may differ in the last bits
+LOOSE_FALSE_EDGES = 10.0  # of an image, at the second floor, for people that the first floor splits
+LOOSE_SHARE = 0.005  # of all images; fewer false edges in a small set
+SEED = 0  # of all draws: clusters depend on the embeddings alone, so no epoch changes them by its number
+MANY_COPIES = 0.01  # share of all images; fewer copies do not fill the lists of others
+Floors = NDArray[np.float32]
+
+
+class Clustered(NamedTuple):
+    """Embeddings, their neighbours, and their clusters."""
+
+    rows: Tensor  # [n, D] of this rank
+    sample: NDArray[np.float32]  # [S, D] of all ranks, without copies
+    first: Floors  # [k]
+    second: Floors  # [k], lower
+    listed: Neighbours  # of all images
+    how: str  # the search was made
+    recall: float
+    original: NDArray[np.int32]  # [N]: the image that an image is a near-copy of, else itself
+    kept: Neighbours  # the lists to cluster, without near-copies
+    strict: Clusters  # above the first floor
+    near: NDArray[np.bool_]  # [N]: an image has a neighbour above the first floor
+
+
+def clustered(rows: Tensor, config: MiningConfig, here: World, *, seed: int, poll: Poll) -> Clustered:
+    """Return the neighbours and clusters of this rank's unit `rows` [n, D]; the same clusters on every rank.
+
+    `seed` selects the images on which the search is checked. Raises SearchInexact.
+    """
+    sample = sample_of(rows, here)
+    # All ranks use rank 0's numbers: CPUs of several kinds may round the last bit of a product differently.
+    count = len(gather(np.empty((len(rows), 0), np.bool_), here))
+    first, second = _floors(sample, count, config, here)
+    listed, how = searched(rows, config, first, here, poll)
+    share = recall(listed, rows, here, sample=RECALL_SAMPLE, seed=seed, floors=None if how == "exact" else first)
+    poll()
+    _refuse_below(config.min_recall, share, how)
+    original, kept = _lists_without_copies(rows, listed, config, here, first, poll)
+    strict = clusters_above(first, kept, original, config, here, poll)
+    near = gather(kept.cosine[:, 0] >= first[0], here)
+    return Clustered(rows, sample, first, second, listed, how, share, original, kept, strict, near)
+
+
+def sample_of(rows: Tensor, here: World) -> NDArray[np.float32]:
+    """Return embeddings [S, D] of random images of all ranks, without copies; the same on every rank."""
+    return different(sample_rows(rows, here, FLOOR_SAMPLE, SEED))
+
+
+def clusters_above(
+    floors: Floors,
+    listed: Neighbours,
+    original: NDArray[np.int32],
+    config: MiningConfig,
+    here: World,
+    poll: Poll,
+) -> Clusters:
+    """Cluster by `config.method`, by overlap above `floors` [k].
+
+    A near-copy of an image (`original` [N]) joins its cluster if neither `max_cluster` nor the gate forbids its size.
+    """
+    if config.method == "parity":
+        return by_components(
+            listed.ids,
+            listed.cosine,
+            here,
+            mutual_top=config.mutual_top,
+            similarity=config.similarity,
+            max_size=config.max_cluster,
+            poll=poll,
+        )
+    labels, cut = by_overlap(
+        listed.ids,
+        listed.cosine,
+        here,
+        floor=floors,
+        min_overlap=config.min_overlap,
+        max_size=config.max_cluster,
+        poll=poll,
+    )
+    copy = original != np.arange(len(original))
+    together = labels[original]
+    most = min(config.max_cluster, config.max_largest_share * len(together))
+    full = np.bincount(together)[together] > most
+    return Clusters(np.where(copy & full, labels, together), cut)
+
+
+def without_copies(rows: Tensor, original: NDArray[np.int32], here: World) -> Tensor:
+    """Return this rank's `rows` [n, D] with zeros for near-copies of other images (`original` [N])."""
+    own = first_row(len(original), here) + np.arange(len(rows))
+    return rows.where(torch.from_numpy(original[own] == own).to(rows.device)[:, None], 0)
+
+
+def different(sample: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the rows of `sample` [S, D] without exact copies, because pairs of copies are no random pairs."""
+    first = np.unique(sample.round(SAME_DIGITS), axis=0, return_index=True)[1]
+    return sample[np.sort(first)]
+
+
+def originals(listed: Neighbours, here: World, floor: float) -> NDArray[np.int32]:
+    """Return for each of N images the first image of its group of near-copies (copies of copies too), else itself.
+
+    A list holds k of a group's images, which are often all later ones. So an entry counts for both of its images.
+    """
+    count = len(gather(listed.ids[:, :0], here))
+    row, at = np.nonzero((listed.cosine >= floor + COPY * (1 - floor)) & (listed.ids != NONE))
+    one, other = (row + first_row(count, here)).astype(np.int32), listed.ids[row, at]
+    original = np.arange(count, dtype=np.int32)
+    while True:
+        earlier, nearest = original.copy(), np.minimum(original[one], original[other])
+        for image in (one, other):
+            np.minimum.at(earlier, original[image], nearest)
+        earlier = least(torch.from_numpy(earlier), here).numpy()
+        while not np.array_equal(earlier, further := earlier[earlier]):
+            earlier = further
+        if np.array_equal(earlier, original):
+            return original
+        original = earlier
+
+
+def _floors(
+    sample: NDArray[np.float32], count: int, config: MiningConfig, here: World
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the two floors [k] of the lists of `count` images; `sample` [S, D]: random ones, without copies."""
+    if config.method == "parity":
+        floors = np.full(config.neighbours, config.similarity, np.float32)
+        return floors, floors
+    more = max(config.false_edges_per_image, min(LOOSE_FALSE_EDGES, LOOSE_SHARE * count))
+    both = similarity_floors(sample, count, config.neighbours, (config.false_edges_per_image, more))
+    first, second = np.array(from_main(both.tolist(), here), np.float32)
+    return first, second
+
+
+def _refuse_below(least: float, share: float, how: str) -> None:
+    """Raise SearchInexact if the `share` of true neighbours that the search found is below `least`."""
+    if not share >= least:
+        raise SearchInexact(
+            f"the search found {share:.2%} of the true neighbours in a sample; mining.min_recall is "
+            f"{least:.2%}: give mining.{'backend=faiss' if how == 'exact' else 'search=exact'}, which is exact"
+        )
+
+
+def _lists_without_copies(
+    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floors: NDArray[np.float32], poll: Poll
+) -> tuple[NDArray[np.int32], Neighbours]:
+    """Return for each of N images the one it is a near-copy of, else itself, and the lists to cluster.
+
+    Where copies are many, as in video frames, they would fill an image's list. Then the search runs again with one
+    image of each group of copies. Otherwise no image counts as a copy.
+    """
+    everyone = np.arange(len(gather(listed.ids[:, :0], here)), dtype=np.int32)
+    if config.method == "parity":
+        return everyone, listed
+    original = originals(listed, here, float(floors[0]))
+    copy = original != everyone
+    if not copy.any() or copy.mean() < MANY_COPIES:
+        return everyone, listed
+    # A row of zeros has no neighbours and is in no list.
+    return original, searched(without_copies(shard, original, here), config, floors, here, poll)[0]
