@@ -101,7 +101,7 @@ def _without_shared_directions(
 ) -> tuple[Clustered, int]:
     """Return what is found without the directions that images of different people share, and their number.
 
-    A direction whose removal may cost more than it brings is removed if more images have a neighbour then.
+    A direction that may tell people apart is removed if more images have a neighbour then.
     """
     for removed in range(MOST_SHARED):
         shared = shared_direction(
@@ -116,7 +116,7 @@ def _without_shared_directions(
         if shared is None:
             return of, removed
         further = clustered(without(of.rows, shared.direction), config, here, seed=seed, poll=poll)
-        if not shared.pays and not further.near.sum() > of.near.sum():
+        if not shared.sure and not further.near.sum() > of.near.sum():
             return of, removed
         of = further
     return of, MOST_SHARED

@@ -9,12 +9,12 @@ people who look alike, do not count.
 How many images resemble strangers depends on how many of their people have a sharp image. So a cluster shows no person
 if the share is far above chance, and above the median share of the other large clusters, in units of their spread, as
 in `look_alikes.py`. Where these are too few or show no people either, a share that is nearer to that of the other
-images with a neighbour than to chance is enough.
+images with a neighbour than to chance is a hint.
 
 The direction is then removed from all images. This brings the images that lie as far along m as the cluster. It costs
 all others what they differ along m, as a share of their variance. In embeddings of few dimensions each direction is
-needed. But where all images drift along m, some more than others, that variance tells nobody apart. So a removal that
-seems to cost more is tried, and undone unless more images have a neighbour then.
+needed. But where all images drift along m, some more than others, that variance tells nobody apart. So after a mere
+hint, or where the cost seems larger, the removal is tried, and undone unless more images have a neighbour then.
 
 Blurry images of people who have no other image look like one person to this test, and stay a cluster.
 
@@ -56,7 +56,7 @@ class Shared(NamedTuple):
     """A direction that images of different people share."""
 
     direction: Tensor  # [D], unit
-    pays: bool  # its removal surely brings more than it costs
+    sure: bool  # its removal surely brings more than it costs; otherwise try it
 
 
 class Facts(NamedTuple):
@@ -70,7 +70,7 @@ class Facts(NamedTuple):
 
     @property
     def pays(self) -> bool:
-        """Whether removing the direction surely brings more than it costs."""
+        """Whether more images lie along the direction than the others differ along it."""
         return self.images > self.variance
 
     def above(self, typical: float) -> float:
@@ -82,19 +82,21 @@ class Facts(NamedTuple):
         return float(2 * (self.looked_at + 1 / 2) ** 0.5 * (np.arcsin(share**0.5) - np.arcsin(typical**0.5)))
 
 
-def is_shared(facts: Facts, people: list[Facts], chance: float, others: float) -> bool:
-    """Return whether a cluster shows no person.
+def resembles_strangers(facts: Facts, chance: float, others: float) -> bool:
+    """Return whether the share of a cluster's images that resemble strangers is nearer to `others` than to `chance`.
 
-    `people` are other clusters, most of which show a person. `chance` is the share of a person's images that resemble
-    strangers by chance, `others` the share of the images outside that have a neighbour.
+    `chance` is the share of a person's images that do by chance, `others` that of the images outside with a neighbour.
     """
-    resembles = facts.outside > (chance + others) / 2
-    if len(people) >= FEWEST_PEOPLE:
-        typical = np.maximum(chance, np.median([each.outside for each in people]))
-        lower, median = np.quantile([each.above(typical) for each in people], [0.25, 0.5])
-        limit = np.maximum(0, median) + SURE * np.maximum(1, (median - lower) / LOWER_HALF)
-        resembles |= bool(facts.above(typical) > limit)
-    return resembles
+    return facts.outside > (chance + others) / 2
+
+
+def stands_out(facts: Facts, people: list[Facts], chance: float) -> bool:
+    """Return whether clearly more of a cluster's images resemble strangers than in other clusters, of `people`."""
+    if len(people) < FEWEST_PEOPLE:
+        return False
+    typical = np.maximum(chance, np.median([each.outside for each in people]))
+    lower, median = np.quantile([each.above(typical) for each in people], [0.25, 0.5])
+    return bool(facts.above(typical) > np.maximum(0, median) + SURE * np.maximum(1, (median - lower) / LOWER_HALF))
 
 
 def shared_direction(
@@ -129,9 +131,13 @@ def shared_direction(
             break
         apart = part & (place != at)
         others = float(near[apart].mean()) if apart.any() else 1.0
+        stands, resembles = (
+            stands_out(each, facts[:at] + facts[at + 1 :], chance),
+            resembles_strangers(each, chance, others),
+        )
         # All ranks follow rank 0: CPUs of several kinds may round the last bit of a product differently.
-        if from_main(is_shared(each, facts[:at] + facts[at + 1 :], chance, others), here):
-            return Shared(direction, from_main(each.pays, here))
+        if from_main(stands or resembles, here):
+            return Shared(direction, from_main(stands and each.pays, here))
     return None
 
 

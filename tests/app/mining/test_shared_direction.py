@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from app.config import NO_ID, MiningConfig
 from app.mining.gate import Report, pair_f
 from app.mining.pseudo_ids import find_pseudo_ids
-from app.mining.shared_direction import NEVER, Facts, is_shared, reaches, shared_direction, variance_along, without
+from app.mining.shared_direction import (
+    NEVER,
+    Facts,
+    reaches,
+    resembles_strangers,
+    shared_direction,
+    stands_out,
+    variance_along,
+    without,
+)
 from app.runtime.dist import World
 from tests.app.support.planted import blurred, planted, unit
 
@@ -51,7 +60,14 @@ PIECES = [of_cluster(outside) for outside in (0.05, 0.20, 0.30, 0.30, 0.40, 0.50
 def test_a_cluster_shows_no_person_if_more_of_its_images_resemble_strangers_than_those_of_people(
     facts: Facts, people: list[Facts], others: float, *, shared: bool
 ) -> None:
-    assert is_shared(facts, people, chance=0.05, others=others) == shared
+    assert (stands_out(facts, people, 0.05) or resembles_strangers(facts, 0.05, others)) == shared
+
+
+def test_a_cluster_that_measures_as_all_others_is_only_a_hint() -> None:
+    facts = of_cluster(0.60)
+    assert resembles_strangers(facts, 0.05, 0.99)
+    assert not stands_out(facts, [of_cluster(share) for share in (0.50, 0.55, 0.60, 0.60, 0.65)], 0.05)
+    assert not stands_out(facts, [], 0.05)
 
 
 @pytest.mark.parametrize(
