@@ -69,14 +69,14 @@ def one_floor(x: Floats, ids: Ints, cosine: Floats, config: MiningConfig) -> Ids
     return number(raw.labels, config.min_cluster, config.max_cluster)
 
 
-def dbscan(ids: Ints, cosine: Floats) -> Iterator[Ids]:
+def dbscan(ids: Ints, cosine: Floats, thresholds: Floats) -> Iterator[Ids]:
     from sklearn.cluster import DBSCAN
 
     row = np.repeat(np.arange(len(ids)), ids.shape[1])
     distance = np.maximum(1 - cosine.ravel(), 1e-6)
     graph = sparse.csr_array((distance, (row, ids.ravel())), shape=(len(ids), len(ids)))
     graph = sparse.csr_matrix(graph.maximum(graph.T))
-    for threshold in THRESHOLDS:
+    for threshold in thresholds:
         for least in (2, 4):
             yield DBSCAN(eps=1 - threshold, min_samples=least, metric="precomputed").fit_predict(graph)
 
@@ -91,10 +91,10 @@ def hdbscan(x: Floats) -> Iterator[Ids]:
         yield peer.fit_predict(distance).astype(np.int64)
 
 
-def infomap(ids: Ints, cosine: Floats) -> Iterator[Ids]:
+def infomap(ids: Ints, cosine: Floats, thresholds: Floats) -> Iterator[Ids]:
     from infomap import Infomap
 
-    for threshold in THRESHOLDS[::3].tolist():
+    for threshold in thresholds[::3].tolist():
         row, place = np.nonzero(cosine >= threshold)
         graph = Infomap("--two-level --silent --seed 1")
         for a, b, weight in zip(row.tolist(), ids[row, place].tolist(), cosine[row, place].tolist(), strict=True):
@@ -107,11 +107,11 @@ def infomap(ids: Ints, cosine: Floats) -> Iterator[Ids]:
         yield found
 
 
-def average_linkage(x: Floats) -> Iterator[Ids]:
+def average_linkage(x: Floats, thresholds: Floats) -> Iterator[Ids]:
     distance = np.maximum(0, 1 - (x @ x.T).astype(np.float64))
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance, checks=False), "average")
-    for threshold in THRESHOLDS:
+    for threshold in thresholds:
         yield fcluster(tree, 1 - threshold, "distance").astype(np.int64)
 
 
@@ -133,25 +133,31 @@ def finch(x: Floats) -> Iterator[Ids]:
         yield found.astype(np.int64)
 
 
-def settings(peer: str, x: Floats, ids: Ints, cosine: Floats) -> Iterator[Ids]:
-    """Yield the clusters of `peer` at each of its settings."""
+def settings(peer: str, x: Floats, ids: Ints, cosine: Floats, thresholds: Floats) -> Iterator[Ids]:
+    """Yield the clusters of `peer` at each of its settings; `thresholds` are of a cosine."""
     if peer == "components":
-        return (components(ids, cosine, t) for t in THRESHOLDS)
+        return (components(ids, cosine, t) for t in thresholds)
     if peer == "chinese whispers":
-        return (plain_propagation(ids, cosine, t, mutual=False) for t in THRESHOLDS)
+        return (plain_propagation(ids, cosine, t, mutual=False) for t in thresholds)
     if peer in ("DBSCAN", "Infomap"):
-        return {"DBSCAN": dbscan, "Infomap": infomap}[peer](ids, cosine)
-    return {"HDBSCAN": hdbscan, "average linkage": average_linkage, "FINCH": finch}[peer](x)
+        return {"DBSCAN": dbscan, "Infomap": infomap}[peer](ids, cosine, thresholds)
+    if peer == "average linkage":
+        return average_linkage(x, thresholds)
+    return {"HDBSCAN": hdbscan, "FINCH": finch}[peer](x)
 
 
-def measure(kind: str, level: str, planted: tuple[Floats, Ints], peers: tuple[str, ...]) -> Row:
-    """Measure ours, `one floor` and `peers` on the embeddings and labels `planted`; print and return the row."""
+def measure(kind: str, level: str, planted: tuple[Floats, Ints], peers: tuple[str, ...], quantiles: int = 0) -> Row:
+    """Measure ours, `one floor` and `peers` on the embeddings and labels `planted`; print and return the row.
+
+    The thresholds of the peers are THRESHOLDS, or so many `quantiles` of the cosines in the lists.
+    """
     x, labels = planted
     n = len(x)
     config, nothing = MiningConfig(), np.full(n, NO_ID, np.int64)
     found, verdict = find_pseudo_ids(torch.from_numpy(x), nothing, labels, config, ALONE, seed=0)
     ids, cosine = nearest(x, np.arange(n), config.neighbours, threads=torch.get_num_threads(), backend="auto")
-    best = {peer: max(pair_f(each, labels) for each in settings(peer, x, ids, cosine)) for peer in peers}
+    thresholds = np.unique(np.quantile(cosine, np.linspace(0.02, 0.98, quantiles))) if quantiles else THRESHOLDS
+    best = {peer: max(pair_f(each, labels) for each in settings(peer, x, ids, cosine, thresholds)) for peer in peers}
     row: Row = {
         "kind": kind,
         "level": level,
