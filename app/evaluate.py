@@ -54,6 +54,7 @@ from app.runtime.dist import ALONE, World
 from app.runtime.finite import NotFinite
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Interrupted, Stop
+from app.said import say
 
 OWN_WORDS = ("weights", "sets", "gallery", "probes", "out", "flip", "fit")
 
@@ -314,7 +315,7 @@ def short_names(files: Sequence[Path]) -> dict[Path, str]:
 
 def tell(line: str, here: World) -> None:
     if here.is_main:
-        print(f"  {line}", flush=True)
+        say(f"  {line}")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from app.runtime.folder import RunFolder
 from app.runtime.precision import settle
 from app.runtime.stop import Stop
 from app.runtime.weights import load_backbone
+from app.said import say
 
 
 def main(argv: list[str]) -> int:
@@ -152,7 +153,7 @@ def sentence(report: dict[str, Any], out: Path) -> str:
 
 
 def tell(done: int, total: int) -> None:
-    print(f"  embedded {done} of {total} images", flush=True)
+    say(f"  embedded {done} of {total} images")
 
 
 def quiet(done: int, total: int) -> None:

@@ -67,6 +67,7 @@ from app.data.sources.worker_pool import cores
 from app.data.synthetic.source import synthetic
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.files import atomic, make_folder, one_at_a_time, write_json
+from app.said import say
 
 PLACED = ("align", "fit", "landmarks", "min_face", "min_score_pct", "not_found", "several")
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -98,7 +99,7 @@ Write = Callable[[Path], Facts]  # writes the passport beside the images, and re
 
 def main(argv: list[str]) -> int:
     if {"--help", "-h"} & {*argv}:
-        print((__doc__ or "").strip())
+        say((__doc__ or "").strip())
         return 0
     listen()
     try:
@@ -128,12 +129,12 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return failed("interrupted; run the same command to continue", EXIT_INTERRUPTED, argv)
     if options.get("json") == "true":
-        print(json.dumps(document(out, there or manifest)))
+        say(json.dumps(document(out, there or manifest)))
     elif there is not None:
-        print(f"{out} already exists")
+        say(f"{out} already exists")
     else:
-        print(f"{out}: {manifest['rows']} images, data set {manifest['dataset_id']}")
-        print("".join(f"{line}\n" for line in summary(manifest, placing, out)), end="")
+        say(f"{out}: {manifest['rows']} images, data set {manifest['dataset_id']}")
+        say("".join(f"{line}\n" for line in summary(manifest, placing, out)), end="")
     return 0
 
 

@@ -40,6 +40,7 @@ from app.runtime.schedule import learning_rate
 from app.runtime.start import refuse_unfit_files
 from app.runtime.stop import Interrupted, Stop
 from app.runtime.track import Tracker, tracker
+from app.said import say
 from app.set_up import Training, begin, set_up
 
 
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
                 print(error, file=sys.stderr)
             return EXIT_WRONG_USE
         if text is not None:
-            print(text if here.is_main else "", end="")
+            say(text if here.is_main else "", end="")
             return 0
         for number, (config, data) in enumerate(runs):
             exit_code = run(config, data, here, stop, number=number if len(runs) > 1 else None)
@@ -118,7 +119,7 @@ def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int |
     finally:
         track.close()
         if config.run.report and here.is_main:
-            print(leave(folder, limit_s=LIMIT_AFTER_STOP_S if stop.asked.is_set() else LIMIT_S), flush=True)
+            say(leave(folder, limit_s=LIMIT_AFTER_STOP_S if stop.asked.is_set() else LIMIT_S))
     return 0
 
 

@@ -17,13 +17,14 @@ from pathlib import Path
 from app.data.about import about, in_words
 from app.data.options import failed, parse_options
 from app.errors import EXIT_FAILED, EXIT_WRONG_USE, WrongUse, framed
+from app.said import say
 
 WORDS = ("data", "verify", "json")
 
 
 def main(argv: list[str]) -> int:
     if {"--help", "-h"} & {*argv}:
-        print((__doc__ or "").strip())
+        say((__doc__ or "").strip())
         return 0
     try:
         given = parse(argv)
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
         return failed(str(error), EXIT_WRONG_USE, argv)
     except OSError as error:
         return failed(f"{error}; run the same command again", EXIT_FAILED, argv)
-    print(json.dumps(told) if given.get("json") == "true" else "\n".join(in_words(told)))
+    say(json.dumps(told) if given.get("json") == "true" else "\n".join(in_words(told)))
     for fault in told["faults"]:
         print(framed(fault), file=sys.stderr)
     return EXIT_FAILED if told["faults"] else 0

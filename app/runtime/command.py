@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from app.config import manual
 from app.errors import EXIT_FAILED, EXIT_WRONG_USE, Failed, WrongUse, framed
+from app.said import say
 
 
 def answer(argv: list[str], usage: str, work: Callable[[], tuple[str, int]]) -> int:
@@ -15,13 +16,13 @@ def answer(argv: list[str], usage: str, work: Callable[[], tuple[str, int]]) -> 
 
     `work` returns a text and an exit code. WrongUse gives exit code 2 and Failed 1; their sentence goes to stderr.
     """
-    where = sys.stdout
+    is_first = os.environ.get("RANK", "0") == "0"  # all processes end alike; one prints, whether or not in a group
     try:
         told, exit_code = (manual(usage), 0) if {"--help", "-h"} & {*argv} else work()
-    except WrongUse as error:
-        told, exit_code, where = framed(str(error)), EXIT_WRONG_USE, sys.stderr
-    except Failed as error:
-        told, exit_code, where = framed(str(error)), EXIT_FAILED, sys.stderr
-    if os.environ.get("RANK", "0") == "0":  # all processes end alike; one prints, whether or not it is in a group
-        print(told, file=where)
+    except (WrongUse, Failed) as error:
+        if is_first:
+            print(framed(str(error)), file=sys.stderr)
+        return EXIT_WRONG_USE if isinstance(error, WrongUse) else EXIT_FAILED
+    if is_first:
+        say(told)
     return exit_code

@@ -17,6 +17,7 @@ from app.runtime.dist import World
 from app.runtime.durations import clock
 from app.runtime.folder import RunFolder
 from app.runtime.tensorboard import TensorBoard, numbers
+from app.said import say
 
 
 class Sink(Protocol):
@@ -83,7 +84,7 @@ class Console:
 
     def event(self, record: dict[str, Any]) -> None:
         text = getattr(self, f"_{record['event']}")(record)
-        print(f"[{time.strftime('%H:%M:%S', time.localtime(record['time']))}] {text}", flush=True)
+        say(f"[{time.strftime('%H:%M:%S', time.localtime(record['time']))}] {text}")
 
     def close(self) -> None:
         pass
@@ -150,7 +151,7 @@ class Bystander:
         first, last, main = here.own_ranks()[0], here.own_ranks()[-1], here.machines[0]
         ranks = f"rank {first}" if first == last else f"ranks {first} to {last}"
         line = f"{here.machines[here.rank]} has {ranks} of {here.size}; rank 0 on {main} has the log and the run folder"
-        print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
+        say(f"[{time.strftime('%H:%M:%S')}] {line}")
 
     def event(self, record: dict[str, Any]) -> None:
         if record["event"] == "end":

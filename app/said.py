@@ -1,0 +1,14 @@
+"""Print what a command tells, also if nobody reads it any more."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def say(text: str, *, end: str = "\n") -> None:
+    """Print `text` at once. Where the reader is gone, as after `| head`, the work goes on without output."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end

@@ -1,0 +1,30 @@
+"""What a command prints: work goes on where nobody reads it any more."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+WORK = "import sys; from app.said import say; say('one'); say('two'); print('three'); print('done', file=sys.stderr)"
+
+
+def test_work_goes_on_where_the_reader_is_gone() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", WORK],
+            cwd=PROJECT,
+            env=environment,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "done\n")
