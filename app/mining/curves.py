@@ -1,8 +1,8 @@
 """Join clusters that are pieces of one person whose images lie along a curve, as from frontal to profile.
 
 A list holds the nearest images only. So where a person has many images along a curve, its graph is a chain, and label
-propagation cuts it into pieces. Two pieces that touch differ from two people: their images fill the line between the
-two means. Images spread evenly along a line have a variance of 1/12 of the squared distance between the means of its
+propagation cuts it into pieces. Two pieces have a border of many images that list each other, and differ from two
+people in that their images fill the line between the two means. Images spread evenly along a line have a variance of 1/12 of the squared distance between the means of its
 halves. Two people leave a gap, because each scatters little along that one of many directions.
 
 The means of few images are apart by chance, too. So one half of the images must confirm the distance that the other
@@ -28,9 +28,10 @@ from app.mining.lists import NONE, Neighbours, usable
 from app.runtime.dist import World, from_main, gather_rows, total
 from app.runtime.stop import Poll, undisturbed
 
-LEAST = 8  # images of a cluster; the lines between smaller ones are not sure
-TOUCHING = 3  # images of each cluster that list one of the other; strangers hardly do
-FILLED = 0.6 / 12  # variance along the line, of the squared distance: three fifths of what evenly spread images have
+LEAST = 4  # images of a cluster, two in each half
+TOUCHING = 3  # images of each cluster that list one of the other, at least; strangers hardly do
+BORDER = 0.2  # share of the images of each cluster; a piece of a chain is about as long as its lists reach
+FILLED = 1 / 24  # variance along the line, of the squared distance: half of what evenly spread images have
 CONFIRMED = 0.5  # share of the squared distance between the means that is not chance
 STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
 PAIRS_AT_ONCE, ROWS_AT_ONCE = 2**12, 2**14
@@ -83,7 +84,7 @@ def fills(line: Line) -> NDArray[np.bool_]:
 
 
 def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: World) -> Ids:
-    """Return pairs [P, 2] of clusters of which at least TOUCHING images each list one of the other above `floor`.
+    """Return pairs [P, 2] of clusters that touch: enough images of each list one of the other above `floor`.
 
     `labels` [N] are clusters, `images` [N] how many count in each. The same on every rank.
     """
@@ -98,7 +99,7 @@ def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: W
     found, place = np.unique(everywhere[:, 0], return_inverse=True)
     touch = np.zeros(len(found), np.int64)
     np.add.at(touch, place, everywhere[:, 1])
-    found = found[touch >= TOUCHING]
+    found = found[touch >= np.maximum(TOUCHING, BORDER * images[found // max(count, 1)])]
     pairs = np.stack(np.divmod(found, max(count, 1)), 1)
     return pairs[(pairs[:, 0] < pairs[:, 1]) & np.isin(pairs[:, 1] * count + pairs[:, 0], found)]
 

@@ -106,6 +106,7 @@ def test_clusters_touch_if_enough_images_of_both_list_the_other() -> None:
     assert touching(labels, images, listed, FLOOR, ALONE).tolist() == [[0, LEAST]]
     assert not len(touching(labels, images, listed, 0.6, ALONE))
     assert not len(touching(labels, images - 1, listed, FLOOR, ALONE))
+    assert not len(touching(labels, images * 4, listed, FLOOR, ALONE))  # three of sixteen are no border
     ids[0, 0] = -1
     assert not len(touching(labels, images, listed, FLOOR, ALONE))
 
