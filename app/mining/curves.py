@@ -1,9 +1,10 @@
 """Join clusters that are pieces of one person whose images lie along a curve, as from frontal to profile.
 
 A list holds the nearest images only. So where a person has many images along a curve, its graph is a chain, and label
-propagation cuts it into pieces. Two pieces have a border of many images that list each other, and differ from two
-people in that their images fill the line between the two means. Images spread evenly along a line have a variance of 1/12 of the squared distance between the means of its
-halves. Two people leave a gap, because each scatters little along that one of many directions.
+propagation cuts it into pieces. Two pieces have a border of many images that list each other. They differ from two
+people in that their images fill the line between the two means. Images spread evenly along a line have a variance of
+1/12 of the squared distance between the means of its halves. Two people leave a gap, because each scatters little along
+that one of many directions.
 
 The means of few images are apart by chance, too. So one half of the images must confirm the distance that the other
 half shows.
