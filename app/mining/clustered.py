@@ -54,7 +54,7 @@ def clustered(rows: Tensor, config: MiningConfig, here: World, *, seed: int, pol
     """
     sample = sample_of(rows, here)
     # All ranks use rank 0's numbers: CPUs of several kinds may round the last bit of a product differently.
-    count = len(gather(np.empty((len(rows), 0), np.bool_), here))
+    count = len(gather(np.empty((len(rows), 0), np.int32), here))
     first, second = _floors(sample, count, config, here)
     listed, how = searched(rows, config, first, here, poll)
     share = recall(listed, rows, here, sample=RECALL_SAMPLE, seed=seed, floors=None if how == "exact" else first)
