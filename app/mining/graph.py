@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 FULL = 65534  # the weight of a mutual edge between images of cosine 1 that share all neighbours
 
 _GOLDEN, _MIX_A, _MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_LOW = np.uint64(2**32 - 1)  # half of a word: products of 32 bits are computed many at a time
 
 
 @njit(cache=True, nogil=True)
@@ -55,8 +56,9 @@ def weigh(
     bits = 4
     while 1 << bits < 4 * k * k:
         bits += 1
-    last, factor = np.uint64((1 << bits) - 1), _GOLDEN
+    shift, factor = np.uint32(32 - bits), np.uint32(_GOLDEN & _LOW)
     table = np.full(1 << bits, -1, np.int32)
+    at, near = np.empty(k, np.int32), np.empty((k, k), np.int32)
     for row in range(n):
         i = first + row
         if group[i] < 0 or degree[i] == 0:
@@ -66,33 +68,42 @@ def weigh(
         while placed < degree[i]:
             placed += 1
             j = i if placed == 0 else ids[row, placed - 1]
-            at = np.uint64(j) * factor >> np.uint64(32) & last
-            if table[at] >= 0 and table[at] != j:
-                factor, placed = factor * _MIX_A | np.uint64(1), -1
+            slot = np.uint32(np.uint32(j) * factor) >> shift
+            if table[slot] >= 0 and table[slot] != j:
+                factor, placed = np.uint32(factor * np.uint32(_MIX_A & _LOW)) | np.uint32(1), -1
                 table[:] = -1
             else:
-                table[at] = j
+                table[slot] = j
+        found = 0
         for s in range(degree[i]):
             j = ids[row, s]
-            if group[j] != group[i]:
-                continue
-            if before is not None and degree[i] == before[i] and degree[j] == before[j]:
-                continue
+            known = before is not None and degree[i] == before[i] and degree[j] == before[j]
+            short = degree[j] + 1 < min_common and not (large[i] and large[j])
+            if group[j] == group[i] and not known and not short:
+                at[found] = s
+                found += 1
+        # Copied first, without a branch between: a core then waits for many lists at once.
+        for m in range(found):
+            j = ids[row, at[m]]
             listed = place[j] if len(place) else j
+            for t in range(k):
+                near[m, t] = lists[listed, t]
+        for m in range(found):
+            j = ids[row, at[m]]
             common = 1  # j itself: it is in i's list
-            mutual = False
+            mutual = 0
             for t in range(degree[j]):
-                other = lists[listed, t]
-                mutual |= other == i
-                common += table[np.uint64(other) * factor >> np.uint64(32) & last] == other
+                other = near[m, t]
+                mutual += other == i
+                common += table[np.uint32(np.uint32(other) * factor) >> shift] == other
             overlap = common / (degree[i] + degree[j] + 2 - common)
             proven = overlap >= min_overlap and (min_common <= 0 or (mutual and common >= min_common))
             if proven or (mutual and large[i] and large[j]):
                 scale = FULL if mutual else FULL // 2
-                weight[row, s] = max(weight[row, s], min(int(scale * overlap * cosine[row, s]), FULL))
-        table[np.uint64(i) * factor >> np.uint64(32) & last] = -1
+                weight[row, at[m]] = max(weight[row, at[m]], min(int(scale * overlap * cosine[row, at[m]]), FULL))
+        table[np.uint32(np.uint32(i) * factor) >> shift] = -1
         for s in range(degree[i]):
-            table[np.uint64(ids[row, s]) * factor >> np.uint64(32) & last] = -1
+            table[np.uint32(np.uint32(ids[row, s]) * factor) >> shift] = -1
 
 
 @njit(cache=True, nogil=True)
