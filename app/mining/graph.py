@@ -149,45 +149,43 @@ def sweep(
     of seed, sweep and image. The label with the greatest summed weight wins; ties go to the smallest label.
     """
     n, k = weight.shape
-    names = np.empty(k, np.int32)
-    totals = np.empty(k, np.int64)
+    names, own = np.empty(k, np.int32), np.empty(k, np.int32)
+    # One bit an image: many are read at a time, and all stay in a near cache.
+    bits = np.zeros((len(changed) + 31) // 32, np.uint32)
+    for i in range(len(changed)):
+        bits[i >> 5] |= np.uint32(changed[i]) << np.uint32(i & 31)
+    any_changed = bits.any()
     waiting = 0
     start = np.uint64(seed) + np.uint64(number) * _MIX_B
     for row in range(n):
         i = first + row
         new[row] = labels[i]
         if not pending[row]:
+            if not any_changed:
+                continue
+            near = np.uint32(0)
             for s in range(degree[i]):
-                if weight[row, s] > 0 and changed[ids[row, s]]:
-                    pending[row] = True
-                    break
-            if not pending[row]:
+                j = np.uint32(ids[row, s])
+                near |= np.uint32(bits[j >> np.uint32(5)] >> (j & np.uint32(31))) & np.uint32(weight[row, s] > 0)
+            if near & np.uint32(1) == 0:
                 continue
         coin = start + np.uint64(i) * _GOLDEN  # splitmix64
         coin = (coin ^ (coin >> np.uint64(30))) * _MIX_A
         coin = (coin ^ (coin >> np.uint64(27))) * _MIX_B
-        if (coin >> np.uint64(63)) == np.uint64(1):
+        pending[row] = (coin >> np.uint64(63)) == np.uint64(1)
+        if pending[row]:
             waiting += 1
             continue
-        pending[row] = False
-        found = 0
         for s in range(degree[i]):
-            if weight[row, s] == 0:
-                continue
-            label = labels[ids[row, s]]
-            at = 0
-            while at < found and names[at] != label:
-                at += 1
-            if at == found:
-                names[at], totals[at] = label, 0
-                found += 1
-            totals[at] += weight[row, s]
-        best = 0
-        for at in range(1, found):
-            if totals[at] > totals[best] or (totals[at] == totals[best] and names[at] < names[best]):
-                best = at
-        if found > 0:
-            new[row] = names[best]
+            names[s], own[s] = labels[ids[row, s]], weight[row, s]
+        best = 0  # a sum and the label that it is of, in one number
+        for s in range(degree[i]):
+            total = np.int32(0)
+            for t in range(degree[i]):
+                total = np.int32(total + (own[t] if names[t] == names[s] else np.int32(0)))
+            best = max(best, (np.int64(total) << 32) - names[s])
+        if best > 0:
+            new[row] = -best & 0x7FFFFFFF
     return waiting
 
 
