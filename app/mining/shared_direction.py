@@ -47,6 +47,7 @@ STRANGERS = 512  # images from which the cosine that chance gives is read
 QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
 STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
 ROWS_AT_ONCE = 2**14
+PRODUCTS_AT_ONCE = 2**22  # more memory would come from the system anew each time, which takes longer than the product
 NEVER = 4.0  # no product of unit rows is as large
 Mask = NDArray[np.bool_]
 
@@ -193,19 +194,20 @@ def reaches(rows: Tensor, of: Tensor, shard: Tensor, least: Tensor, here: World)
     """
     half = torch.float16 if shard.is_cuda else torch.bfloat16
     error = (1 + ROUNDOFF[half]) ** 2 - 1 + ROUNDOFF[half]  # both rows are rounded, and `least`
+    exact = from_main(prefers_faiss(shard.device), here)
     # One product has all differences: the columns of `least` meet a row's own one only.
     queries = torch.cat([rows, -torch.eye(least.shape[1], device=rows.device)[of]], 1)
-    best, unsure = torch.zeros(len(rows), device=rows.device), torch.arange(len(rows), device=rows.device)
-    good = usable(shard).nonzero().flatten()
-    for kind in (torch.float32,) if from_main(prefers_faiss(shard.device), here) else (half, torch.float32):
-        some = queries[unsure].to(kind)
-        greater = torch.full((len(unsure),), -NEVER, device=rows.device)
-        for own in good.split(ROWS_AT_ONCE):
-            bank = torch.cat([shard[own], least[own]], 1).to(kind)
-            greater = torch.maximum(greater, (some @ bank.T).amax(1))
-        best[unsure] = greatest(greater, here)
-        unsure = (best.abs() <= error).nonzero().flatten()
-    return best >= 0
+    rounded, best = queries.to(half), torch.full((len(rows),), -NEVER, device=rows.device)
+    for own in usable(shard).nonzero().flatten().split(PRODUCTS_AT_ONCE // max(1, len(rows)) or 1):
+        bank = torch.cat([shard[own], least[own]], 1)
+        if exact:
+            greater = (queries @ bank.T).amax(1)
+        else:
+            greater = (rounded @ bank.to(half).T).amax(1).float()
+            unsure = (greater.abs() <= error).nonzero().flatten()
+            greater[unsure] = (queries[unsure] @ bank.T).amax(1)
+        best = torch.maximum(best, greater)
+    return greatest(best, here) >= 0
 
 
 def variance_along(direction: Tensor, strangers: Tensor) -> float:
