@@ -64,7 +64,7 @@ def similarity_floors(
     `sample` [S, D] are unit embeddings of randomly chosen images, without copies. Returns 1 for fewer than two images,
     which have no pair.
     """
-    cosine, rank = (sample @ sample.T)[np.triu_indices(len(sample), k=1)], np.arange(1, k + 1)
+    cosine, rank = (sample @ sample.T)[~np.tri(len(sample), dtype=np.bool_)], np.arange(1, k + 1)
     # The expected number of neighbours with which a Poisson variable reaches `rank` with the wanted probability.
     wanted = -np.expm1(-np.asarray(false_edges_per_image)[..., None]) / rank ** float(RARER)
     tail = np.minimum(0.5, np.maximum.accumulate(gammaincinv(rank, wanted), axis=-1) / max(count - 1, 1))
@@ -79,8 +79,10 @@ def upper_quantile(cosine: FloatArray, tail: NDArray[np.float64]) -> NDArray[np.
     The model is a uniform distribution on a sphere of unknown dimension, shifted on the scale of artanh. In few
     dimensions its tail is heavier than that of a normal distribution, which is its limit in many dimensions.
     """
-    quartiles = np.quantile(cosine.astype(np.float64), [0.25, 0.5])
-    lower, median = np.arctanh(np.clip(quartiles, RESOLVED - 1, 1 - RESOLVED))
+    # numpy sorts several times faster than it finds quantiles.
+    ordered, at = np.sort(cosine), np.array([0.25, 0.5]) * (len(cosine) - 1)
+    below, above = (ordered[each.astype(np.int64)].astype(np.float64) for each in (np.floor(at), np.ceil(at)))
+    lower, median = np.arctanh(np.clip(below + (above - below) * (at % 1), RESOLVED - 1, 1 - RESOLVED))
     width = np.sinh(median - lower)
 
     def excess(freedom: float) -> float:
