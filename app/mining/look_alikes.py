@@ -97,8 +97,8 @@ def _moved(labels: Ids, part: Mask, shard: Tensor, here: World, poll: Poll) -> I
         return none
     measured = np.zeros(len(names), np.int64)
     for ids, rows in whole_clusters(cluster, size, tested, shard, here):
-        for groups, stacked in by_size(cluster[ids], axes.shrunk(rows)):
-            above, _ = widest(stacked, null)
+        for groups, stacked in by_size(cluster[ids], rows):
+            above, _ = widest(axes.shrunk(stacked), null)
             measured[cluster[ids[groups[:, 0]]]] = np.rint(above * STEPS)
         poll()
     measured = total(torch.from_numpy(measured), here).numpy()
@@ -106,8 +106,8 @@ def _moved(labels: Ids, part: Mask, shard: Tensor, here: World, poll: Poll) -> I
     wide = tested & (measured > limit.of(np.maximum(size, 1)) * STEPS)
     pieces = [none]
     for ids, rows in whole_clusters(cluster, size, wide, shard, here):
-        for groups, stacked in by_size(cluster[ids], axes.shrunk(rows)):
-            for own, images in zip(groups, stacked, strict=True):
+        for groups, stacked in by_size(cluster[ids], rows):
+            for own, images in zip(groups, axes.shrunk(stacked), strict=True):
                 found = split(images, null, limit)
                 pieces += [
                     np.stack([ids[own][each], np.full(len(each), ids[own][each].min())], 1)
@@ -178,7 +178,7 @@ def _pool(cluster: Ids, size: Ids, tested: Mask, shard: Tensor, here: World) -> 
     _, first, count = np.unique(cluster[ids], return_index=True, return_counts=True)
     ids = np.sort(ids[np.arange(len(ids)) - np.repeat(first, count) < POOL // 8])
     places = owned(torch.from_numpy(ids).to(shard.device), shard, here)[1]
-    rows = gather_rows(shard[places], here).cpu().numpy().astype(np.float64)
+    rows = gather_rows(shard[places], here).cpu().numpy()
     result, owner = [np.zeros((0, shard.shape[1]))], [np.zeros(0, np.int64)]
     for places, group in by_size(cluster[ids], rows):
         rest = beside(group, group.mean(axis=1, keepdims=True))
