@@ -17,7 +17,7 @@ from app.mining.partition import dealt
 from app.runtime.dist import World
 
 ROWS_AT_ONCE = 2**15  # of a process
-ENTRIES_AT_ONCE = 2**17  # of matrices; more do not stay in a cache
+ENTRIES_AT_ONCE = 2**17  # of matrices, and twice as many of rows; more do not stay in a cache
 Rows = NDArray[np.float64]
 Singles = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -46,7 +46,7 @@ def by_size(cluster: Ids, rows: Singles) -> Iterator[tuple[Ids, Rows]]:
     _, first, count = np.unique(cluster[order], return_index=True, return_counts=True)
     for size in np.unique(count):
         begins = first[count == size]
-        at_once = max(1, ENTRIES_AT_ONCE // int(size) ** 2)
+        at_once = max(1, ENTRIES_AT_ONCE // int(size * max(size, rows.shape[1] // 2)))
         for some in np.split(begins, range(at_once, len(begins), at_once)):
             places = order[some[:, None] + np.arange(size)]
             yield places, rows[places].astype(np.float64)
