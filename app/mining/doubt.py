@@ -21,7 +21,7 @@ EXAMINED = 4096  # clusters; of more, as many are drawn
 LOOSE, ALIKE = 3, 2  # clusters and pairs of clusters that are named
 STEPS = 2**20  # of a coordinate: sums of whole numbers do not depend on the number of processes
 DIGITS = 4  # of the measures
-ROWS_AT_ONCE = 2**16
+ROWS_AT_ONCE = 2**12
 IdArray = NDArray[np.int64]
 
 
@@ -61,7 +61,7 @@ def _sums(shard: Tensor, rows: IdArray, place: IdArray, clusters: int, here: Wor
     for begin in range(0, len(rows), ROWS_AT_ONCE):
         part = slice(begin, begin + ROWS_AT_ONCE)
         at, into = (torch.from_numpy(each[part]).to(shard.device) for each in (rows, place))
-        sums.index_add_(0, into, (shard[at].double() * STEPS).round().long())
+        sums.index_add_(0, into, (shard.index_select(0, at).double() * STEPS).round().long())
     return total(sums, here).cpu().numpy() / STEPS
 
 

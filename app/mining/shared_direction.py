@@ -46,7 +46,7 @@ LOOKED_AT = 128  # images of a cluster
 STRANGERS = 512  # images from which the cosine that chance gives is read
 QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
 STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
-ROWS_AT_ONCE = 2**14
+ROWS_AT_ONCE = 2**12
 PRODUCTS_AT_ONCE = 2**22  # more memory would come from the system anew each time, which takes longer than the product
 NEVER = 4.0  # no product of unit rows is as large
 Mask = NDArray[np.bool_]
@@ -141,7 +141,7 @@ def mean_direction(inside: Mask, shard: Tensor, here: World) -> Tensor:
     """Return the unit direction [D] of the mean of the images `inside` [N], the same on every rank."""
     added = torch.zeros(shard.shape[1], dtype=torch.int64, device=shard.device)
     for own in _own(inside, shard, here).split(ROWS_AT_ONCE):
-        added += (shard[own].double() * STEPS).round().long().sum(0)
+        added += (shard.index_select(0, own).double() * STEPS).round().long().sum(0)
     mean = total(added, here).cpu().numpy().astype(np.float64)
     unit = from_main((mean / max(float(np.linalg.norm(mean)), 1.0)).tolist(), here)
     return torch.tensor(unit, dtype=shard.dtype, device=shard.device)
@@ -199,7 +199,7 @@ def reaches(rows: Tensor, of: Tensor, shard: Tensor, least: Tensor, here: World)
     queries = torch.cat([rows, -torch.eye(least.shape[1], device=rows.device)[of]], 1)
     rounded, best = queries.to(half), torch.full((len(rows),), -NEVER, device=rows.device)
     for own in usable(shard).nonzero().flatten().split(PRODUCTS_AT_ONCE // max(1, len(rows)) or 1):
-        bank = torch.cat([shard[own], least[own]], 1)
+        bank = torch.cat([each.index_select(0, own) for each in (shard, least)], 1)
         if exact:
             greater = (queries @ bank.T).amax(1)
         else:

@@ -35,7 +35,7 @@ def whole_clusters(cluster: Ids, size: Ids, chosen: Mask, shard: Tensor, here: W
     own = first + np.flatnonzero(chosen[cluster[first : first + len(shard)]])
     for number in range(-(-(int(piece[chosen].max(initial=-1)) + 1) // here.size)):
         ids = own[piece[cluster[own]] // here.size == number]
-        rows = shard[torch.from_numpy(ids - first).to(shard.device)].cpu().numpy()
+        rows = shard.index_select(0, torch.from_numpy(ids - first).to(shard.device)).cpu().numpy()
         owner = piece[cluster[ids]] % here.size
         yield dealt(ids, owner, here), dealt(rows, owner, here)
 
