@@ -76,14 +76,16 @@ def _alike(
     ids: IdArray, sizes: IdArray, found: IdArray, own: IdArray, rows: IdArray, listed: Neighbours, here: World
 ) -> dict[tuple[int, int], float]:
     """Return the pairs of clusters whose images list each other's most; a cluster is in one pair at most."""
-    entries = listed.ids[rows]
-    other = np.where(entries == NONE, NO_ID, found[entries])
-    row, at = np.nonzero((other != NO_ID) & (other != own[rows][:, None]))
-    first, second = np.searchsorted(ids, own[rows][row]), np.searchsorted(ids, other[row, at])
-    # The images of one person fill the first places of each other's lists.
-    near = at < sizes[first] + sizes[second] - 1
-    first, second = first[near], second[near]
-    keys, count = np.unique(first * len(ids) + second, return_counts=True)
+    pairs_of = [np.zeros(0, np.int64)]
+    for part in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
+        entries = listed.ids[part]
+        other = np.where(entries == NONE, NO_ID, found[entries])
+        row, at = np.nonzero((other != NO_ID) & (other != own[part, None]))
+        first, second = np.searchsorted(ids, own[part[row]]), np.searchsorted(ids, other[row, at])
+        # The images of one person fill the first places of each other's lists.
+        near = at < sizes[first] + sizes[second] - 1
+        pairs_of.append(first[near] * len(ids) + second[near])
+    keys, count = np.unique(np.concatenate(pairs_of), return_counts=True)
     gathered = gather(np.stack([keys, count], axis=1), here)
     keys, index = np.unique(gathered[:, 0], return_inverse=True)
     count = np.zeros(len(keys), np.int64)

@@ -43,6 +43,7 @@ LOOSE_FALSE_EDGES = 10.0  # of an image, at the second floor, for people that th
 LOOSE_SHARE = 0.005  # of all images; fewer false edges in a small set
 SEED = 0  # of all draws: clusters depend on the embeddings alone, so no epoch changes them by its number
 MOST_SHARED = 4  # directions; each costs another search
+ROWS_AT_ONCE = 2**12
 MANY_COPIES = 0.01  # share of all images; fewer copies do not fill the lists of others
 
 
@@ -262,8 +263,10 @@ def mean_cosine(found: NDArray[np.int64], listed: Neighbours, here: World) -> fl
     """Return the mean cosine of an image and the listed images that share its pseudo-ID; None if there are none."""
     own = found[first_row(len(found), here) :][: len(listed.ids)]
     total = np.zeros((1, 2), np.int64)  # in millionths: integer sums do not depend on the order of the ranks
-    for ids, cosine in zip(listed.ids.T, listed.cosine.T, strict=True):
-        inside = (ids != NONE) & (own != NO_ID) & (found[ids] == own)
+    rows = np.flatnonzero(own != NO_ID)
+    for part in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
+        ids, cosine = listed.ids[part], listed.cosine[part]
+        inside = (ids != NONE) & (found[ids] == own[part, None])
         total += [np.rint(cosine[inside] * 1e6).astype(np.int64).sum(), np.count_nonzero(inside)]
     of_all, count = gather(total, here).sum(axis=0)
     return float(of_all / count / 1e6) if count else None
