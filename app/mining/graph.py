@@ -253,3 +253,38 @@ def most_alike(mean: NDArray[np.float64], least: int) -> tuple[NDArray[np.float6
                 measure[group] = above
                 one[group] = node == a
     return measure, one
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def settle(alike: NDArray[np.float64], one: NDArray[np.bool_], times: int, least: int) -> None:
+    """Move images to the nearer mean, `times` times: to that of a part, `one` [m, s], which is changed, or of the rest.
+
+    `alike` [m, s, s]: the products of the images of m groups, centred. The own share of an image in the mean of its
+    part does not count. A part keeps at least `least` images.
+    """
+    m, s, _ = alike.shape
+    towards, nearer = np.empty(s), np.empty(s, np.bool_)
+    for group in range(m):
+        for _ in range(times):
+            towards[:] = 0
+            count = 0
+            for i in range(s):
+                if one[group, i]:
+                    count += 1
+                    for j in range(s):
+                        towards[j] += alike[group, i, j]
+            within = 0.0
+            for i in range(s):
+                within += towards[i] if one[group, i] else 0.0
+            rest, after, moved = s - count, 0, False
+            # The products are centred, so those with the rest are the opposite.
+            for i in range(s):
+                own, part = alike[group, i, i], int(one[group, i])
+                near = (own - 2 * towards[i] / count + within / count**2) * count / max(count + 1 - 2 * part, 1)
+                far = (own + 2 * towards[i] / rest + within / rest**2) * rest / max(rest - 1 + 2 * part, 1)
+                nearer[i] = near < far
+                after += nearer[i]
+                moved |= nearer[i] != one[group, i]
+            if not moved or min(after, s - after) < least:
+                break
+            one[group] = nearer

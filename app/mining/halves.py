@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import ssyevr, ssyevr_lwork
 
-from app.mining.graph import most_alike
+from app.mining.graph import most_alike, settle
 from app.mining.whole_clusters import ENTRIES_AT_ONCE
 
 HALF = 2  # least images of a half
@@ -175,19 +175,9 @@ def _centred(products: Rows) -> Rows:
 
 def _settled(alike: Rows, one: Rows) -> Rows:
     """Return the part `one` [m, s] once the images have moved to the nearer mean, without their own share in it."""
-    size, own = one.shape[1], np.einsum("mii->mi", alike)
-    for _ in range(REASSIGNED):
-        # The products are centred, so those with the rest are the opposite.
-        towards = np.matmul(alike, one[:, :, None])[:, :, 0]
-        within, count = (one * towards).sum(1, keepdims=True), one.sum(1, keepdims=True)
-        near, far = (
-            (own - 2 * each / images + within / images**2) * images / np.maximum(images + 1 - 2 * part, 1)
-            for each, images, part in ((towards, count, one), (-towards, size - count, 1 - one))
-        )
-        nearer = (near < far).astype(np.float64)
-        enough = np.minimum(nearer.sum(1), size - nearer.sum(1)) >= HALF
-        one = np.where(enough[:, None], nearer, one)
-    return one
+    part = one > 0
+    settle(alike, part, REASSIGNED, HALF)
+    return part.astype(np.float64)
 
 
 def _across(products: Rows, part: Rows) -> Rows:
