@@ -91,7 +91,7 @@ def find_pseudo_ids(
         near = gather(kept.cosine[:, 0] >= first[0], here)
         direction = shared_direction(
             strict.labels,
-            rows.where(_are_originals(original, rows, here)[:, None], 0),
+            _only_originals(original, rows, here),
             near,
             sample,
             config.false_edges_per_image,
@@ -178,14 +178,14 @@ def _without_copies(
     if not copy.any() or copy.mean() < MANY_COPIES:
         return everyone, listed
     # A row of zeros has no neighbours and is in no list.
-    apart = shard.where(_are_originals(original, shard, here)[:, None], 0)
-    return original, searched(apart, config, floors, here, poll)[0]
+    return original, searched(_only_originals(original, shard, here), config, floors, here, poll)[0]
 
 
-def _are_originals(original: NDArray[np.int32], shard: Tensor, here: World) -> Tensor:
-    """Return which rows of this rank's `shard` [n, D] are near-copies of no other image: [n] bool."""
+def _only_originals(original: NDArray[np.int32], shard: Tensor, here: World) -> Tensor:
+    """Return this rank's `shard` [n, D] with zeros in the rows of near-copies of another image; itself without any."""
     own = first_row(len(original), here) + np.arange(len(shard))
-    return torch.from_numpy(original[own] == own).to(shard.device)
+    copies = original[own] != own
+    return shard.masked_fill(torch.from_numpy(copies).to(shard.device)[:, None], 0) if copies.any() else shard
 
 
 def _clusters(
