@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import gammaincinv, stdtrit
 
 from app.config import NO_ID
-from app.mining.graph import join, sweep, weigh
+from app.mining.graph import add_outside, join, sweep, weigh
 from app.mining.partition import Lists, dealt
 from app.runtime.dist import World, any_rank, gather_rows, least, total
 from app.runtime.stop import Poll, undisturbed
@@ -221,12 +221,13 @@ def with_pieces(labels: IntArray, ids: IntArray, full: NDArray[np.bool_], here: 
     lists of other images count as if their entries were in no cluster. An image that is alone is a cluster, too.
     """
     n, k = len(labels), ids.shape[1]
-    rows = np.flatnonzero(full[first_row(n, here) :][: len(ids)])
-    own = rows + first_row(n, here)
+    first = first_row(n, here)
+    rows = np.flatnonzero(full[first : first + len(ids)])
+    own = rows + first
     while True:
         size = np.bincount(labels, minlength=n)
         outside = np.zeros(n, np.int64)
-        np.add.at(outside, labels[own], (labels[ids[rows]] != labels[own, None]).sum(axis=1))
+        add_outside(ids, first, labels, full, outside)
         outside = total(torch.from_numpy(outside), here).numpy()
         piece = (2 * outside > size * k)[labels[own]]
         entries = np.stack([np.repeat(labels[own[piece]], k), labels[ids[rows[piece]]].ravel()], axis=1)

@@ -190,6 +190,27 @@ def sweep(
 
 
 @njit(cache=True, nogil=True)
+def add_outside(
+    ids: NDArray[np.int32],
+    first: int,
+    labels: NDArray[np.int32],
+    full: NDArray[np.bool_],
+    outside: NDArray[np.int64],
+) -> None:
+    """Add to `outside` [N] of a label how many entries of its `full` [N] images' lists carry another, of `labels` [N].
+
+    ids [n, k]: the own lists, of the images from `first`.
+    """
+    for row in range(len(ids)):
+        i = first + row
+        if full[i]:
+            others = 0
+            for s in range(ids.shape[1]):
+                others += labels[ids[row, s]] != labels[i]
+            outside[labels[i]] += others
+
+
+@njit(cache=True, nogil=True)
 def join(edges: NDArray[np.int32], n: int, limit: int) -> NDArray[np.int32]:
     """Join the ends of `edges` [E, 2] in order, where the result has at most `limit` members; return labels [n]."""
     parent = np.arange(n).astype(np.int32)
