@@ -61,7 +61,17 @@ def weigh(
     at, near = np.empty(k, np.int32), np.empty((k, k), np.int32)
     for row in range(n):
         i = first + row
-        if group[i] < 0 or degree[i] == 0:
+        if group[i] < 0:
+            continue
+        found = 0
+        for s in range(degree[i]):
+            j = ids[row, s]
+            known = before is not None and degree[i] == before[i] and degree[j] == before[j]
+            short = degree[j] + 1 < min_common and not (large[i] and large[j])
+            if group[j] == group[i] and not known and not short:
+                at[found] = s
+                found += 1
+        if found == 0:
             continue
         # The list of one image, in a table without collisions (Fredman, Komlós and Szemerédi 1984).
         placed = -1
@@ -74,14 +84,6 @@ def weigh(
                 table[:] = -1
             else:
                 table[slot] = j
-        found = 0
-        for s in range(degree[i]):
-            j = ids[row, s]
-            known = before is not None and degree[i] == before[i] and degree[j] == before[j]
-            short = degree[j] + 1 < min_common and not (large[i] and large[j])
-            if group[j] == group[i] and not known and not short:
-                at[found] = s
-                found += 1
         # Copied first, without a branch between: a core then waits for many lists at once.
         for m in range(found):
             j = ids[row, at[m]]
