@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import gammaincinv, stdtrit
 
 from app.config import NO_ID
-from app.mining.graph import join, sweep, weigh
+from app.mining.graph import add_outside, join, sweep, weigh
 from app.mining.partition import Lists, dealt
 from app.runtime.dist import World, any_rank, gather_rows, least, total
 from app.runtime.stop import Poll, undisturbed
@@ -64,7 +64,7 @@ def similarity_floors(
     `sample` [S, D] are unit embeddings of randomly chosen images, without copies. Returns 1 for fewer than two images,
     which have no pair.
     """
-    cosine, rank = (sample @ sample.T)[np.triu_indices(len(sample), k=1)], np.arange(1, k + 1)
+    cosine, rank = (sample @ sample.T)[~np.tri(len(sample), dtype=np.bool_)], np.arange(1, k + 1)
     # The expected number of neighbours with which a Poisson variable reaches `rank` with the wanted probability.
     wanted = -np.expm1(-np.asarray(false_edges_per_image)[..., None]) / rank ** float(RARER)
     tail = np.minimum(0.5, np.maximum.accumulate(gammaincinv(rank, wanted), axis=-1) / max(count - 1, 1))
@@ -79,8 +79,10 @@ def upper_quantile(cosine: FloatArray, tail: NDArray[np.float64]) -> NDArray[np.
     The model is a uniform distribution on a sphere of unknown dimension, shifted on the scale of artanh. In few
     dimensions its tail is heavier than that of a normal distribution, which is its limit in many dimensions.
     """
-    quartiles = np.quantile(cosine.astype(np.float64), [0.25, 0.5])
-    lower, median = np.arctanh(np.clip(quartiles, RESOLVED - 1, 1 - RESOLVED))
+    # numpy sorts several times faster than it finds quantiles.
+    ordered, at = np.sort(cosine), np.array([0.25, 0.5]) * (len(cosine) - 1)
+    below, above = (ordered[each.astype(np.int64)].astype(np.float64) for each in (np.floor(at), np.ceil(at)))
+    lower, median = np.arctanh(np.clip(below + (above - below) * (at % 1), RESOLVED - 1, 1 - RESOLVED))
     width = np.sinh(median - lower)
 
     def excess(freedom: float) -> float:
@@ -219,12 +221,13 @@ def with_pieces(labels: IntArray, ids: IntArray, full: NDArray[np.bool_], here: 
     lists of other images count as if their entries were in no cluster. An image that is alone is a cluster, too.
     """
     n, k = len(labels), ids.shape[1]
-    rows = np.flatnonzero(full[first_row(n, here) :][: len(ids)])
-    own = rows + first_row(n, here)
+    first = first_row(n, here)
+    rows = np.flatnonzero(full[first : first + len(ids)])
+    own = rows + first
     while True:
         size = np.bincount(labels, minlength=n)
         outside = np.zeros(n, np.int64)
-        np.add.at(outside, labels[own], (labels[ids[rows]] != labels[own, None]).sum(axis=1))
+        add_outside(ids, first, labels, full, outside)
         outside = total(torch.from_numpy(outside), here).numpy()
         piece = (2 * outside > size * k)[labels[own]]
         entries = np.stack([np.repeat(labels[own[piece]], k), labels[ids[rows[piece]]].ravel()], axis=1)

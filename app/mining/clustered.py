@@ -110,9 +110,10 @@ def clusters_above(
 
 
 def without_copies(rows: Tensor, original: NDArray[np.int32], here: World) -> Tensor:
-    """Return this rank's `rows` [n, D] with zeros for near-copies of other images (`original` [N])."""
+    """Return this rank's `rows` [n, D] with zeros for near-copies of other images (`original` [N]); itself if none."""
     own = first_row(len(original), here) + np.arange(len(rows))
-    return rows.where(torch.from_numpy(original[own] == own).to(rows.device)[:, None], 0)
+    copies = original[own] != own
+    return rows.masked_fill(torch.from_numpy(copies).to(rows.device)[:, None], 0) if copies.any() else rows
 
 
 def different(sample: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ EXAMINED = 4096  # clusters; of more, as many are drawn
 LOOSE, ALIKE = 3, 2  # clusters and pairs of clusters that are named
 STEPS = 2**20  # of a coordinate: sums of whole numbers do not depend on the number of processes
 DIGITS = 4  # of the measures
-ROWS_AT_ONCE = 2**16
+ROWS_AT_ONCE = 2**12
 IdArray = NDArray[np.int64]
 
 
@@ -61,7 +61,7 @@ def _sums(shard: Tensor, rows: IdArray, place: IdArray, clusters: int, here: Wor
     for begin in range(0, len(rows), ROWS_AT_ONCE):
         part = slice(begin, begin + ROWS_AT_ONCE)
         at, into = (torch.from_numpy(each[part]).to(shard.device) for each in (rows, place))
-        sums.index_add_(0, into, (shard[at].double() * STEPS).round().long())
+        sums.index_add_(0, into, (shard.index_select(0, at).double() * STEPS).round().long())
     return total(sums, here).cpu().numpy() / STEPS
 
 
@@ -76,14 +76,16 @@ def _alike(
     ids: IdArray, sizes: IdArray, found: IdArray, own: IdArray, rows: IdArray, listed: Neighbours, here: World
 ) -> dict[tuple[int, int], float]:
     """Return the pairs of clusters whose images list each other's most; a cluster is in one pair at most."""
-    entries = listed.ids[rows]
-    other = np.where(entries == NONE, NO_ID, found[entries])
-    row, at = np.nonzero((other != NO_ID) & (other != own[rows][:, None]))
-    first, second = np.searchsorted(ids, own[rows][row]), np.searchsorted(ids, other[row, at])
-    # The images of one person fill the first places of each other's lists.
-    near = at < sizes[first] + sizes[second] - 1
-    first, second = first[near], second[near]
-    keys, count = np.unique(first * len(ids) + second, return_counts=True)
+    pairs_of = [np.zeros(0, np.int64)]
+    for part in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
+        entries = listed.ids[part]
+        other = np.where(entries == NONE, NO_ID, found[entries])
+        row, at = np.nonzero((other != NO_ID) & (other != own[part, None]))
+        first, second = np.searchsorted(ids, own[part[row]]), np.searchsorted(ids, other[row, at])
+        # The images of one person fill the first places of each other's lists.
+        near = at < sizes[first] + sizes[second] - 1
+        pairs_of.append(first[near] * len(ids) + second[near])
+    keys, count = np.unique(np.concatenate(pairs_of), return_counts=True)
     gathered = gather(np.stack([keys, count], axis=1), here)
     keys, index = np.unique(gathered[:, 0], return_inverse=True)
     count = np.zeros(len(keys), np.int64)

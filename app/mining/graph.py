@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 FULL = 65534  # the weight of a mutual edge between images of cosine 1 that share all neighbours
 
 _GOLDEN, _MIX_A, _MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_LOW = np.uint64(2**32 - 1)  # half of a word: products of 32 bits are computed many at a time
 
 
 @njit(cache=True, nogil=True)
@@ -55,44 +56,56 @@ def weigh(
     bits = 4
     while 1 << bits < 4 * k * k:
         bits += 1
-    last, factor = np.uint64((1 << bits) - 1), _GOLDEN
+    shift, factor = np.uint32(32 - bits), np.uint32(_GOLDEN & _LOW)
     table = np.full(1 << bits, -1, np.int32)
+    at, near = np.empty(k, np.int32), np.empty((k, k), np.int32)
     for row in range(n):
         i = first + row
-        if group[i] < 0 or degree[i] == 0:
+        if group[i] < 0:
+            continue
+        found = 0
+        for s in range(degree[i]):
+            j = ids[row, s]
+            known = before is not None and degree[i] == before[i] and degree[j] == before[j]
+            short = degree[j] + 1 < min_common and not (large[i] and large[j])
+            if group[j] == group[i] and not known and not short:
+                at[found] = s
+                found += 1
+        if found == 0:
             continue
         # The list of one image, in a table without collisions (Fredman, Komlós and Szemerédi 1984).
         placed = -1
         while placed < degree[i]:
             placed += 1
             j = i if placed == 0 else ids[row, placed - 1]
-            at = np.uint64(j) * factor >> np.uint64(32) & last
-            if table[at] >= 0 and table[at] != j:
-                factor, placed = factor * _MIX_A | np.uint64(1), -1
+            slot = np.uint32(np.uint32(j) * factor) >> shift
+            if table[slot] >= 0 and table[slot] != j:
+                factor, placed = np.uint32(factor * np.uint32(_MIX_A & _LOW)) | np.uint32(1), -1
                 table[:] = -1
             else:
-                table[at] = j
-        for s in range(degree[i]):
-            j = ids[row, s]
-            if group[j] != group[i]:
-                continue
-            if before is not None and degree[i] == before[i] and degree[j] == before[j]:
-                continue
+                table[slot] = j
+        # Copied first, without a branch between: a core then waits for many lists at once.
+        for m in range(found):
+            j = ids[row, at[m]]
             listed = place[j] if len(place) else j
+            for t in range(k):
+                near[m, t] = lists[listed, t]
+        for m in range(found):
+            j = ids[row, at[m]]
             common = 1  # j itself: it is in i's list
-            mutual = False
+            mutual = 0
             for t in range(degree[j]):
-                other = lists[listed, t]
-                mutual |= other == i
-                common += table[np.uint64(other) * factor >> np.uint64(32) & last] == other
+                other = near[m, t]
+                mutual += other == i
+                common += table[np.uint32(np.uint32(other) * factor) >> shift] == other
             overlap = common / (degree[i] + degree[j] + 2 - common)
             proven = overlap >= min_overlap and (min_common <= 0 or (mutual and common >= min_common))
             if proven or (mutual and large[i] and large[j]):
                 scale = FULL if mutual else FULL // 2
-                weight[row, s] = max(weight[row, s], min(int(scale * overlap * cosine[row, s]), FULL))
-        table[np.uint64(i) * factor >> np.uint64(32) & last] = -1
+                weight[row, at[m]] = max(weight[row, at[m]], min(int(scale * overlap * cosine[row, at[m]]), FULL))
+        table[np.uint32(np.uint32(i) * factor) >> shift] = -1
         for s in range(degree[i]):
-            table[np.uint64(ids[row, s]) * factor >> np.uint64(32) & last] = -1
+            table[np.uint32(np.uint32(ids[row, s]) * factor) >> shift] = -1
 
 
 @njit(cache=True, nogil=True)
@@ -138,46 +151,65 @@ def sweep(
     of seed, sweep and image. The label with the greatest summed weight wins; ties go to the smallest label.
     """
     n, k = weight.shape
-    names = np.empty(k, np.int32)
-    totals = np.empty(k, np.int64)
+    names, own = np.empty(k, np.int32), np.empty(k, np.int32)
+    # One bit an image: many are read at a time, and all stay in a near cache.
+    bits = np.zeros((len(changed) + 31) // 32, np.uint32)
+    for i in range(len(changed)):
+        bits[i >> 5] |= np.uint32(changed[i]) << np.uint32(i & 31)
+    any_changed = bits.any()
     waiting = 0
     start = np.uint64(seed) + np.uint64(number) * _MIX_B
     for row in range(n):
         i = first + row
         new[row] = labels[i]
         if not pending[row]:
+            if not any_changed:
+                continue
+            near = np.uint32(0)
             for s in range(degree[i]):
-                if weight[row, s] > 0 and changed[ids[row, s]]:
-                    pending[row] = True
-                    break
-            if not pending[row]:
+                j = np.uint32(ids[row, s])
+                near |= np.uint32(bits[j >> np.uint32(5)] >> (j & np.uint32(31))) & np.uint32(weight[row, s] > 0)
+            if near & np.uint32(1) == 0:
                 continue
         coin = start + np.uint64(i) * _GOLDEN  # splitmix64
         coin = (coin ^ (coin >> np.uint64(30))) * _MIX_A
         coin = (coin ^ (coin >> np.uint64(27))) * _MIX_B
-        if (coin >> np.uint64(63)) == np.uint64(1):
+        pending[row] = (coin >> np.uint64(63)) == np.uint64(1)
+        if pending[row]:
             waiting += 1
             continue
-        pending[row] = False
-        found = 0
         for s in range(degree[i]):
-            if weight[row, s] == 0:
-                continue
-            label = labels[ids[row, s]]
-            at = 0
-            while at < found and names[at] != label:
-                at += 1
-            if at == found:
-                names[at], totals[at] = label, 0
-                found += 1
-            totals[at] += weight[row, s]
-        best = 0
-        for at in range(1, found):
-            if totals[at] > totals[best] or (totals[at] == totals[best] and names[at] < names[best]):
-                best = at
-        if found > 0:
-            new[row] = names[best]
+            names[s], own[s] = labels[ids[row, s]], weight[row, s]
+        best = 0  # a sum and the label that it is of, in one number
+        for s in range(degree[i]):
+            total = np.int32(0)
+            for t in range(degree[i]):
+                total = np.int32(total + (own[t] if names[t] == names[s] else np.int32(0)))
+            best = max(best, (np.int64(total) << 32) - names[s])
+        if best > 0:
+            new[row] = -best & 0x7FFFFFFF
     return waiting
+
+
+@njit(cache=True, nogil=True)
+def add_outside(
+    ids: NDArray[np.int32],
+    first: int,
+    labels: NDArray[np.int32],
+    full: NDArray[np.bool_],
+    outside: NDArray[np.int64],
+) -> None:
+    """Add to `outside` [N] of a label how many entries of its `full` [N] images' lists carry another, of `labels` [N].
+
+    ids [n, k]: the own lists, of the images from `first`.
+    """
+    for row in range(len(ids)):
+        i = first + row
+        if full[i]:
+            others = 0
+            for s in range(ids.shape[1]):
+                others += labels[ids[row, s]] != labels[i]
+            outside[labels[i]] += others
 
 
 @njit(cache=True, nogil=True)
@@ -244,3 +276,38 @@ def most_alike(mean: NDArray[np.float64], least: int) -> tuple[NDArray[np.float6
                 measure[group] = above
                 one[group] = node == a
     return measure, one
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def settle(alike: NDArray[np.float64], one: NDArray[np.bool_], times: int, least: int) -> None:
+    """Move images to the nearer mean, `times` times: to that of a part, `one` [m, s], which is changed, or of the rest.
+
+    `alike` [m, s, s]: the products of the images of m groups, centred. The own share of an image in the mean of its
+    part does not count. A part keeps at least `least` images.
+    """
+    m, s, _ = alike.shape
+    towards, nearer = np.empty(s), np.empty(s, np.bool_)
+    for group in range(m):
+        for _ in range(times):
+            towards[:] = 0
+            count = 0
+            for i in range(s):
+                if one[group, i]:
+                    count += 1
+                    for j in range(s):
+                        towards[j] += alike[group, i, j]
+            within = 0.0
+            for i in range(s):
+                within += towards[i] if one[group, i] else 0.0
+            rest, after, moved = s - count, 0, False
+            # The products are centred, so those with the rest are the opposite.
+            for i in range(s):
+                own, part = alike[group, i, i], int(one[group, i])
+                near = (own - 2 * towards[i] / count + within / count**2) * count / max(count + 1 - 2 * part, 1)
+                far = (own + 2 * towards[i] / rest + within / rest**2) * rest / max(rest - 1 + 2 * part, 1)
+                nearer[i] = near < far
+                after += nearer[i]
+                moved |= nearer[i] != one[group, i]
+            if not moved or min(after, s - after) < least:
+                break
+            one[group] = nearer

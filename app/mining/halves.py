@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
+from scipy.linalg.lapack import ssyevr, ssyevr_lwork
 
-from app.mining.graph import most_alike
+from app.mining.graph import most_alike, settle
 from app.mining.whole_clusters import ENTRIES_AT_ONCE
 
 HALF = 2  # least images of a half
@@ -149,10 +149,21 @@ def directions(products: Rows) -> Rows:
 
 
 def widest_direction(alike: Rows) -> tuple[Rows, Rows]:
-    """Return the largest eigenvalue [m] of the matrices [m, s, s] and its vector [m, s]."""
-    last = [alike.shape[1] - 1] * 2
-    found = [eigh(each, subset_by_index=last, driver="evr", check_finite=False) for each in alike]
-    return np.array([value[0] for value, _ in found]), np.array([vector[:, 0] for _, vector in found])
+    """Return the largest eigenvalue [m] of the matrices [m, s, s] and its vector [m, s].
+
+    Raises LinAlgError if LAPACK finds none.
+    """
+    # scipy's eigh calls the same routine, but takes longer for that than a small matrix takes. A vector in 32 bits is
+    # enough: the error of the eigenvalue, computed from it in 64 bits, is the square of the vector's.
+    size = alike.shape[1]
+    work, whole_work, _ = ssyevr_lwork(size)
+    room = {"lwork": int(work), "liwork": int(whole_work)}
+    found = [ssyevr(each.T, range="I", il=size, iu=size, overwrite_a=1, **room) for each in alike.astype(np.float32)]
+    if any(info for *_, info in found):
+        raise np.linalg.LinAlgError("LAPACK finds no widest direction of a cluster")
+    direction = np.array([vector[:, 0] for _, vector, *_ in found], np.float64)
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    return _across(alike, direction), direction
 
 
 def _centred(products: Rows) -> Rows:
@@ -164,19 +175,9 @@ def _centred(products: Rows) -> Rows:
 
 def _settled(alike: Rows, one: Rows) -> Rows:
     """Return the part `one` [m, s] once the images have moved to the nearer mean, without their own share in it."""
-    size, own = one.shape[1], np.einsum("mii->mi", alike)
-    for _ in range(REASSIGNED):
-        # The products are centred, so those with the rest are the opposite.
-        towards = np.matmul(alike, one[:, :, None])[:, :, 0]
-        within, count = (one * towards).sum(1, keepdims=True), one.sum(1, keepdims=True)
-        near, far = (
-            (own - 2 * each / images + within / images**2) * images / np.maximum(images + 1 - 2 * part, 1)
-            for each, images, part in ((towards, count, one), (-towards, size - count, 1 - one))
-        )
-        nearer = (near < far).astype(np.float64)
-        enough = np.minimum(nearer.sum(1), size - nearer.sum(1)) >= HALF
-        one = np.where(enough[:, None], nearer, one)
-    return one
+    part = one > 0
+    settle(alike, part, REASSIGNED, HALF)
+    return part.astype(np.float64)
 
 
 def _across(products: Rows, part: Rows) -> Rows:

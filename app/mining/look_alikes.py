@@ -46,7 +46,7 @@ from app.mining.halves import (
 )
 from app.mining.lists import usable
 from app.mining.sample import owned
-from app.mining.shared_axes import shared_axes
+from app.mining.shared_axes import Axes, shared_axes
 from app.mining.whole_clusters import by_size, whole_clusters
 from app.runtime.dist import World, from_main, gather_rows, total
 from app.runtime.stop import Poll, undisturbed
@@ -57,6 +57,7 @@ ABOVE = 3.0  # standard deviations; of normal measures one in 740 is above
 TOGETHER = 32  # clusters that are compared with each other, at least
 LOWER_HALF = 0.6745  # standard deviations from the median of a normal distribution to its lower quartile
 ROUNDS = 2  # once pairs are separated, chance and the clusters left over tell more
+FEW = 0.05  # share of all images; as long as no more moved, chance is the same but for the draw
 Ids = NDArray[np.int64]
 
 
@@ -69,45 +70,76 @@ def apart(labels: Ids, shard: Tensor, original: NDArray[np.int32], here: World, 
     everyone = np.arange(len(labels))
     part = (gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0) & (original == everyone)
     follows = labels == labels[original]
-    for _ in range(ROUNDS):
-        # The matrices are small: several threads would mostly wait for each other, and might round differently.
-        with threadpool_limits(1, user_api="blas"):
-            moved = _moved(labels, part, shard, here, poll)
-        if not len(moved):
-            break
-        result = labels.copy()
-        result[moved[:, 0]] = len(labels) + moved[:, 1]
-        labels = by_smallest_member(np.where(follows, result[original], result))
+    measured, changed = np.zeros(len(labels), np.int64), np.ones(len(labels), np.bool_)
+    # The matrices are small: several threads would mostly wait for each other, and might round differently.
+    with threadpool_limits(1, user_api="blas"):
+        for _ in range(ROUNDS):
+            if changed.sum() >= FEW * len(labels):
+                axes, null = _chance(*_clusters(labels, part), shard, here)
+                changed[:] = True
+            if null is None:
+                break
+            moved = _moved(labels, part, measured, changed, axes, null, shard, here, poll)
+            if not len(moved):
+                break
+            result = labels.copy()
+            result[moved[:, 0]] = len(labels) + moved[:, 1]
+            labels = by_smallest_member(np.where(follows, result[original], result))
+            changed[:] = False
+            changed[moved[:, 0]] = True
     return labels
 
 
-def _moved(labels: Ids, part: Mask, shard: Tensor, here: World, poll: Poll) -> Ids:
-    """Return image and new cluster [e, 2] of the images of clusters to split, among the images of `part` [N]."""
+def _clusters(labels: Ids, part: Mask) -> tuple[Ids, Ids, Mask]:
+    """Return the cluster [N] of each image, numbered anew, and the clusters' sizes among `part` [N] and which count."""
     names, cluster = np.unique(np.where(part, labels, -1), return_inverse=True)
     size = np.bincount(cluster, minlength=len(names))
-    tested = (size >= 2 * HALF) & (size <= LARGEST) & (names >= 0)
+    return cluster, size, (size >= 2 * HALF) & (size <= LARGEST) & (names >= 0)
+
+
+def _chance(cluster: Ids, size: Ids, tested: Mask, shard: Tensor, here: World) -> tuple[Axes, Null | None]:
+    """Return the axes that the `tested` clusters share, and what chance gives; the same on every rank."""
     pool, owner = _pool(cluster, size, tested, shard, here)
     axes = from_main(shared_axes(pool, owner), here)
-    null = from_main(by_chance(axes.shrunk(pool), int(size[tested].max(initial=0))), here)
-    none = np.zeros((0, 2), np.int64)
-    if null is None:
-        return none
+    return axes, from_main(by_chance(axes.shrunk(pool), int(size[tested].max(initial=0))), here)
+
+
+def _moved(
+    labels: Ids,
+    part: Mask,
+    known: Ids,
+    changed: Mask,
+    axes: Axes,
+    null: Null,
+    shard: Tensor,
+    here: World,
+    poll: Poll,
+) -> Ids:
+    """Return image and new cluster [e, 2] of the images of clusters to split, among the images of `part` [N].
+
+    `known` [N]: what the cluster of an image measures. It is brought up to date where the cluster `changed` [N].
+    """
+    cluster, size, tested = _clusters(labels, part)
     tested &= size <= null.sizes[-1]  # of larger groups it is not known what chance gives
+    none = np.zeros((0, 2), np.int64)
     if not tested.any():
         return none
-    measured = np.zeros(len(names), np.int64)
-    for ids, rows in whole_clusters(cluster, size, tested, shard, here):
-        for groups, stacked in by_size(cluster[ids], axes.shrunk(rows)):
-            above, _ = widest(stacked, null)
+    new = tested & (np.bincount(cluster, changed) > 0)
+    measured = np.zeros(len(size), np.int64)
+    for ids, rows in whole_clusters(cluster, size, new, shard, here):
+        for groups, stacked in by_size(cluster[ids], rows):
+            above, _ = widest(axes.shrunk(stacked), null)
             measured[cluster[ids[groups[:, 0]]]] = np.rint(above * STEPS)
         poll()
     measured = total(torch.from_numpy(measured), here).numpy()
+    known[:] = np.where(new[cluster], measured[cluster], known)
+    measured[cluster] = known
     limit = from_main(limit_of(measured[tested] / STEPS, size[tested]), here)
     wide = tested & (measured > limit.of(np.maximum(size, 1)) * STEPS)
     pieces = [none]
     for ids, rows in whole_clusters(cluster, size, wide, shard, here):
-        for groups, stacked in by_size(cluster[ids], axes.shrunk(rows)):
-            for own, images in zip(groups, stacked, strict=True):
+        for groups, stacked in by_size(cluster[ids], rows):
+            for own, images in zip(groups, axes.shrunk(stacked), strict=True):
                 found = split(images, null, limit)
                 pieces += [
                     np.stack([ids[own][each], np.full(len(each), ids[own][each].min())], 1)
@@ -178,7 +210,7 @@ def _pool(cluster: Ids, size: Ids, tested: Mask, shard: Tensor, here: World) -> 
     _, first, count = np.unique(cluster[ids], return_index=True, return_counts=True)
     ids = np.sort(ids[np.arange(len(ids)) - np.repeat(first, count) < POOL // 8])
     places = owned(torch.from_numpy(ids).to(shard.device), shard, here)[1]
-    rows = gather_rows(shard[places], here).cpu().numpy().astype(np.float64)
+    rows = gather_rows(shard[places], here).cpu().numpy()
     result, owner = [np.zeros((0, shard.shape[1]))], [np.zeros(0, np.int64)]
     for places, group in by_size(cluster[ids], rows):
         rest = beside(group, group.mean(axis=1, keepdims=True))

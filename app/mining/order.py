@@ -51,4 +51,4 @@ def move_rows(shard: Tensor, places: Places, here: World) -> None:
     ascending = torch.from_numpy(np.argsort(own[here.rank])).to(shard.device)
     sorted_places = [np.sort(each) for each in own]
     for columns in shard.split(COLUMNS_AT_ONCE, dim=1):
-        columns.copy_(exchanged(columns[ascending], sorted_places, here))
+        columns.copy_(exchanged(columns.index_select(0, ascending), sorted_places, here))

@@ -8,6 +8,7 @@ Letters: N images, n of this process (its contiguous share), k neighbours, m lis
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def requested(wanted: IntArray, rows: IntArray, count: int, here: World) -> IntA
     return swap_rows([torch.from_numpy(rows[each]) for each in answers], sizes.tolist(), here).numpy()
 
 
-def dealt(rows: IntArray, owner: NDArray[np.integer], here: World) -> IntArray:
+def dealt(rows: NDArray[Any], owner: NDArray[np.integer], here: World) -> NDArray[Any]:
     """Send each of the rows [E, *] to the process `owner` [E]; return those for this one, by rank, then in order."""
     if here.size == 1:
         return rows

@@ -27,6 +27,7 @@ from app.runtime.stop import Poll, undisturbed
 
 UNIT = 0.01  # largest difference of an embedding's length from 1: 16 bits round by less
 MOST_SHARED = 4  # directions; each costs another search
+ROWS_AT_ONCE = 2**12
 
 
 def find_pseudo_ids(
@@ -142,8 +143,10 @@ def mean_cosine(found: NDArray[np.int64], listed: Neighbours, here: World) -> fl
     """Return the mean cosine of an image and the listed images that share its pseudo-ID; None if there are none."""
     own = found[first_row(len(found), here) :][: len(listed.ids)]
     total = np.zeros((1, 2), np.int64)  # in millionths: integer sums do not depend on the order of the ranks
-    for ids, cosine in zip(listed.ids.T, listed.cosine.T, strict=True):
-        inside = (ids != NONE) & (own != NO_ID) & (found[ids] == own)
+    rows = np.flatnonzero(own != NO_ID)
+    for part in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
+        ids, cosine = listed.ids[part], listed.cosine[part]
+        inside = (ids != NONE) & (found[ids] == own[part, None])
         total += [np.rint(cosine[inside] * 1e6).astype(np.int64).sum(), np.count_nonzero(inside)]
     of_all, count = gather(total, here).sum(axis=0)
     return float(of_all / count / 1e6) if count else None

@@ -30,7 +30,8 @@ class Axes(NamedTuple):
         """Return `rows` [*, D], whose differences along the axes are made as small as along other directions."""
         if not len(self.directions):
             return rows
-        return rows - ((rows @ self.directions.T) * (1 - self.kept)) @ self.directions
+        flat = rows.reshape(-1, rows.shape[-1])  # one product
+        return rows - (((flat @ self.directions.T) * (1 - self.kept)) @ self.directions).reshape(rows.shape)
 
 
 def shared_axes(pool: Rows, owner: Ids) -> Axes:

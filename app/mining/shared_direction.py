@@ -43,11 +43,12 @@ EXAMINED = 16  # clusters, the largest ones: a cluster of many people harms by t
 LEAST = 32  # images of a cluster that is judged; of fewer the share is not sure
 FEWEST_PEOPLE = 4  # other clusters, to read quartiles from
 SURE = 4.0  # standard deviations; of normal measures one in 30,000 is above, and one of 16 is enough to lose a person
-LOOKED_AT = 256  # images of a cluster
+LOOKED_AT = 128  # images of a cluster
 STRANGERS = 512  # images from which the cosine that chance gives is read
 QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
 STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
-ROWS_AT_ONCE = 2**14
+ROWS_AT_ONCE = 2**12
+PRODUCTS_AT_ONCE = 2**22  # more memory would come from the system anew each time, which takes longer than the product
 NEVER = 4.0  # no product of unit rows is as large
 Mask = NDArray[np.bool_]
 
@@ -160,7 +161,7 @@ def mean_direction(inside: Mask, shard: Tensor, here: World) -> Tensor:
     """Return the unit direction [D] of the mean of the images `inside` [N], the same on every rank."""
     added = torch.zeros(shard.shape[1], dtype=torch.int64, device=shard.device)
     for own in _own(inside, shard, here).split(ROWS_AT_ONCE):
-        added += (shard[own].double() * STEPS).round().long().sum(0)
+        added += (shard.index_select(0, own).double() * STEPS).round().long().sum(0)
     mean = total(added, here).cpu().numpy().astype(np.float64)
     unit = from_main((mean / max(float(np.linalg.norm(mean)), 1.0)).tolist(), here)
     return torch.tensor(unit, dtype=shard.dtype, device=shard.device)
@@ -213,19 +214,20 @@ def reaches(rows: Tensor, of: Tensor, shard: Tensor, least: Tensor, here: World)
     """
     half = torch.float16 if shard.is_cuda else torch.bfloat16
     error = (1 + ROUNDOFF[half]) ** 2 - 1 + ROUNDOFF[half]  # both rows are rounded, and `least`
+    exact = from_main(prefers_faiss(shard.device), here)
     # One product has all differences: the columns of `least` meet a row's own one only.
     queries = torch.cat([rows, -torch.eye(least.shape[1], device=rows.device)[of]], 1)
-    best, unsure = torch.zeros(len(rows), device=rows.device), torch.arange(len(rows), device=rows.device)
-    good = usable(shard).nonzero().flatten()
-    for kind in (torch.float32,) if from_main(prefers_faiss(shard.device), here) else (half, torch.float32):
-        some = queries[unsure].to(kind)
-        greater = torch.full((len(unsure),), -NEVER, device=rows.device)
-        for own in good.split(ROWS_AT_ONCE):
-            bank = torch.cat([shard[own], least[own]], 1).to(kind)
-            greater = torch.maximum(greater, (some @ bank.T).amax(1))
-        best[unsure] = greatest(greater, here)
-        unsure = (best.abs() <= error).nonzero().flatten()
-    return best >= 0
+    rounded, best = queries.to(half), torch.full((len(rows),), -NEVER, device=rows.device)
+    for own in usable(shard).nonzero().flatten().split(PRODUCTS_AT_ONCE // max(1, len(rows)) or 1):
+        bank = torch.cat([each.index_select(0, own) for each in (shard, least)], 1)
+        if exact:
+            greater = (queries @ bank.T).amax(1)
+        else:
+            greater = (rounded @ bank.to(half).T).amax(1).float()
+            unsure = (greater.abs() <= error).nonzero().flatten()
+            greater[unsure] = (queries[unsure] @ bank.T).amax(1)
+        best = torch.maximum(best, greater)
+    return greatest(best, here) >= 0
 
 
 def variance_along(direction: Tensor, strangers: Tensor) -> float:

@@ -17,13 +17,14 @@ from app.mining.partition import dealt
 from app.runtime.dist import World
 
 ROWS_AT_ONCE = 2**15  # of a process
-ENTRIES_AT_ONCE = 2**17  # of matrices; more do not stay in a cache
+ENTRIES_AT_ONCE = 2**17  # of matrices, and twice as many of rows; more do not stay in a cache
 Rows = NDArray[np.float64]
+Singles = NDArray[np.float32]
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-def whole_clusters(cluster: Ids, size: Ids, chosen: Mask, shard: Tensor, here: World) -> Iterator[tuple[Ids, Rows]]:
+def whole_clusters(cluster: Ids, size: Ids, chosen: Mask, shard: Tensor, here: World) -> Iterator[tuple[Ids, Singles]]:
     """Yield ids [e], ascending, and embeddings [e, D] of whole `chosen` clusters, each cluster on one process.
 
     All processes yield equally often. A process holds about ROWS_AT_ONCE rows at a time.
@@ -34,18 +35,18 @@ def whole_clusters(cluster: Ids, size: Ids, chosen: Mask, shard: Tensor, here: W
     own = first + np.flatnonzero(chosen[cluster[first : first + len(shard)]])
     for number in range(-(-(int(piece[chosen].max(initial=-1)) + 1) // here.size)):
         ids = own[piece[cluster[own]] // here.size == number]
-        rows = shard[torch.from_numpy(ids - first).to(shard.device)].cpu().numpy()
+        rows = shard.index_select(0, torch.from_numpy(ids - first).to(shard.device)).cpu().numpy()
         owner = piece[cluster[ids]] % here.size
-        yield dealt(ids, owner, here).astype(np.int64), dealt(rows, owner, here).astype(np.float64)
+        yield dealt(ids, owner, here), dealt(rows, owner, here)
 
 
-def by_size(cluster: Ids, rows: Rows) -> Iterator[tuple[Ids, Rows]]:
-    """Yield for clusters of equal size their rows [m, s], and those of `rows` [m, s, D]."""
+def by_size(cluster: Ids, rows: Singles) -> Iterator[tuple[Ids, Rows]]:
+    """Yield for clusters of equal size their rows [m, s], and those of `rows` [m, s, D] in 64 bits."""
     order = np.argsort(cluster, kind="stable")
     _, first, count = np.unique(cluster[order], return_index=True, return_counts=True)
     for size in np.unique(count):
         begins = first[count == size]
-        at_once = max(1, ENTRIES_AT_ONCE // int(size) ** 2)
+        at_once = max(1, ENTRIES_AT_ONCE // int(size * max(size, rows.shape[1] // 2)))
         for some in np.split(begins, range(at_once, len(begins), at_once)):
             places = order[some[:, None] + np.arange(size)]
-            yield places, rows[places]
+            yield places, rows[places].astype(np.float64)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import linkage
 
-from app.mining.graph import most_alike
+from app.mining.graph import most_alike, settle
 from app.mining.halves import (
     SIZES,
     WAYS,
@@ -65,6 +65,27 @@ def test_the_images_most_alike_are_those_of_the_best_node_of_a_tree_of_average_l
                 best[pairs.mean() * len(pairs) ** 0.5] = node
         assert measure == pytest.approx(max(best))
         assert set(np.flatnonzero(part)) == best[max(best)]
+
+
+@pytest.mark.parametrize(("size", "least"), [(4, 2), (9, 2), (9, 4), (40, 2)])
+def test_images_move_to_the_nearer_mean_as_if_each_were_compared(size: int, least: int) -> None:
+    moved = 0
+    for seed in range(20):
+        group = noise(size, seed)
+        group -= group.mean(axis=0)
+        found = expected = np.random.default_rng(seed).permutation(size) < size // 2
+        for _ in range(3):
+            costs = []
+            for part in (expected, ~expected):
+                others = np.maximum(part.sum() + np.where(part, -1, 1), 1)
+                costs.append(((group - group[part].mean(axis=0)) ** 2).sum(axis=1) * part.sum() / others)
+            nearer = costs[0] < costs[1]
+            expected = nearer if least <= nearer.sum() <= size - least else expected
+        parts = found[None].copy()
+        settle((group @ group.T)[None], parts, 3, least)
+        assert np.array_equal(parts[0], expected)
+        moved += not np.array_equal(found, expected)
+    assert moved
 
 
 def test_a_spread_is_smoothed_where_groups_are_few() -> None:
