@@ -7,9 +7,9 @@ measures of a cluster (`halves.py`) are compared with those of such groups of eq
 that everybody shares is made small (`shared_axes.py`).
 
 The images of a real person may have halves too, as with and without glasses. Where this is common, most clusters
-measure more than the mixed groups. So a cluster is compared with the median of the clusters of its size as well, in
-units of their spread (Efron 2004, "Large-scale simultaneous hypothesis testing: the choice of a null hypothesis"). The
-lower half gives the spread, which the clusters of two people do not reach.
+measure more than the mixed groups. Then a cluster is compared with the clusters of one person of its size instead
+(Efron 2004, "Large-scale simultaneous hypothesis testing: the choice of a null hypothesis"). Up to half of all clusters
+may show two people. So the search for the others starts from the lower half.
 
 A half whose images differ less than those of a person shows frames of a video, and does not count. Near-copies take no
 part and follow their image. The difference from the mean leaves out the part along the mean: it depends on the quality
@@ -31,6 +31,7 @@ from torch import Tensor
 from app.mining.cluster import by_smallest_member
 from app.mining.halves import (
     HALF,
+    LARGER,
     SIZES,
     STEPS,
     WAYS,
@@ -56,6 +57,7 @@ POOL = 2048  # images from which groups are mixed
 ABOVE = 3.0  # standard deviations; of normal measures one in 740 is above
 TOGETHER = 32  # clusters that are compared with each other, at least
 LOWER_HALF = 0.6745  # standard deviations from the median of a normal distribution to its lower quartile
+CLEARLY = 2.0  # standard errors by which clusters are more spread than mixed groups
 ROUNDS = 2  # once pairs are separated, chance and the clusters left over tell more
 Ids = NDArray[np.int64]
 
@@ -134,11 +136,35 @@ def limit_of(deviations: Rows, size: Ids) -> Limit:
     order = np.argsort(size, kind="stable")
     result = Limit([], [])
     for alike in np.array_split(order, max(1, len(order) // TOGETHER)):
-        lower, median = np.quantile(deviations[alike], [0.25, 0.5])
-        spread = max(1.0, (median - lower) / LOWER_HALF)
+        centre, spread = of_one_person(deviations[alike])
         result.log_size.append(float(np.log(size[alike]).mean()))
-        result.above.append(float(max(0.0, median) + ABOVE * spread))
+        result.above.append(centre + ABOVE * spread)
     return result
+
+
+def of_one_person(deviations: Rows) -> tuple[float, float]:
+    """Return the centre and the spread of `deviations` [C] of clusters, without those that show two people.
+
+    They are those of chance, 0 and 1, if the lower deviations may be by chance: if a quarter is below 0, and no more
+    spread there. Otherwise the clusters of one person are searched, from the lower half on (Hadi and Simonoff 1993).
+    """
+    below = deviations[deviations <= 0]
+    if 4 * len(below) >= len(deviations) and _beside(below, 0.0) <= 1 + CLEARLY / (2 * len(below)) ** 0.5:
+        return 0.0, 1.0
+    ordered = np.sort(deviations)
+    count = (len(ordered) + 1) // 2
+    while True:
+        centre = max(0.0, float(np.median(ordered[:count])))
+        spread = max(1.0, 2**0.5 * _beside(np.minimum(ordered[:count], centre), centre))
+        within = int(np.searchsorted(ordered, centre + ABOVE * spread, "right"))
+        if within <= count:
+            return centre, spread
+        count = within
+
+
+def _beside(deviations: Rows, centre: float) -> float:
+    """Return the root mean square distance of `deviations` [C] from `centre`."""
+    return float(((deviations - centre) ** 2).mean() ** 0.5)
 
 
 def widest(groups: Rows, null: Null) -> tuple[Rows, list[Halves]]:
@@ -146,7 +172,7 @@ def widest(groups: Rows, null: Null) -> tuple[Rows, list[Halves]]:
     alike = directions(products_beside(groups))
     found = [way(alike) for way in WAYS]
     above = np.stack([null.deviations(each.measure, groups.shape[1], way) for way, each in enumerate(found)])
-    return above.max(axis=0), [
+    return null.deviations(above.max(axis=0), groups.shape[1], LARGER), [
         Halves(*(values[at : at + 1] for values in found[way])) for at, way in enumerate(above.argmax(axis=0))
     ]
 

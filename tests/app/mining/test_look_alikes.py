@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from app.config import NO_ID, MiningConfig
 from app.mining.gate import pair_f, pair_precision
 from app.mining.halves import Null
-from app.mining.look_alikes import ABOVE, Limit, apart, limit_of, split
+from app.mining.look_alikes import ABOVE, Limit, apart, limit_of, of_one_person, split
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.runtime.dist import World
 from tests.app.support.planted import unit
@@ -23,7 +23,7 @@ from tests.support.ports import free_port
 ALONE = World(0, 1, torch.device("cpu"))
 DIM = 128
 Floats = NDArray[np.float32]
-NO_CHANCE = Null([4], mean=[[-9.0], [99.0]], spread=[[1.0], [1.0]], scatter=0.5, scatter_spread=0.1)
+NO_CHANCE = Null([4], mean=[[-9.0], [99.0], [0.0]], spread=[[1.0]] * 3, scatter=0.5, scatter_spread=0.1)
 
 
 def people(count: int, images: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int64], Floats]:
@@ -140,9 +140,29 @@ def test_a_half_that_is_tighter_than_a_person_does_not_count(noise: float, piece
 def test_the_limit_is_that_of_clusters_of_the_same_size() -> None:
     size = np.repeat([8, 80], 64)
     normal = np.random.default_rng(0).normal(size=128)
-    limit = limit_of(np.where(size == 80, 5 + normal, normal - 1), size)
-    assert limit.of(8) == pytest.approx(ABOVE, abs=1)
-    assert limit.of(80) == pytest.approx(5 + ABOVE, abs=1.5)
+    limit = limit_of(np.where(size == 80, 5 + normal, normal), size)
+    assert limit.of(8) == pytest.approx(ABOVE)
+    assert limit.of(80) == pytest.approx(5 + ABOVE, abs=1)
+
+
+@pytest.mark.parametrize("mixed", [0, 20, 40])
+def test_clusters_of_two_people_do_not_change_what_is_by_chance(mixed: int) -> None:
+    deviations = np.random.default_rng(0).normal(size=100)
+    deviations[:mixed] += np.linspace(1, 20, mixed)
+    assert of_one_person(deviations) == (0, 1)
+
+
+@pytest.mark.parametrize("mixed", [0, 20, 40])
+def test_what_one_person_measures_is_found_beside_up_to_half_of_others(mixed: int) -> None:
+    deviations = np.append(8 + 2 * np.random.default_rng(1).normal(size=100 - mixed), np.linspace(20, 90, mixed))
+    centre, spread = of_one_person(deviations)
+    assert centre == pytest.approx(8, abs=0.6)
+    assert spread == pytest.approx(2, abs=0.5)
+
+
+def test_a_single_deviation_and_equal_ones_have_a_spread() -> None:
+    assert of_one_person(np.array([4.0])) == (4, 1)
+    assert of_one_person(np.zeros(9)) == (0, 1)
 
 
 RANKS = """
