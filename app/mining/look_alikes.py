@@ -9,7 +9,8 @@ that everybody shares is made small (`shared_axes.py`).
 The images of a real person may have halves too, as with and without glasses. Where this is common, most clusters
 measure more than the mixed groups. Then a cluster is compared with the clusters of one person of its size instead
 (Efron 2004, "Large-scale simultaneous hypothesis testing: the choice of a null hypothesis"). Up to half of all clusters
-may show two people. So the search for the others starts from the lower half.
+may show two people. So the search for the others starts from the lower half. Where so many clusters are above chance
+that few of these can be there by chance, less is enough (Benjamini and Hochberg 1995).
 
 A half whose images differ less than those of a person shows frames of a video, and does not count. Near-copies take no
 part and follow their image. The difference from the mean leaves out the part along the mean: it depends on the quality
@@ -25,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -55,6 +57,8 @@ from app.runtime.stop import Poll, undisturbed
 LARGEST = SIZES[-1]  # images of a cluster; the time grows with their cube
 POOL = 2048  # images from which groups are mixed
 ABOVE = 3.0  # standard deviations; of normal measures one in 740 is above
+LEAST_ABOVE = 2.0  # standard deviations, where many clusters are above
+BY_CHANCE = 0.1  # of the images of clusters to split, at most
 TOGETHER = 32  # clusters that are compared with each other, at least
 LOWER_HALF = 0.6745  # standard deviations from the median of a normal distribution to its lower quartile
 CLEARLY = 2.0  # standard errors by which clusters are more spread than mixed groups
@@ -134,12 +138,26 @@ class Limit(NamedTuple):
 def limit_of(deviations: Rows, size: Ids) -> Limit:
     """Return the limit, from the deviations [C] of all clusters and their sizes [C], alike ones together."""
     order = np.argsort(size, kind="stable")
-    result = Limit([], [])
-    for alike in np.array_split(order, max(1, len(order) // TOGETHER)):
-        centre, spread = of_one_person(deviations[alike])
-        result.log_size.append(float(np.log(size[alike]).mean()))
-        result.above.append(centre + ABOVE * spread)
-    return result
+    groups = np.array_split(order, max(1, len(order) // TOGETHER))
+    centre, spread = np.transpose([of_one_person(deviations[alike]) for alike in groups])
+    above = np.empty(len(order))
+    for alike, at, by in zip(groups, centre, spread, strict=True):
+        above[alike] = (deviations[alike] - at) / by
+    limits = centre + rarely_above(above, size) * spread
+    return Limit([float(np.log(size[alike]).mean()) for alike in groups], limits.tolist())
+
+
+def rarely_above(deviations: Rows, size: Ids) -> float:
+    """Return a limit between LEAST_ABOVE and ABOVE, above which few images are in clusters that are there by chance.
+
+    `deviations` [C] are those of clusters of `size` [C] images from the clusters of one person. Images count, because
+    a large cluster of two people has most wrong pairs. One more cluster by chance guards the few.
+    """
+    order = np.argsort(-deviations, kind="stable")
+    ordered = deviations[order]
+    by_chance = ndtr(-ordered) * size.sum() + size.mean()
+    few = ordered[by_chance <= BY_CHANCE * np.cumsum(size[order])]
+    return float(few.min(initial=ABOVE).clip(LEAST_ABOVE, ABOVE))
 
 
 def of_one_person(deviations: Rows) -> tuple[float, float]:

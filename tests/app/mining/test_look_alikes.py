@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from app.config import NO_ID, MiningConfig
 from app.mining.gate import pair_f, pair_precision
 from app.mining.halves import Null
-from app.mining.look_alikes import ABOVE, Limit, apart, limit_of, of_one_person, split
+from app.mining.look_alikes import ABOVE, LEAST_ABOVE, Limit, apart, limit_of, of_one_person, rarely_above, split
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.runtime.dist import World
 from tests.app.support.planted import unit
@@ -158,6 +158,16 @@ def test_what_one_person_measures_is_found_beside_up_to_half_of_others(mixed: in
     centre, spread = of_one_person(deviations)
     assert centre == pytest.approx(8, abs=0.6)
     assert spread == pytest.approx(2, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("mixed", "images", "least", "most"),
+    [(0, 10, ABOVE, ABOVE), (5, 10, ABOVE, ABOVE), (30, 10, LEAST_ABOVE, 2.5), (5, 90, LEAST_ABOVE, 2.5)],
+)
+def test_less_is_enough_where_many_images_are_above(mixed: int, images: int, least: float, most: float) -> None:
+    chance = np.linspace(-2.5, 2.5, 90)
+    size = np.append(np.full(90, 10), np.full(mixed, images))
+    assert least <= rarely_above(np.append(chance, np.linspace(2.1, 9, mixed)), size) <= most
 
 
 def test_a_single_deviation_and_equal_ones_have_a_spread() -> None:
