@@ -7,10 +7,10 @@ measures of a cluster (`halves.py`) are compared with those of such groups of eq
 that everybody shares is made small (`shared_axes.py`).
 
 The images of a real person may have halves too, as with and without glasses. Where this is common, most clusters
-measure more than the mixed groups. Then a cluster is compared with the clusters of one person of its size instead
-(Efron 2004, "Large-scale simultaneous hypothesis testing: the choice of a null hypothesis"). Up to half of all clusters
-may show two people. So the search for the others starts from the lower half. Where so many clusters are above chance
-that few of these can be there by chance, less is enough (Benjamini and Hochberg 1995).
+measure more than the mixed groups. Then a cluster is compared with the median of the clusters of its size instead, in
+units of their spread (Efron 2004, "Large-scale simultaneous hypothesis testing: the choice of a null hypothesis"). The
+lower half gives the spread, which the clusters of two people do not reach. Where chance explains the lower clusters,
+it is the measure, and many clusters above it lower the limit (Benjamini and Hochberg 1995).
 
 A half whose images differ less than those of a person shows frames of a video, and does not count. Near-copies take no
 part and follow their image. The difference from the mean leaves out the part along the mean: it depends on the quality
@@ -62,6 +62,7 @@ BY_CHANCE = 0.1  # of the images of clusters to split, at most
 TOGETHER = 32  # clusters that are compared with each other, at least
 LOWER_HALF = 0.6745  # standard deviations from the median of a normal distribution to its lower quartile
 CLEARLY = 2.0  # standard errors by which clusters are more spread than mixed groups
+SURE = 50  # images; of larger groups fewer are mixed (`ENTRIES`), so chance is not as sure
 ROUNDS = 2  # once pairs are separated, chance and the clusters left over tell more
 Ids = NDArray[np.int64]
 
@@ -138,51 +139,39 @@ class Limit(NamedTuple):
 def limit_of(deviations: Rows, size: Ids) -> Limit:
     """Return the limit, from the deviations [C] of all clusters and their sizes [C], alike ones together."""
     order = np.argsort(size, kind="stable")
-    groups = np.array_split(order, max(1, len(order) // TOGETHER))
-    centre, spread = np.transpose([of_one_person(deviations[alike]) for alike in groups])
-    above = np.empty(len(order))
-    for alike, at, by in zip(groups, centre, spread, strict=True):
-        above[alike] = (deviations[alike] - at) / by
-    limits = centre + rarely_above(above, size) * spread
-    return Limit([float(np.log(size[alike]).mean()) for alike in groups], limits.tolist())
+    result = Limit([], [])
+    for alike in np.array_split(order, max(1, len(order) // TOGETHER)):
+        centre, spread, above = 0.0, 1.0, ABOVE
+        if size[alike].max() <= SURE and is_chance(deviations[alike]):
+            above = rarely_above(deviations[alike], size[alike])
+        else:
+            lower, median = np.quantile(deviations[alike], [0.25, 0.5])
+            centre, spread = max(0.0, median), max(1.0, (median - lower) / LOWER_HALF)
+        result.log_size.append(float(np.log(size[alike]).mean()))
+        result.above.append(float(centre + above * spread))
+    return result
+
+
+def is_chance(deviations: Rows) -> bool:
+    """Return whether chance explains the lower of `deviations` [C], if half of the clusters or less show two people.
+
+    Then a quarter is below the mean of chance, and no further below than chance gives.
+    """
+    below = deviations[deviations <= 0]
+    return bool(4 * len(below) >= len(deviations) and (below**2).mean() ** 0.5 <= 1 + CLEARLY / (2 * len(below)) ** 0.5)
 
 
 def rarely_above(deviations: Rows, size: Ids) -> float:
     """Return a limit between LEAST_ABOVE and ABOVE, above which few images are in clusters that are there by chance.
 
-    `deviations` [C] are those of clusters of `size` [C] images from the clusters of one person. Images count, because
-    a large cluster of two people has most wrong pairs. One more cluster by chance guards the few.
+    `deviations` [C] are those of clusters of `size` [C] images. Images count, because a large cluster of two people has
+    most wrong pairs. One more cluster by chance guards the few.
     """
     order = np.argsort(-deviations, kind="stable")
     ordered = deviations[order]
     by_chance = ndtr(-ordered) * size.sum() + size.mean()
     few = ordered[by_chance <= BY_CHANCE * np.cumsum(size[order])]
     return float(few.min(initial=ABOVE).clip(LEAST_ABOVE, ABOVE))
-
-
-def of_one_person(deviations: Rows) -> tuple[float, float]:
-    """Return the centre and the spread of `deviations` [C] of clusters, without those that show two people.
-
-    They are those of chance, 0 and 1, if the lower deviations may be by chance: if a quarter is below 0, and no more
-    spread there. Otherwise the clusters of one person are searched, from the lower half on (Hadi and Simonoff 1993).
-    """
-    below = deviations[deviations <= 0]
-    if 4 * len(below) >= len(deviations) and _beside(below, 0.0) <= 1 + CLEARLY / (2 * len(below)) ** 0.5:
-        return 0.0, 1.0
-    ordered = np.sort(deviations)
-    count = (len(ordered) + 1) // 2
-    while True:
-        centre = max(0.0, float(np.median(ordered[:count])))
-        spread = max(1.0, 2**0.5 * _beside(np.minimum(ordered[:count], centre), centre))
-        within = int(np.searchsorted(ordered, centre + ABOVE * spread, "right"))
-        if within <= count:
-            return centre, spread
-        count = within
-
-
-def _beside(deviations: Rows, centre: float) -> float:
-    """Return the root mean square distance of `deviations` [C] from `centre`."""
-    return float(((deviations - centre) ** 2).mean() ** 0.5)
 
 
 def widest(groups: Rows, null: Null) -> tuple[Rows, list[Halves]]:

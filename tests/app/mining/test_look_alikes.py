@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtri
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from app.config import NO_ID, MiningConfig
 from app.mining.gate import pair_f, pair_precision
 from app.mining.halves import Null
-from app.mining.look_alikes import ABOVE, LEAST_ABOVE, Limit, apart, limit_of, of_one_person, rarely_above, split
+from app.mining.look_alikes import ABOVE, LEAST_ABOVE, SURE, Limit, apart, is_chance, limit_of, rarely_above, split
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.runtime.dist import World
 from tests.app.support.planted import unit
@@ -146,18 +147,26 @@ def test_the_limit_is_that_of_clusters_of_the_same_size() -> None:
 
 
 @pytest.mark.parametrize("mixed", [0, 20, 40])
-def test_clusters_of_two_people_do_not_change_what_is_by_chance(mixed: int) -> None:
+def test_chance_explains_clusters_of_one_person_beside_some_of_two(mixed: int) -> None:
     deviations = np.random.default_rng(0).normal(size=100)
     deviations[:mixed] += np.linspace(1, 20, mixed)
-    assert of_one_person(deviations) == (0, 1)
+    assert is_chance(deviations)
 
 
-@pytest.mark.parametrize("mixed", [0, 20, 40])
-def test_what_one_person_measures_is_found_beside_up_to_half_of_others(mixed: int) -> None:
-    deviations = np.append(8 + 2 * np.random.default_rng(1).normal(size=100 - mixed), np.linspace(20, 90, mixed))
-    centre, spread = of_one_person(deviations)
-    assert centre == pytest.approx(8, abs=0.6)
-    assert spread == pytest.approx(2, abs=0.5)
+@pytest.mark.parametrize(("centre", "spread"), [(1.5, 1), (0, 2)])
+def test_chance_does_not_explain_clusters_that_measure_more_or_differ_more(centre: float, spread: float) -> None:
+    assert not is_chance(centre + spread * np.random.default_rng(1).normal(size=100))
+
+
+def test_a_single_cluster_and_equal_ones_have_a_limit() -> None:
+    assert limit_of(np.array([4.0]), np.array([8])).of(8) == pytest.approx(4 + ABOVE)
+    assert limit_of(np.zeros(9), np.full(9, 8)).of(8) == pytest.approx(ABOVE)
+
+
+def test_the_limit_of_larger_clusters_is_no_lower_where_many_are_above() -> None:
+    deviations = np.append(ndtri(np.linspace(0.02, 0.98, 40)), np.linspace(2.1, 9, 20))
+    assert limit_of(deviations, np.full(60, SURE)).of(SURE) < 2.5
+    assert limit_of(deviations, np.full(60, SURE + 1)).of(SURE + 1) > ABOVE
 
 
 @pytest.mark.parametrize(
@@ -168,11 +177,6 @@ def test_less_is_enough_where_many_images_are_above(mixed: int, images: int, lea
     chance = np.linspace(-2.5, 2.5, 90)
     size = np.append(np.full(90, 10), np.full(mixed, images))
     assert least <= rarely_above(np.append(chance, np.linspace(2.1, 9, mixed)), size) <= most
-
-
-def test_a_single_deviation_and_equal_ones_have_a_spread() -> None:
-    assert of_one_person(np.array([4.0])) == (4, 1)
-    assert of_one_person(np.zeros(9)) == (0, 1)
 
 
 RANKS = """
