@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from a
 
 from app.config import NO_ID, MiningConfig
 from app.mining.gate import pair_precision
-from app.mining.halves import HALF, Null, beside, by_chance, directions, products_beside, widest_direction
+from app.mining.halves import HALF, LARGER, Null, beside, by_chance, directions, products_beside, widest_direction
 from app.mining.look_alikes import ABOVE, widest
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.mining.shared_axes import Axes, shared_axes
@@ -80,7 +80,7 @@ def is_separable(images: Rows, people: NDArray[np.int32], null: Null) -> bool:
         images_of_one = one.sum()
         share = one @ alike[0] @ one * size / (images_of_one * (size - images_of_one)) / whole
         measure = np.log(np.maximum(share, 1e-12)) + np.log(np.maximum(width / whole, 1e-12))
-        above.append(float(null.deviations(measure, size, 0)))
+        above.append(float(null.deviations(null.deviations(measure, size, 0), size, LARGER)))
     return len(names) > 1 and max(above) > ABOVE
 
 

@@ -27,6 +27,8 @@ ENTRIES = GROUPS * 50**2  # of the matrices of a size; fewer groups of more imag
 LEAST_GROUPS = 24  # the spread of fewer is not sure, even beside those of the sizes next to it
 SIZES = (4, 5, 6, 8, 10, 13, 17, 22, 29, 38, 50, 66, 87, 115, 152, 200, 264, 348)  # images of a mixed group
 TIGHT = 3.0  # standard deviations below the scatter of a person
+TIGHT_SHARE = 0.5  # of the scatter of a person; the images of a real person may be sharper than most
+LARGER = -1  # in the place of a way: the larger of the deviations of both
 STEPS = 2**20  # of a measure: it does not depend on the last bits
 Rows = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -43,7 +45,7 @@ class Null(NamedTuple):
     """What chance gives: of mixed groups of each size, and the scatter of an image."""
 
     sizes: list[int]
-    mean: list[list[float]]  # of the measure of a group, for each of WAYS
+    mean: list[list[float]]  # of the measure of a group, for each of WAYS; last of the larger deviation
     spread: list[list[float]]
     scatter: float  # mean squared difference of an image from its person
     scatter_spread: float
@@ -53,9 +55,15 @@ class Null(NamedTuple):
         at, known = np.log(size), np.log(self.sizes)
         return (measure - np.interp(at, known, self.mean[way])) / np.interp(at, known, self.spread[way])
 
+    def with_chance(self, measures: list[Rows], sure: int) -> Null:
+        """Return this with the mean and spread of `measures` by size; the spread is sure for the first `sure` sizes."""
+        mean = [float(each.mean()) for each in measures]
+        spread = smooth([max(float(each.std()), 1 / STEPS) for each in measures], sure)
+        return self._replace(mean=[*self.mean, mean], spread=[*self.spread, spread])
+
     def is_tight(self, scatter: float, images: int) -> bool:
-        """Return whether `images` scatter less than images of a person do by chance."""
-        return scatter < self.scatter - TIGHT * self.scatter_spread / images**0.5
+        """Return whether `images` scatter so little that they show frames of a video."""
+        return scatter < min(self.scatter - TIGHT * self.scatter_spread / images**0.5, TIGHT_SHARE * self.scatter)
 
 
 def products_beside(groups: Rows) -> Rows:
@@ -118,19 +126,22 @@ def by_chance(pool: Rows, largest: int) -> Null | None:
         return None
     products, random = pool @ pool.T, np.random.default_rng(0)
     scatter = np.diag(products)
-    null = Null(sizes, [[] for _ in WAYS], [[] for _ in WAYS], float(scatter.mean()), float(scatter.std()))
+    measures = []
     for size in sizes:
         groups = max(LEAST_GROUPS, min(GROUPS, ENTRIES // size**2))
         drawn = np.stack([random.choice(len(pool), size, replace=False) for _ in range(groups)])
         parts = np.array_split(drawn, -(-groups * size**2 // ENTRIES_AT_ONCE))
         alike = [directions(products.take(part[:, :, None] * len(pool) + part[:, None, :])) for part in parts]
-        for way, mean, spread in zip(WAYS, null.mean, null.spread, strict=True):
-            measure = np.concatenate([way(part).measure for part in alike])
-            mean.append(float(measure.mean()))
-            spread.append(max(float(measure.std()), 1 / STEPS))
-    return null._replace(
-        spread=[smooth(each, sum(size**2 * GROUPS <= ENTRIES for size in sizes)) for each in null.spread]
-    )
+        measures.append([np.concatenate([way(part).measure for part in alike]) for way in WAYS])
+    null = Null(sizes, [], [], float(scatter.mean()), float(scatter.std()))
+    sure = sum(size**2 * GROUPS <= ENTRIES for size in sizes)
+    for way in range(len(WAYS)):
+        null = null.with_chance([each[way] for each in measures], sure)
+    larger = [
+        np.max([null.deviations(found, size, way) for way, found in enumerate(each)], axis=0)
+        for size, each in zip(sizes, measures, strict=True)
+    ]
+    return null.with_chance(larger, sure)
 
 
 def smooth(values: list[float], first: int) -> list[float]:

@@ -7,9 +7,10 @@ measures of a cluster (`halves.py`) are compared with those of such groups of eq
 that everybody shares is made small (`shared_axes.py`).
 
 The images of a real person may have halves too, as with and without glasses. Where this is common, most clusters
-measure more than the mixed groups. So a cluster is compared with the median of the clusters of its size as well, in
+measure more than the mixed groups. Then a cluster is compared with the median of the clusters of its size instead, in
 units of their spread (Efron 2004, "Large-scale simultaneous hypothesis testing: the choice of a null hypothesis"). The
-lower half gives the spread, which the clusters of two people do not reach.
+lower half gives the spread, which the clusters of two people do not reach. Where chance explains the lower clusters,
+it is the measure, and many clusters above it lower the limit (Benjamini and Hochberg 1995).
 
 A half whose images differ less than those of a person shows frames of a video, and does not count. Near-copies take no
 part and follow their image. The difference from the mean leaves out the part along the mean: it depends on the quality
@@ -25,12 +26,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from app.mining.cluster import by_smallest_member
 from app.mining.halves import (
     HALF,
+    LARGER,
     SIZES,
     STEPS,
     WAYS,
@@ -54,8 +57,12 @@ from app.runtime.stop import Poll, undisturbed
 LARGEST = SIZES[-1]  # images of a cluster; the time grows with their cube
 POOL = 2048  # images from which groups are mixed
 ABOVE = 3.0  # standard deviations; of normal measures one in 740 is above
+LEAST_ABOVE = 2.0  # standard deviations, where many clusters are above
+BY_CHANCE = 0.1  # of the images of clusters to split, at most
 TOGETHER = 32  # clusters that are compared with each other, at least
 LOWER_HALF = 0.6745  # standard deviations from the median of a normal distribution to its lower quartile
+CLEARLY = 2.0  # standard errors by which clusters are more spread than mixed groups
+SURE = 50  # images; of larger groups fewer are mixed (`ENTRIES`), so chance is not as sure
 ROUNDS = 2  # once pairs are separated, chance and the clusters left over tell more
 FEW = 0.05  # share of all images; as long as no more moved, chance is the same but for the draw
 Ids = NDArray[np.int64]
@@ -166,11 +173,37 @@ def limit_of(deviations: Rows, size: Ids) -> Limit:
     order = np.argsort(size, kind="stable")
     result = Limit([], [])
     for alike in np.array_split(order, max(1, len(order) // TOGETHER)):
-        lower, median = np.quantile(deviations[alike], [0.25, 0.5])
-        spread = max(1.0, (median - lower) / LOWER_HALF)
+        centre, spread, above = 0.0, 1.0, ABOVE
+        if size[alike].max() <= SURE and is_chance(deviations[alike]):
+            above = rarely_above(deviations[alike], size[alike])
+        else:
+            lower, median = np.quantile(deviations[alike], [0.25, 0.5])
+            centre, spread = max(0.0, median), max(1.0, (median - lower) / LOWER_HALF)
         result.log_size.append(float(np.log(size[alike]).mean()))
-        result.above.append(float(max(0.0, median) + ABOVE * spread))
+        result.above.append(float(centre + above * spread))
     return result
+
+
+def is_chance(deviations: Rows) -> bool:
+    """Return whether chance explains the lower of `deviations` [C], if half of the clusters or less show two people.
+
+    Then a quarter is below the mean of chance, and no further below than chance gives.
+    """
+    below = deviations[deviations <= 0]
+    return bool(4 * len(below) >= len(deviations) and (below**2).mean() ** 0.5 <= 1 + CLEARLY / (2 * len(below)) ** 0.5)
+
+
+def rarely_above(deviations: Rows, size: Ids) -> float:
+    """Return a limit between LEAST_ABOVE and ABOVE, above which few images are in clusters that are there by chance.
+
+    `deviations` [C] are those of clusters of `size` [C] images. Images count, because a large cluster of two people has
+    most wrong pairs. One more cluster by chance guards the few.
+    """
+    order = np.argsort(-deviations, kind="stable")
+    ordered = deviations[order]
+    by_chance = ndtr(-ordered) * size.sum() + size.mean()
+    few = ordered[by_chance <= BY_CHANCE * np.cumsum(size[order])]
+    return float(few.min(initial=ABOVE).clip(LEAST_ABOVE, ABOVE))
 
 
 def widest(groups: Rows, null: Null) -> tuple[Rows, list[Halves]]:
@@ -178,7 +211,7 @@ def widest(groups: Rows, null: Null) -> tuple[Rows, list[Halves]]:
     alike = directions(products_beside(groups))
     found = [way(alike) for way in WAYS]
     above = np.stack([null.deviations(each.measure, groups.shape[1], way) for way, each in enumerate(found)])
-    return above.max(axis=0), [
+    return null.deviations(above.max(axis=0), groups.shape[1], LARGER), [
         Halves(*(values[at : at + 1] for values in found[way])) for at, way in enumerate(above.argmax(axis=0))
     ]
 

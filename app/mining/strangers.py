@@ -5,7 +5,8 @@ So an image stays if the mean of its cosines with the others is nearer to that o
 two strangers. The former is the median over all images that are in a cluster.
 
 A cluster of two images has no halves to tell people who look alike apart. So all such clusters are judged together: if
-their cosines are clearly lower than those of two images of larger clusters, the images of all of them are alone.
+their cosines are clearly lower than those of two images of larger clusters, the images of all of them are alone. Of the
+next larger clusters (`small_clusters.py`), only those of low cosines are.
 
 Letters: N images, n of this process (its contiguous share), D embedding size, S sampled images.
 """
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from app.mining.cluster import by_smallest_member
 from app.mining.lists import usable
+from app.mining.small_clusters import BINS as LIKENESS_BINS
+from app.mining.small_clusters import LARGE, SMALL, Likeness, counted, likeness, parts, resemble_by_chance
 from app.mining.whole_clusters import by_size, whole_clusters
 from app.runtime.dist import World, from_main, gather_rows, total
 from app.runtime.stop import Poll, undisturbed
@@ -27,7 +30,7 @@ STEPS = 2**20  # of a cosine: it does not depend on the last bits
 LOOKED_AT = 32  # images of a cluster
 BINS = 2**11  # of the cosines from -1 to 0, and from 0 to 1
 LOWEST = 0.02  # share of the clusters of two
-LOWER, SURE = 0.05, 3.0  # least distance of a mean rank from 1/2, and in standard deviations
+LOWER, SURE = 0.05, 2.5  # least distance of a mean rank from 1/2, and in standard deviations
 Ids = NDArray[np.int64]
 
 
@@ -53,12 +56,18 @@ def without_strangers(
     if not chosen.any():
         return labels
     cosine, pairs = np.zeros(len(labels), np.int64), np.zeros((2, 2 * BINS + 1), np.int64)
+    small, of_parts = np.zeros((2, len(names)), np.int64), np.zeros((len(SMALL), *[LIKENESS_BINS] * 2), np.int64)
     for ids, rows in whole_clusters(cluster, size, chosen, shard, here):
         for places, images in by_size(cluster[ids], rows):
             cosine[ids[places]] = np.rint(with_others(images) * STEPS)
             some = images[:, :LOOKED_AT]
+            products = np.matmul(some, some.transpose(0, 2, 1))
+            if images.shape[1] in SMALL:
+                small[:, cluster[ids[places[:, 0]]]] = likeness(products)
+            if images.shape[1] >= LARGE:
+                of_parts += [counted(likeness(parts(products, few))) for few in SMALL]
             one, other = np.triu_indices(some.shape[1], 1)
-            alike = np.matmul(some, some.transpose(0, 2, 1))[:, one, other].ravel().clip(-1, 1)
+            alike = products[:, one, other].ravel().clip(-1, 1)
             larger = int(images.shape[1] > 2)
             pairs[larger] += np.bincount(np.rint((alike + 1) * BINS).astype(np.int64), minlength=2 * BINS + 1)
         poll()
@@ -71,6 +80,11 @@ def without_strangers(
     pairs[:, : round((limit + 1) * BINS)] = 0
     if are_lower(pairs[0], pairs[1], looked_at):
         low |= size[cluster] == 2
+    small, of_parts = (total(torch.from_numpy(each), here).numpy() for each in (small, of_parts))
+    for few, expected in zip(SMALL, of_parts, strict=True):
+        judged = np.flatnonzero(chosen & (size == few))
+        by_chance = judged[resemble_by_chance(Likeness(*small[:, judged]), expected)]
+        low |= np.isin(cluster, by_chance)
     alone = np.where(joined & low, len(labels) + np.arange(len(labels)), labels)
     return by_smallest_member(np.where(labels == labels[original], alone[original], alone))
 

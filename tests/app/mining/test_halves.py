@@ -10,9 +10,11 @@ from scipy.cluster.hierarchy import linkage
 
 from app.mining.graph import most_alike, settle
 from app.mining.halves import (
+    LARGER,
     SIZES,
     WAYS,
     Halves,
+    Null,
     Rows,
     beside,
     by_chance,
@@ -110,10 +112,11 @@ def test_groups_of_one_person_measure_what_chance_gives_at_every_size(size: int)
     chance = by_chance(noise(2000, 3), size)
     assert chance is not None
     groups = noise(40 * size, 4).reshape(40, size, DIM)
-    for at, way in enumerate(WAYS):
-        above = chance.deviations(way(directions(np.matmul(groups, groups.transpose(0, 2, 1)))).measure, size, at)
-        assert abs(above.mean()) < 0.6
-        assert 0.4 < above.std() < 1.6
+    found = [way(directions(np.matmul(groups, groups.transpose(0, 2, 1)))).measure for way in WAYS]
+    above = [chance.deviations(measure, size, at) for at, measure in enumerate(found)]
+    for each in (*above, chance.deviations(np.maximum(*above), size, LARGER)):
+        assert abs(each.mean()) < 0.6
+        assert 0.4 < each.std() < 1.6
 
 
 def test_chance_is_measured_up_to_the_size_that_is_needed() -> None:
@@ -155,3 +158,9 @@ def test_products_beside_the_mean_are_those_of_the_images_without_their_part_alo
     groups = (0.5 + noise(30, 8)).reshape(3, 10, DIM)
     rest = beside(groups, groups.mean(axis=1, keepdims=True))
     assert products_beside(groups) == pytest.approx(np.matmul(rest, rest.transpose(0, 2, 1)))
+
+
+@pytest.mark.parametrize(("share", "images", "tight"), [(0.3, 9, True), (0.6, 9, False), (0.3, 2, False)])
+def test_only_a_part_of_half_the_scatter_or_less_is_tight(share: float, images: int, tight: bool) -> None:
+    chance = Null([4], mean=[], spread=[], scatter=0.5, scatter_spread=0.2)
+    assert chance.is_tight(share * 0.5, images) is tight

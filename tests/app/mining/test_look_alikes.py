@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtri
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from app.config import NO_ID, MiningConfig
 from app.mining.gate import pair_f, pair_precision
 from app.mining.halves import Null
-from app.mining.look_alikes import ABOVE, FEW, Limit, apart, limit_of, split
+from app.mining.look_alikes import ABOVE, FEW, LEAST_ABOVE, SURE, Limit, apart, is_chance, limit_of, rarely_above, split
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.runtime.dist import World
 from tests.app.support.planted import unit
@@ -23,7 +24,7 @@ from tests.support.ports import free_port
 ALONE = World(0, 1, torch.device("cpu"))
 DIM = 128
 Floats = NDArray[np.float32]
-NO_CHANCE = Null([4], mean=[[-9.0], [99.0]], spread=[[1.0], [1.0]], scatter=0.5, scatter_spread=0.1)
+NO_CHANCE = Null([4], mean=[[-9.0], [99.0], [0.0]], spread=[[1.0]] * 3, scatter=0.5, scatter_spread=0.1)
 
 
 def people(count: int, images: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int64], Floats]:
@@ -142,9 +143,42 @@ def test_a_half_that_is_tighter_than_a_person_does_not_count(noise: float, piece
 def test_the_limit_is_that_of_clusters_of_the_same_size() -> None:
     size = np.repeat([8, 80], 64)
     normal = np.random.default_rng(0).normal(size=128)
-    limit = limit_of(np.where(size == 80, 5 + normal, normal - 1), size)
-    assert limit.of(8) == pytest.approx(ABOVE, abs=1)
-    assert limit.of(80) == pytest.approx(5 + ABOVE, abs=1.5)
+    limit = limit_of(np.where(size == 80, 5 + normal, normal), size)
+    assert limit.of(8) == pytest.approx(ABOVE)
+    assert limit.of(80) == pytest.approx(5 + ABOVE, abs=1)
+
+
+@pytest.mark.parametrize("mixed", [0, 20, 40])
+def test_chance_explains_clusters_of_one_person_beside_some_of_two(mixed: int) -> None:
+    deviations = np.random.default_rng(0).normal(size=100)
+    deviations[:mixed] += np.linspace(1, 20, mixed)
+    assert is_chance(deviations)
+
+
+@pytest.mark.parametrize(("centre", "spread"), [(1.5, 1), (0, 2)])
+def test_chance_does_not_explain_clusters_that_measure_more_or_differ_more(centre: float, spread: float) -> None:
+    assert not is_chance(centre + spread * np.random.default_rng(1).normal(size=100))
+
+
+def test_a_single_cluster_and_equal_ones_have_a_limit() -> None:
+    assert limit_of(np.array([4.0]), np.array([8])).of(8) == pytest.approx(4 + ABOVE)
+    assert limit_of(np.zeros(9), np.full(9, 8)).of(8) == pytest.approx(ABOVE)
+
+
+def test_the_limit_of_larger_clusters_is_no_lower_where_many_are_above() -> None:
+    deviations = np.append(ndtri(np.linspace(0.02, 0.98, 40)), np.linspace(2.1, 9, 20))
+    assert limit_of(deviations, np.full(60, SURE)).of(SURE) < 2.5
+    assert limit_of(deviations, np.full(60, SURE + 1)).of(SURE + 1) > ABOVE
+
+
+@pytest.mark.parametrize(
+    ("mixed", "images", "least", "most"),
+    [(0, 10, ABOVE, ABOVE), (5, 10, ABOVE, ABOVE), (30, 10, LEAST_ABOVE, 2.5), (5, 90, LEAST_ABOVE, 2.5)],
+)
+def test_less_is_enough_where_many_images_are_above(mixed: int, images: int, least: float, most: float) -> None:
+    chance = np.linspace(-2.5, 2.5, 90)
+    size = np.append(np.full(90, 10), np.full(mixed, images))
+    assert least <= rarely_above(np.append(chance, np.linspace(2.1, 9, mixed)), size) <= most
 
 
 RANKS = """

@@ -98,8 +98,33 @@ def test_a_copy_stays_with_an_image_of_a_pair_that_is_split() -> None:
     assert np.array_equal(found[-160:], np.arange(larger, larger + 160))
 
 
+def with_chains() -> tuple[Floats, NDArray[np.int64], int]:
+    """Return embeddings, clusters, and the first image of 20 triples of strangers; after people of 10 and of 3 images.
+
+    The second image of a triple is between the two others, who resemble each other no more than strangers do.
+    """
+    rng = np.random.default_rng(4)
+    sizes = [IMAGES] * PEOPLE + [3] * 40
+    people = sum(sizes)
+    bank = unit(rng.normal(size=(len(sizes), DIM)))[np.repeat(np.arange(len(sizes)), sizes)]
+    bank = unit(bank + 0.9 * rng.normal(size=(people, DIM)) / DIM**0.5)
+    ends = unit(rng.normal(size=(40, DIM))).reshape(20, 2, DIM)
+    triples = np.stack([ends[:, 0], unit(ends.sum(axis=1)), ends[:, 1]], axis=1).reshape(60, DIM)
+    cluster = np.repeat(np.arange(len(sizes) + 20), [*sizes, *[3] * 20])
+    first = np.unique(cluster, return_index=True)[1][cluster]
+    return np.concatenate([bank, triples]).astype(np.float32), first, people
+
+
+def test_triples_of_which_two_are_strangers_are_alone() -> None:
+    bank, clusters, people = with_chains()
+    found = kept(bank, clusters)
+    assert np.array_equal(found[: PEOPLE * IMAGES], clusters[: PEOPLE * IMAGES])
+    assert np.mean(found[PEOPLE * IMAGES : people] == clusters[PEOPLE * IMAGES : people]) > 0.7
+    assert np.mean(found[people:] == np.arange(people, len(bank))) > 0.9
+
+
 @pytest.mark.parametrize(
-    ("pairs", "lower", "expected"), [(400, 0.0, False), (400, 0.1, False), (400, 0.5, True), (9, 0.5, False)]
+    ("pairs", "lower", "expected"), [(400, 0.0, False), (400, 0.1, False), (400, 0.5, True), (5, 0.5, False)]
 )
 def test_pairs_count_as_lower_if_many_are_clearly_lower(pairs: int, lower: float, expected: bool) -> None:
     rng = np.random.default_rng(3)
@@ -142,7 +167,9 @@ print("fine")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("planted", [joined(6)[:2], with_pairs(0.55)[:2]], ids=["strangers", "pairs"])
+@pytest.mark.parametrize(
+    "planted", [joined(6)[:2], with_pairs(0.55)[:2], with_chains()[:2]], ids=["strangers", "pairs", "chains"]
+)
 def test_three_processes_find_the_same_strangers(planted: tuple[Floats, NDArray[np.int64]], tmp_path: Path) -> None:
     bank, clusters = planted
     np.save(tmp_path / "bank.npy", bank)
