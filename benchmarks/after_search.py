@@ -31,7 +31,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 DIM, LEVEL, SEED = 256, "medium", 1
 SEARCH = ("searched", "recall")  # functions of pseudo_ids
 # images, kind, rounds, and how often the search should take the time of the rest
-RUNS = ((20_000, "twins", 5, 0.5), (20_000, "cone", 5, 0.75), (200_000, "twins", 3, 4.0))
+RUNS = ((20_000, "twins", 5, 0.9), (20_000, "cone", 5, 2.0), (200_000, "twins", 3, 10.0))
 
 
 @contextmanager
