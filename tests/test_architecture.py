@@ -52,6 +52,7 @@ MACHINE = [
     "app.runtime",
     "app.config",
     "app.files",
+    "app.said",
     "app.errors",
 ]
 
