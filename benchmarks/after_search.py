@@ -22,22 +22,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from app.config import NO_ID, MiningConfig
-from app.mining import pseudo_ids
+from app.mining import clustered, pseudo_ids
 from app.runtime.dist import World
 from benchmarks._claims import Claim, core_seconds, in_turn, quick, report
 from benchmarks._planted import Floats, make
 
 ALONE = World(0, 1, torch.device("cpu"))
 DIM, LEVEL, SEED = 256, "medium", 1
-SEARCH = ("searched", "recall")  # functions of pseudo_ids
+SEARCH = ("searched", "recall")  # functions of clustered.py
 # images, kind, rounds, and how often the search should take the time of the rest
 RUNS = ((20_000, "twins", 5, 0.9), (20_000, "cone", 5, 2.0), (200_000, "twins", 3, 10.0))
 
 
 @contextmanager
 def timed(names: tuple[str, ...]) -> Iterator[list[float]]:
-    """Yield a list to which each call of these functions of `pseudo_ids` adds the seconds of a core that it takes."""
-    before, spent = {name: getattr(pseudo_ids, name) for name in names}, [0.0]
+    """Yield a list to which each call of these functions of `clustered.py` adds the seconds of a core that it takes."""
+    before, spent = {name: getattr(clustered, name) for name in names}, [0.0]
 
     def measured(work: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object, **options: object) -> object:
@@ -49,11 +49,11 @@ def timed(names: tuple[str, ...]) -> Iterator[list[float]]:
 
     try:
         for name, work in before.items():
-            setattr(pseudo_ids, name, measured(work))
+            setattr(clustered, name, measured(work))
         yield spent
     finally:
         for name, work in before.items():
-            setattr(pseudo_ids, name, work)
+            setattr(clustered, name, work)
 
 
 def mine(images: Floats) -> tuple[float, float]:
