@@ -86,35 +86,40 @@ class Making:
             say(f"requesting {spot}{several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
             wanted = self._wanted(name, nodes, candidate, public_key, disk)
             try:
-                made, was_unclear = self.asking.create(lambda: kind.create(wanted), lambda: _named(kind, name))  # noqa: B023 - called at once
-            except (Refused, Forbidden) as error:
-                refusals.append(Refusal(str(candidate), str(error), by_rule=unlike_room(error)))
-                continue
-            except Unreachable:  # nothing was sent, so nothing was created
-                notes.done_with(name)
+                try:
+                    made, was_unclear = self.asking.create(lambda: kind.create(wanted), lambda: _named(kind, name))  # noqa: B023 - called at once
+                except (Refused, Forbidden) as error:
+                    refusals.append(Refusal(str(candidate), str(error), by_rule=unlike_room(error)))
+                    continue
+                except Unreachable:  # nothing was sent, so nothing was created
+                    notes.done_with(name)
+                    raise
+                except Unclear as error:  # the note stays: it may exist
+                    raise NoMachine(
+                        f"RunPod did not confirm that it created the {kind.word} {name}, which may exist and bill: "
+                        f"{error}",
+                        next_command=f"{command(f'deploy --on {target}')}   (finds it by its name)",
+                    ) from error
+                except (ApiError, DeployError):
+                    notes.done_with(name)
+                    raise
+                twins = twins or was_unclear
+                try:
+                    return self._handed_out(kind, made, name, may_have_twins=twins)
+                except Unfit as unfit:
+                    say(f"releasing {made}: {unfit.why}")
+                    kind.end(made)
+                    refusals.append(Refusal(str(candidate), ": ".join([unfit.why, *unfit.evidence[-1:]])))
+                    if unfit.everywhere:
+                        bad_image = unfit
+                        break
+            except Exception:
                 raise
-            except Unclear as error:  # the note stays: it may exist
-                raise NoMachine(
-                    f"RunPod did not confirm that it created the {kind.word} {name}, which may exist and bill: {error}",
-                    next_command=f"{command(f'deploy --on {target}')}   (finds it by its name)",
-                ) from error
-            except (ApiError, DeployError):
-                notes.done_with(name)
+            except BaseException:  # Ctrl-C at any line since it was requested; the note stays, as it may appear later
+                if notes.intended(name):  # otherwise it is released
+                    say(f"checking whether {name} was created, to release it")
+                    self._end_all(kind, name)
                 raise
-            except BaseException:  # Ctrl-C during the request; the note stays, as it may appear later
-                say(f"checking whether {name} was created, to release it")
-                self._end_all(kind, name)
-                raise
-            twins = twins or was_unclear
-            try:
-                return self._handed_out(kind, made, name, may_have_twins=twins)
-            except Unfit as unfit:
-                say(f"releasing {made}: {unfit.why}")
-                kind.end(made)
-                refusals.append(Refusal(str(candidate), ": ".join([unfit.why, *unfit.evidence[-1:]])))
-                if unfit.everywhere:
-                    bad_image = unfit
-                    break
         if twins:
             self._end_all(kind, name)
         notes.done_with(name)

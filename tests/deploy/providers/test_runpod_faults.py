@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
+import linecache
 import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from deploy.errors import NoMachine
+from deploy.providers.runpod.create import Making
 from tests.support.emulators.rig import Rig, ctrl_c_while_it_is_made, ctrl_c_while_it_starts, killed, listed, of
 from tests.support.faults import Fault
 
@@ -204,6 +210,40 @@ def test_ctrl_c_while_it_is_made_gives_back(both: Rig) -> None:
     with pytest.raises(KeyboardInterrupt):
         both.acquire()
     assert both.emulator.names == []
+
+
+def test_ctrl_c_at_any_line_after_it_is_made_gives_back(v2: Rig) -> None:
+    """Until a machine is handed out, no line is left at which an interrupt would let it bill."""
+    create = inspect.getfile(Making)
+    lines = itertools.count()
+
+    def interrupted_at(line: int) -> bool:
+        """Interrupt at the n-th line of the file after the pod exists; return whether there was such a line."""
+        passed = itertools.count()
+
+        def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+            if frame.f_code.co_filename != create or frame.f_code.co_name not in ("new", "_handed_out"):
+                return None
+            # Python hears no signal at a `try:`, which does nothing.
+            does_nothing = linecache.getline(create, frame.f_lineno).strip() == "try:"
+            if v2.emulator.names and not does_nothing and event in ("call", "line") and next(passed) == line:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            v2.acquire()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    while interrupted_at(next(lines)):
+        assert v2.emulator.names == []
+    assert next(lines) > 5
+    assert len(v2.emulator.names) == 1
 
 
 def test_after_a_killed_launch_its_pod_is_the_one(both: Rig, fault: Fault) -> None:
