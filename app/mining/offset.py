@@ -1,7 +1,6 @@
 """Find the offset that all embeddings share, and subtract it.
 
-Networks that were trained for distances, and young ones, put all faces into one part of the sphere: even strangers have
-a high cosine. What tells people apart is then a small part of each embedding, and the directions, floors and shares of
+Networks that were trained for distances put all faces into one part of the sphere: even strangers have a high cosine. What tells people apart is then a small part of each embedding, and the directions, floors and shares of
 mining would be those of the large one. Without the offset, strangers have a median cosine of 0.
 
 Two strangers share the offset m, so the median cosine of random pairs is |m|^2. The direction of m is that of the mean
