@@ -1,7 +1,8 @@
 """Find the offset that all embeddings share, and subtract it.
 
-Networks that were trained for distances put all faces into one part of the sphere: even strangers have a high cosine. What tells people apart is then a small part of each embedding, and the directions, floors and shares of
-mining would be those of the large one. Without the offset, strangers have a median cosine of 0.
+Networks that were trained for distances put all faces into one part of the sphere: even strangers have a high cosine.
+What tells people apart is then a small part of each embedding, and the directions, floors and shares of mining would be
+those of the large one. Without the offset, strangers have a median cosine of 0.
 
 Two strangers share the offset m, so the median cosine of random pairs is |m|^2. The direction of m is that of the mean
 of all images, and nearly all lie along it. Embeddings without an offset have a mean, too: in few dimensions, or if most
