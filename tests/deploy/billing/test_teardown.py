@@ -104,6 +104,9 @@ def test_a_download_that_hangs_delays_a_release_only_for_so_long(
         assert [each.daemon for each in hanging] == [True] * len(hanging)  # it delays no end of the command either
         assert 0.5 <= time.monotonic() - began < 15
         rented.ran(state="stopped")  # lets the thread end
+        for each in hanging:
+            each.join(30)  # what it prints is of this test
+            assert not each.is_alive()
     assert "the results on m were not downloaded within 0 s: they are lost" in " ".join(capsys.readouterr().out.split())
 
 
