@@ -138,31 +138,49 @@ class LambdaProvider(Provider):
         for kind, region in self._candidates:
             self.say(f"requesting {kind.name} in {region}, {kind.usd_per_hour:.2f} USD an hour")
             try:
-                made = self._launch(spec.name, kind, region, key_name)
+                return self._requested(spec.name, kind, region, key_name)
             except ApiError as error:
                 if not error.has_no_room:
                     raise
-                refusals.append(f"{kind.name} in {region}: {'no capacity' if error.code == NO_CAPACITY else error}")
-                continue
-            try:
-                return self._ready(made, is_new=True)
+                why = "no capacity" if error.code == NO_CAPACITY else str(error)
             except Unfit as unfit:
-                self.say(f"releasing {made}: {unfit}")
-                self._end(made.id, spec.name)
-                refusals.append(f"{kind.name} in {region}: {unfit}")
-            except BaseException as error:  # it bills already
-                self.say(f"releasing {made}")
-                try:
-                    self._end(made.id, spec.name)
-                except DeployError as left:
-                    raise NoMachine(f"{error or 'interrupted'}; and {left}", next_command=left.next_command) from error
-                raise
+                why = str(unfit)
+            refusals.append(f"{kind.name} in {region}: {why}")
         name, where = self.settings.target.name, self.settings.where
         raise NoMachine(
             f"Lambda Cloud has no machine for target '{name}' now",
             evidence=refusals or ["no instance type fits the target"],
             next_command=f"{command(f'offers --on {name}')}   (then name other instance_types or regions in {where})",
         )
+
+    def _requested(self, name: str, kind: InstanceType, region: str, key_name: str) -> Machine:
+        """Launch a machine, and wait until it is ready. It bills at once: a failure releases it, or names it."""
+        made: Instance | None = None
+        try:
+            made = self._launch(name, kind, region, key_name)
+            return self._ready_or_released(made, name)
+        except Exception:
+            raise
+        except BaseException as error:  # Ctrl-C, at any line since the request
+            self.say(f"releasing {made}" if made else f"checking whether {name} was started, to release it")
+            if made or (made := self._appearing(name)):
+                self._end_after(error, made, name)
+            raise
+
+    def _ready_or_released(self, made: Instance, name: str) -> Machine:
+        try:
+            return self._ready(made, is_new=True)
+        except Exception as error:
+            self.say(f"releasing {made}: {error}")
+            self._end_after(error, made, name)
+            raise
+
+    def _end_after(self, error: BaseException, made: Instance, name: str) -> None:
+        """Terminate a machine that is not handed out. Raises NoMachine with both reasons if it still bills."""
+        try:
+            self._end(made.id, name)
+        except DeployError as left:
+            raise NoMachine(f"{error or 'interrupted'}; and {left}", next_command=left.next_command) from error
 
     def _launch(self, name: str, kind: InstanceType, region: str, key_name: str) -> Instance:
         """Launch one machine. After no answer, look for it by its name: a second request could make a second one."""
@@ -190,11 +208,9 @@ class LambdaProvider(Provider):
                     next_command=f"{command('ps')}   (shows it), or look at {CONSOLE}",
                 ) from error
             return found
-        except BaseException:  # Ctrl-C during the request
-            self.say(f"checking whether {name} was started, to release it")
-            found = self._appearing(name)
-            if found:
-                self._end(found.id, name)
+        except DeployError as error:  # an answer that cannot be read: it may exist
+            if found := self._appearing(name):
+                self._end_after(error, found, name)
             raise
 
     def _appearing(self, name: str) -> Instance | None:

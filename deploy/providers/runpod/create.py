@@ -87,22 +87,10 @@ class Making:
             wanted = self._wanted(name, nodes, candidate, public_key, disk)
             try:
                 try:
-                    made, was_unclear = self.asking.create(lambda: kind.create(wanted), lambda: _named(kind, name))  # noqa: B023 - called at once
+                    made, was_unclear = self._requested(kind, wanted)
                 except (Refused, Forbidden) as error:
                     refusals.append(Refusal(str(candidate), str(error), by_rule=unlike_room(error)))
                     continue
-                except Unreachable:  # nothing was sent, so nothing was created
-                    notes.done_with(name)
-                    raise
-                except Unclear as error:  # the note stays: it may exist
-                    raise NoMachine(
-                        f"RunPod did not confirm that it created the {kind.word} {name}, which may exist and bill: "
-                        f"{error}",
-                        next_command=f"{command(f'deploy --on {target}')}   (finds it by its name)",
-                    ) from error
-                except (ApiError, DeployError):
-                    notes.done_with(name)
-                    raise
                 twins = twins or was_unclear
                 try:
                     return self._handed_out(kind, made, name, may_have_twins=twins)
@@ -126,6 +114,25 @@ class Making:
         if bad_image:
             raise cannot_pull(self.settings, start_of(self.options, self.settings.project).image, bad_image.why)
         raise no_candidate(self.settings, refusals, kind.word if nodes > 1 else "machine")
+
+    def _requested(self, kind: Kind[T], wanted: Wanted) -> tuple[T, bool]:
+        """Create one, and tell whether it was unclear at first. Raises Refused, Forbidden, NoMachine, ApiError."""
+        name, notes = wanted.name, self.asking.notes
+        try:
+            return self.asking.create(lambda: kind.create(wanted), lambda: _named(kind, name))
+        except (Refused, Forbidden):  # the next candidate writes the note anew
+            raise
+        except Unreachable:  # nothing was sent, so nothing was created
+            notes.done_with(name)
+            raise
+        except Unclear as error:  # the note stays: it may exist
+            raise NoMachine(
+                f"RunPod did not confirm that it created the {kind.word} {name}, which may exist and bill: {error}",
+                next_command=f"{command(f'deploy --on {self.settings.target.name}')}   (finds it by its name)",
+            ) from error
+        except (ApiError, DeployError):
+            notes.done_with(name)
+            raise
 
     def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
         """Return the machine once it is ready. It bills already: a failure releases it, or names it in the error."""

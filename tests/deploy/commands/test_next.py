@@ -42,7 +42,7 @@ ELSEWHERE = {
         "deploy/shell/test_ssh_shell.py::test_the_advice_about_a_changed_host_key_works"
     ),
     "deploy/steps/restore.py:restore": "deploy/steps/test_restore.py::test_copies_that_cannot_be_read",
-    "deploy/providers/runpod/create.py:new": (
+    "deploy/providers/runpod/create.py:_requested": (
         "deploy/providers/test_runpod_faults.py::test_a_creation_that_stays_unclear_is_named_and_found_later"
     ),
     "deploy/providers/rented.py:refuse_unreadable": (

@@ -24,6 +24,7 @@ from deploy.specs.settings import Settings, Target
 from deploy.ui.screen import Screen
 from tests.support.emulators.clock import MovedClock
 from tests.support.emulators.lambda_cloud import KEY, REGIONS, Emulator, Refusal
+from tests.support.interrupts import at_each_line
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs the address 127.0.0.2: run it on Linux")
 
@@ -222,6 +223,23 @@ def test_an_interrupted_wait_releases_the_machine(rig: Rig) -> None:
     with pytest.raises(KeyboardInterrupt):
         provider.acquire(rig.spec())
     assert rig.emulator.names == []
+
+
+@pytest.mark.parametrize("oddity", [{}, {"status": "unhealthy"}], ids=["good", "unhealthy"])
+def test_ctrl_c_at_any_line_after_the_launch_releases_the_machine(rig: Rig, oddity: dict[str, Any]) -> None:
+    """Also while an unusable one is released already."""
+
+    def acquire() -> None:
+        rig.emulator.next = dict(oddity)
+        rig.acquire()
+
+    made = LambdaProvider
+    path = (made._new, made._requested, made._launch, made._ready_or_released, made._ready, made._end_after)
+    for line in at_each_line(path, lambda: bool(rig.emulator.names), acquire):
+        assert rig.emulator.names == [], line
+        lines = line + 1
+    assert lines > 10
+    assert len(rig.emulator.names) == 1
 
 
 def test_a_launch_without_an_answer_makes_no_second_machine(rig: Rig) -> None:

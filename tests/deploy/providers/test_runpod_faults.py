@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
-import linecache
 import sys
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,6 +11,7 @@ from deploy.errors import NoMachine
 from deploy.providers.runpod.create import Making
 from tests.support.emulators.rig import Rig, ctrl_c_while_it_is_made, ctrl_c_while_it_starts, killed, listed, of
 from tests.support.faults import Fault
+from tests.support.interrupts import at_each_line
 
 NO_RUN = {"truth": "no run is on the machine yet", "checkpoints": "no run is on the machine yet"}
 
@@ -214,35 +210,11 @@ def test_ctrl_c_while_it_is_made_gives_back(both: Rig) -> None:
 
 def test_ctrl_c_at_any_line_after_it_is_made_gives_back(v2: Rig) -> None:
     """Until a machine is handed out, no line is left at which an interrupt would let it bill."""
-    create = inspect.getfile(Making)
-    lines = itertools.count()
-
-    def interrupted_at(line: int) -> bool:
-        """Interrupt at the n-th line of the file after the pod exists; return whether there was such a line."""
-        passed = itertools.count()
-
-        def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
-            if frame.f_code.co_filename != create or frame.f_code.co_name not in ("new", "_handed_out"):
-                return None
-            # Python hears no signal at a `try:`, which does nothing.
-            does_nothing = linecache.getline(create, frame.f_lineno).strip() == "try:"
-            if v2.emulator.names and not does_nothing and event in ("call", "line") and next(passed) == line:
-                raise KeyboardInterrupt
-            return trace
-
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            v2.acquire()
-        except KeyboardInterrupt:
-            return True
-        finally:
-            sys.settrace(before)
-        return False
-
-    while interrupted_at(next(lines)):
-        assert v2.emulator.names == []
-    assert next(lines) > 5
+    path = (Making.new, Making._requested, Making._handed_out)
+    for line in at_each_line(path, lambda: bool(v2.emulator.names), v2.acquire):
+        assert v2.emulator.names == [], line
+        lines = line + 1
+    assert lines > 5
     assert len(v2.emulator.names) == 1
 
 
