@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from a
 
 
 from app.config import NO_ID
-from app.mining.cluster import by_overlap, number
+from app.mining.cluster import NONE_KNOWN, by_overlap, number
 from app.mining.graph import weigh
 from app.runtime.dist import World, share, world
 from benchmarks._claims import Claim, core_seconds, quick, report
@@ -102,7 +102,7 @@ def write_edges(folder: Path) -> None:
     degree, weight = (cosine >= FLOOR).sum(axis=1).astype(np.int32), np.zeros(ids.shape, np.uint16)
     n = len(ids)
     everyone, group = np.arange(n, dtype=np.int32), np.zeros(n, np.int32)
-    weigh(ids, cosine, 0, ids, everyone, degree, degree == K, group, CONFIG.min_overlap, 0, weight)
+    weigh(ids, cosine, 0, ids, everyone, degree, degree == K, group, CONFIG.min_overlap, 0, weight, NONE_KNOWN)
     row, at = np.nonzero(weight)
     np.save(folder / "edges.npy", np.stack([row, ids[row, at]]).astype(np.int32))
 

@@ -40,6 +40,7 @@ RESOLVED = 2e-6  # least distance of a cosine from 1; fp32 rounds one by less
 EVIDENCE = 8  # images of a cluster that strangers hardly form
 WHOLE = 0.75  # share of a cluster; one that holds as much of another finds it
 STEP = 0.05  # added to the similarity by by_components, as CDP does (Zhan et al. 2018)
+NONE_KNOWN = np.zeros(0, np.int32)  # lengths of lists; of one type, so that one loop is compiled
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 IdArray = NDArray[np.int64]
@@ -129,7 +130,7 @@ def by_overlap(
         full = gather((cosine >= least.max()).all(axis=1).astype(np.uint8), here) > 0
         group = np.where(oversize, labels, np.int32(-1))
         overlap = min_overlap + more
-        passes = [(sure, 0, None), (longer, math.ceil(overlap * (k + 1)), sure)][: 1 + (longer > sure).any()]
+        passes = [(sure, 0, NONE_KNOWN), (longer, math.ceil(overlap * (k + 1)), sure)][: 1 + (longer > sure).any()]
         weight[:] = 0
         for part in pieces_of(n, here):
             own, near = (ids[part], cosine[part], first + part.start), lists.near(part, longer, group)

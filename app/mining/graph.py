@@ -3,7 +3,8 @@
 Most work on the neighbour lists [n, k] as the search returns them, without a copy sorted by column or a sparse matrix.
 At 1.2 million images and 32 neighbours that takes 150 MB instead of gigabytes. Sums are of integers, so neither their
 order nor the number of processes changes a result. Compiled code is cached on disk; the first call on a machine
-compiles.
+compiles, which takes longest by far where a row of an array is assigned at once: numba then compiles the words of an
+error as well.
 
 Letters: N images, n rows of this process (contiguous, from `first`), k neighbours, m lists at hand.
 """
@@ -33,7 +34,7 @@ def weigh(
     min_overlap: float,
     min_common: int,
     weight: NDArray[np.uint16],
-    before: NDArray[np.int32] | None = None,
+    before: NDArray[np.int32],
 ) -> None:
     """Raise `weight` [n, k] to that of the edges from this process's rows to the images in their lists; 0: no edge.
 
@@ -50,7 +51,7 @@ def weigh(
     neighbours.
 
     With `min_common` above 0 an edge must also be mutual, and the two lists, each with its own image, must have that
-    many entries in common. Two lists of the lengths `before` [N] are known and skipped.
+    many entries in common. Two lists of the lengths `before` [N], or empty, are known and skipped.
     """
     n, k = weight.shape
     bits = 4
@@ -66,7 +67,7 @@ def weigh(
         found = 0
         for s in range(degree[i]):
             j = ids[row, s]
-            known = before is not None and degree[i] == before[i] and degree[j] == before[j]
+            known = len(before) > 0 and degree[i] == before[i] and degree[j] == before[j]
             short = degree[j] + 1 < min_common and not (large[i] and large[j])
             if group[j] == group[i] and not known and not short:
                 at[found] = s
@@ -246,7 +247,8 @@ def most_alike(mean: NDArray[np.float64], least: int) -> tuple[NDArray[np.float6
     measure, one = np.full(m, -np.inf), np.zeros((m, s), np.bool_)
     chain = np.empty(s, np.int64)
     for group, alike in enumerate(mean):
-        np.fill_diagonal(alike, -np.inf)
+        for i in range(s):
+            alike[i, i] = -np.inf
         images, inside, node = np.ones(s), np.zeros(s), np.arange(s)  # a node is named by one of its images
         length = 0
         for _ in range(s - 1):
@@ -254,7 +256,7 @@ def most_alike(mean: NDArray[np.float64], least: int) -> tuple[NDArray[np.float6
                 chain[0], length = node[0], 1
             while True:
                 a = chain[length - 1]
-                b = chain[length - 2] if length > 1 else np.argmax(alike[a])
+                b = chain[length - 2] if length > 1 else 0
                 for other in range(s):
                     if alike[a, other] > alike[a, b]:
                         b = other
@@ -274,7 +276,8 @@ def most_alike(mean: NDArray[np.float64], least: int) -> tuple[NDArray[np.float6
             above = inside[a] / np.sqrt(both * (both - 1) / 2)
             if least <= both <= s - least and above > measure[group]:
                 measure[group] = above
-                one[group] = node == a
+                for i in range(s):
+                    one[group, i] = node[i] == a
     return measure, one
 
 
@@ -310,4 +313,5 @@ def settle(alike: NDArray[np.float64], one: NDArray[np.bool_], times: int, least
                 moved |= nearer[i] != one[group, i]
             if not moved or min(after, s - after) < least:
                 break
-            one[group] = nearer
+            for i in range(s):
+                one[group, i] = nearer[i]

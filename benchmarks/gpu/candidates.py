@@ -264,7 +264,7 @@ def clusters(rig: Rig) -> Pair:
         weight = torch.zeros(count, k, dtype=torch.uint16).numpy()
         new, yes = nobody.clone().numpy(), torch.ones(count, dtype=torch.bool).numpy()
         arrays = [each.numpy() for each in (ids, cosine, empty, full, large, group)]
-        weigh(*arrays[:2], 0, arrays[0], *arrays[2:], 0.25, 0, weight)
+        weigh(*arrays[:2], 0, arrays[0], *arrays[2:], 0.25, 0, weight, empty.numpy())
         sweep(arrays[0], arrays[3], weight, 0, nobody.numpy(), yes, yes.copy(), 0, 0, new)
         return torch.from_numpy(weight.astype("int32")), torch.from_numpy(new)
 

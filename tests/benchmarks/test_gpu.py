@@ -125,7 +125,7 @@ def test_clustering_on_the_device_is_equal_to_the_loops(seed: int, number: int) 
     weight, new, yes = np.zeros((n, k), np.uint16), labels.clone().numpy(), np.ones(n, bool)
     degree, group = np.full(n, k, np.int32), np.zeros(n, np.int32)
     lists = ids.numpy(), cosine.numpy(), 0, ids.numpy(), np.zeros(0, np.int32)
-    weigh(*lists, degree, np.zeros(n, bool), group, 0.2, 0, weight)
+    weigh(*lists, degree, np.zeros(n, bool), group, 0.2, 0, weight, np.zeros(0, np.int32))
     sweep(ids.numpy(), degree, weight, 0, labels.numpy(), yes, yes.copy(), seed, number, new)
     assert np.array_equal(kernels.overlaps(ids, cosine, 0.2).numpy(), weight)
     assert 0 < np.count_nonzero(weight) < weight.size

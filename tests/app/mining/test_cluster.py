@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from app.config import NO_ID
 from app.mining.cluster import (
+    NONE_KNOWN,
     by_components,
     by_overlap,
     list_lengths,
@@ -104,9 +105,9 @@ def test_weights_are_those_of_naive_sets(lists: Lists, degree: NDArray[np.int32]
         for large in (np.zeros(n, np.bool_), np.arange(n) % 4 > 0):
             for common in (0, 6):
                 weight = np.zeros(lists[0].shape, np.uint16)
-                weigh(*lists, 0, *held(lists), degree, large, group, 0.2, common, weight)
+                weigh(*lists, 0, *held(lists), degree, large, group, 0.2, common, weight, NONE_KNOWN)
                 same = np.zeros_like(weight)
-                weigh(*lists, 0, lists[0], np.empty(0, np.int32), degree, large, group, 0.2, common, same)
+                weigh(*lists, 0, lists[0], np.empty(0, np.int32), degree, large, group, 0.2, common, same, NONE_KNOWN)
                 assert np.array_equal(same, weight)
                 assert np.array_equal(weight, naive_weights(lists, degree, large, group, 0.2, common))
                 assert weight.any()
@@ -118,7 +119,7 @@ def test_weights_of_longer_lists_only_raise_weights(lists: Lists, degree: NDArra
     weight = np.zeros(lists[0].shape, np.uint16)
     shorter = degree // 2
     for length in (shorter, degree):
-        weigh(*lists, 0, *held(lists), length, large, group, 0.2, 0, weight)
+        weigh(*lists, 0, *held(lists), length, large, group, 0.2, 0, weight, NONE_KNOWN)
     each = [naive_weights(lists, length, large, group, 0.2) for length in (shorter, degree)]
     assert np.array_equal(weight, np.maximum(*each))
     assert (each[0] > each[1]).any()
@@ -128,9 +129,9 @@ def test_pairs_of_lists_that_are_no_longer_keep_their_weights(lists: Lists, degr
     group, large = np.zeros(len(degree), np.int32), np.arange(len(degree)) % 4 > 0
     shorter = np.where(np.arange(len(degree)) % 3 > 0, degree, degree // 2).astype(np.int32)
     found = []
-    for before in (None, shorter):
+    for before in (NONE_KNOWN, shorter):
         found.append(np.zeros(lists[0].shape, np.uint16))
-        weigh(*lists, 0, *held(lists), shorter, large, group, 0.2, 0, found[-1])
+        weigh(*lists, 0, *held(lists), shorter, large, group, 0.2, 0, found[-1], NONE_KNOWN)
         once = found[-1].copy()
         weigh(*lists, 0, *held(lists), degree, large, group, 0.2, 6, found[-1], before)
         assert (found[-1] > once).any()
@@ -145,14 +146,14 @@ def test_lists_of_any_ids_are_told_apart() -> None:
     degree, group = np.zeros(len(ids), np.int32), np.zeros(len(ids), np.int32)
     degree[named] = len(named)
     cosine, weight = np.ones(ids.shape, np.float32), np.zeros(ids.shape, np.uint16)
-    weigh(ids, cosine, 0, ids, np.empty(0, np.int32), degree, group > 0, group, 1.0, 0, weight)
+    weigh(ids, cosine, 0, ids, np.empty(0, np.int32), degree, group > 0, group, 1.0, 0, weight, NONE_KNOWN)
     assert (weight[named] > 0).all()
 
 
 def test_a_share_of_the_rows_gets_the_same_weights(lists: Lists, degree: NDArray[np.int32]) -> None:
     group, large = np.zeros(len(degree), np.int32), np.arange(len(degree)) % 2 > 0
     part = np.zeros((30, 12), np.uint16)
-    weigh(lists[0][50:80], lists[1][50:80], 50, *held(lists), degree, large, group, 0.2, 0, part)
+    weigh(lists[0][50:80], lists[1][50:80], 50, *held(lists), degree, large, group, 0.2, 0, part, NONE_KNOWN)
     assert np.array_equal(part, naive_weights(lists, degree, large, group, 0.2)[50:80])
 
 
