@@ -246,10 +246,11 @@ def most_alike(mean: NDArray[np.float64], least: int) -> tuple[NDArray[np.float6
     m, s, _ = mean.shape
     measure, one = np.full(m, -np.inf), np.zeros((m, s), np.bool_)
     chain = np.empty(s, np.int64)
-    for group, alike in enumerate(mean):
+    images, inside, node = np.empty(s), np.empty(s), np.empty(s, np.int64)  # a node is named by one of its images
+    for group in range(m):
+        alike = mean[group]
         for i in range(s):
-            alike[i, i] = -np.inf
-        images, inside, node = np.ones(s), np.zeros(s), np.arange(s)  # a node is named by one of its images
+            alike[i, i], images[i], inside[i], node[i] = -np.inf, 1, 0, i
         length = 0
         for _ in range(s - 1):
             if length == 0:
@@ -271,7 +272,8 @@ def most_alike(mean: NDArray[np.float64], least: int) -> tuple[NDArray[np.float6
                 alike[a, other] = alike[other, a] = (images[a] * alike[a, other] + images[b] * alike[b, other]) / both
                 if node[other] == b:
                     node[other] = a
-            alike[b, :] = alike[:, b] = -np.inf
+            for other in range(s):
+                alike[b, other] = alike[other, b] = -np.inf
             images[a] = both
             above = inside[a] / np.sqrt(both * (both - 1) / 2)
             if least <= both <= s - least and above > measure[group]:
