@@ -14,18 +14,23 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 from scipy.linalg.lapack import ssyevr, ssyevr_lwork
+from scipy.special import digamma
 
 from app.mining.graph import most_alike, settle
 from app.mining.whole_clusters import ENTRIES_AT_ONCE
 
 HALF = 2  # least images of a half
 REASSIGNED = 3  # times that the images move to the nearer mean
-GROUPS = 200  # mixed groups of each size
-ENTRIES = GROUPS * 50**2  # of the matrices of a size; fewer groups of more images
-LEAST_GROUPS = 24  # the spread of fewer is not sure, even beside those of the sizes next to it
 SIZES = (4, 5, 6, 8, 10, 13, 17, 22, 29, 38, 50, 66, 87, 115, 152, 200, 264, 348)  # images of a mixed group
+SMOOTH = 8  # images; from here on, what chance gives is a polynomial of the logarithm of the size
+DEGREE = 4  # of the polynomial; a tenth of a standard deviation from what thousands of groups give
+GROUPS = 200  # mixed groups of each size, at most
+FITTED_GROUPS = 900  # of all sizes from SMOOTH on
+ENTRIES = 60 * 80**2  # of the matrices of a size; fewer groups of more images
+LEAST_GROUPS = 5
 TIGHT = 3.0  # standard deviations below the scatter of a person
 TIGHT_SHARE = 0.5  # of the scatter of a person; the images of a real person may be sharper than most
 LARGER = -1  # in the place of a way: the larger of the deviations of both
@@ -55,11 +60,19 @@ class Null(NamedTuple):
         at, known = np.log(size), np.log(self.sizes)
         return (measure - np.interp(at, known, self.mean[way])) / np.interp(at, known, self.spread[way])
 
-    def with_chance(self, measures: list[Rows], sure: int) -> Null:
-        """Return this with the mean and spread of `measures` by size; the spread is sure for the first `sure` sizes."""
-        mean = [float(each.mean()) for each in measures]
-        spread = smooth([max(float(each.std()), 1 / STEPS) for each in measures], sure)
-        return self._replace(mean=[*self.mean, mean], spread=[*self.spread, spread])
+    def with_chance(self, measures: list[Rows]) -> Null:
+        """Return this with the mean and spread of `measures`, those of mixed groups of each size."""
+        groups = np.array([len(each) for each in measures])
+        mean = np.array([each.mean() for each in measures])
+        spread = np.array([max(each.std(ddof=1), 1 / STEPS) for each in measures])
+        larger = np.array(self.sizes) >= SMOOTH
+        if larger.any():
+            at, free = np.log(self.sizes)[larger], groups[larger] - 1
+            # The logarithm of the spread of few groups is low on average.
+            log_spread = np.log(spread[larger]) - (digamma(free / 2) - np.log(free / 2)) / 2
+            spread[larger] = np.exp(fitted(log_spread, at, free**0.5))
+            mean[larger] = fitted(mean[larger], at, groups[larger] ** 0.5 / spread[larger])
+        return self._replace(mean=[*self.mean, mean.tolist()], spread=[*self.spread, spread.tolist()])
 
     def is_tight(self, scatter: float, images: int) -> bool:
         """Return whether `images` scatter so little that they show frames of a video."""
@@ -127,27 +140,31 @@ def by_chance(pool: Rows, largest: int) -> Null | None:
     products, random = pool @ pool.T, np.random.default_rng(0)
     scatter = np.diag(products)
     measures = []
-    for size in sizes:
-        groups = max(LEAST_GROUPS, min(GROUPS, ENTRIES // size**2))
+    for size, groups in zip(sizes, groups_of(sizes), strict=True):
         drawn = np.stack([random.choice(len(pool), size, replace=False) for _ in range(groups)])
         parts = np.array_split(drawn, -(-groups * size**2 // ENTRIES_AT_ONCE))
         alike = [directions(products.take(part[:, :, None] * len(pool) + part[:, None, :])) for part in parts]
         measures.append([np.concatenate([way(part).measure for part in alike]) for way in WAYS])
     null = Null(sizes, [], [], float(scatter.mean()), float(scatter.std()))
-    sure = sum(size**2 * GROUPS <= ENTRIES for size in sizes)
     for way in range(len(WAYS)):
-        null = null.with_chance([each[way] for each in measures], sure)
+        null = null.with_chance([each[way] for each in measures])
     larger = [
         np.max([null.deviations(found, size, way) for way, found in enumerate(each)], axis=0)
         for size, each in zip(sizes, measures, strict=True)
     ]
-    return null.with_chance(larger, sure)
+    return null.with_chance(larger)
 
 
-def smooth(values: list[float], first: int) -> list[float]:
-    """Return each value from the `first` on as a geometric mean with the values beside it, which count half."""
-    padded = np.pad(np.log(values), 1, mode="edge")
-    return values[:first] + np.exp((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4)[first:].tolist()
+def groups_of(sizes: list[int]) -> list[int]:
+    """Return how many mixed groups are measured of each of `sizes`."""
+    share = FITTED_GROUPS // max(1, sum(size >= SMOOTH for size in sizes))
+    fewer = [max(LEAST_GROUPS, min(GROUPS, share, ENTRIES // size**2)) for size in sizes]
+    return [GROUPS if size < SMOOTH else groups for size, groups in zip(sizes, fewer, strict=True)]
+
+
+def fitted(values: Rows, at: Rows, weight: Rows) -> Rows:
+    """Return the polynomial of `at` [r] through `values` [r], which have errors of 1 / `weight` [r]."""
+    return Polynomial.fit(at, values, min(DEGREE, len(at) - 1), w=weight)(at) if len(at) > 1 else values
 
 
 def directions(products: Rows) -> Rows:

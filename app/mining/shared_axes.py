@@ -41,8 +41,8 @@ def shared_axes(pool: Rows, owner: Ids) -> Axes:
     free = count - len(images)  # a mean takes one image of each cluster
     if free < 1 or not pool.any():
         return Axes(np.zeros((0, dim)), np.zeros(0))
-    _, length, directions = np.linalg.svd(pool, full_matrices=False)
-    variance = length**2 / count
+    variance, directions = np.linalg.eigh(pool.T @ pool / count)  # ascending
+    variance, directions = np.maximum(variance[::-1], 0), directions.T[::-1]
     wide, before = 0, -1
     while wide != before:  # each axis found lowers the noise that is left
         before = wide

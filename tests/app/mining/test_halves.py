@@ -10,7 +10,9 @@ from scipy.cluster.hierarchy import linkage
 
 from app.mining.graph import most_alike, settle
 from app.mining.halves import (
+    GROUPS,
     LARGER,
+    LEAST_GROUPS,
     SIZES,
     WAYS,
     Halves,
@@ -20,10 +22,10 @@ from app.mining.halves import (
     by_chance,
     directions,
     few,
+    groups_of,
     halves,
     products_beside,
     scatter,
-    smooth,
     widest_direction,
 )
 
@@ -90,10 +92,27 @@ def test_images_move_to_the_nearer_mean_as_if_each_were_compared(size: int, leas
     assert moved
 
 
-def test_a_spread_is_smoothed_where_groups_are_few() -> None:
-    powers = [2.0**-power for power in range(6)]
-    assert smooth(powers, 3)[:5] == pytest.approx(powers[:5])
-    assert smooth([1.0, 5.0, 1.0, 16.0, 1.0], 3) == pytest.approx([1, 5, 1, 4, 2])
+def test_fewer_groups_of_more_images_say_what_many_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = noise(2000, 5)
+    few_groups = by_chance(pool, 87)
+    monkeypatch.setattr("app.mining.halves.groups_of", lambda sizes: [1000] * len(sizes))
+    many_groups = by_chance(pool, 87)
+    assert few_groups
+    assert many_groups
+    for way in (0, 1, LARGER):
+        mean, known = np.array(few_groups.mean[way]), np.array(many_groups.mean[way])
+        spread = np.array(many_groups.spread[way])
+        assert (abs(mean - known) < 0.3 * spread).all()
+        assert few_groups.spread[way] == pytest.approx(spread, rel=0.25)
+
+
+@pytest.mark.parametrize("largest", [4, 8, 10, 13, 348])
+def test_larger_groups_are_fewer_and_small_ones_are_many(largest: int) -> None:
+    sizes = [size for size in SIZES if size <= largest]
+    groups = groups_of(sizes)
+    assert groups == sorted(groups, reverse=True)
+    assert groups[0] == GROUPS
+    assert groups[-1] >= (GROUPS // 2 if largest <= 13 else LEAST_GROUPS)
 
 
 def test_few_images_of_a_second_person_are_found_that_the_widest_direction_misses() -> None:
