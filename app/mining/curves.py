@@ -91,11 +91,12 @@ def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: W
     """
     count = len(labels)
     own = labels[first_row(count, here) :][: len(listed.ids)]
-    row, at = np.nonzero((listed.cosine >= floor) & (listed.ids != NONE))
-    one, other = own[row], labels[listed.ids[row, at]]
-    across = (one != other) & (images[one] >= LEAST) & (images[other] >= LEAST)
-    once = np.unique(np.stack([row[across], other[across]], 1), axis=0)
-    found, touch = np.unique(own[once[:, 0]] * count + once[:, 1], return_counts=True)
+    parts = [slice(at, at + ROWS_AT_ONCE) for at in range(0, len(own), ROWS_AT_ONCE)]
+    entries = [_entries_across(part, own, labels, listed, floor) for part in parts]
+    row, other = np.concatenate([np.zeros((2, 0), np.int64), *entries], axis=1)
+    large = (images[own[row]] >= LEAST) & (images[other] >= LEAST)
+    once = np.unique(row[large] * count + other[large])
+    found, touch = np.unique(own[once // max(count, 1)] * count + once % max(count, 1), return_counts=True)
     everywhere = gather_rows(torch.from_numpy(np.stack([found, touch], 1)), here).cpu().numpy()
     found, place = np.unique(everywhere[:, 0], return_inverse=True)
     touch = np.zeros(len(found), np.int64)
@@ -103,6 +104,14 @@ def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: W
     found = found[touch >= np.maximum(TOUCHING, BORDER * images[found // max(count, 1)])]
     pairs = np.stack(np.divmod(found, max(count, 1)), 1)
     return pairs[(pairs[:, 0] < pairs[:, 1]) & np.isin(pairs[:, 1] * count + pairs[:, 0], found)]
+
+
+def _entries_across(part: slice, own: Ids, labels: Ids, listed: Neighbours, floor: float) -> Ids:
+    """Return [2, e] rows of this `part`, and a cluster that each lists above `floor` and that is not its `own` [n]."""
+    ids = listed.ids[part]
+    across = (labels[ids] != own[part, None]) & (listed.cosine[part] >= floor) & (ids != NONE)
+    row, at = np.nonzero(across)
+    return np.stack([row + part.start, labels[ids[row, at]]])
 
 
 def measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World) -> Line:

@@ -146,8 +146,7 @@ def _moved(
     pieces = [none]
     for ids, rows in whole_clusters(cluster, size, wide, shard, here):
         for groups, stacked in by_size(cluster[ids], rows):
-            for own, images in zip(groups, axes.shrunk(stacked), strict=True):
-                found = split(images, null, limit)
+            for own, found in zip(groups, split(axes.shrunk(stacked), null, limit), strict=True):
                 pieces += [
                     np.stack([ids[own][each], np.full(len(each), ids[own][each].min())], 1)
                     for each in found
@@ -216,19 +215,24 @@ def widest(groups: Rows, null: Null) -> tuple[Rows, list[Halves]]:
     ]
 
 
-def split(images: Rows, null: Null, limit: Limit) -> list[Ids]:
-    """Return the rows of `images` [s, D] of each person; a single array if the images show one person."""
+def split(groups: Rows, null: Null, limit: Limit) -> list[list[Ids]]:
+    """Return for groups of images [m, s, D] the rows of each person; a single array if the images show one person."""
+    if groups.shape[1] < 2 * HALF:
+        return [[np.arange(groups.shape[1])] for _ in groups]
+    above, found = widest(groups, null)
+    return [
+        _parts(images, found[at].one[0], null, limit) if above[at] > limit.of(len(images)) else [np.arange(len(images))]
+        for at, images in enumerate(groups)
+    ]
+
+
+def _parts(images: Rows, one: Mask, null: Null, limit: Limit) -> list[Ids]:
+    """Return the rows of `images` [s, D] of each person, in the part `one` [s] and the rest; one array if one is tight."""
     whole = np.arange(len(images))
-    if len(images) < 2 * HALF:
-        return [whole]
-    above, (found,) = widest(images[None], null)
-    one = found.one[0]
-    if above[0] <= limit.of(len(images)):
-        return [whole]
     scattered = scatter(products_beside(images[None]), one[None].astype(np.float64))[0]
     if any(null.is_tight(each, half.sum()) for each, half in zip(scattered, (one, ~one), strict=True)):
         return [whole]
-    return [whole[half][each] for half in (one, ~one) for each in split(images[half], null, limit)]
+    return [whole[half][each] for half in (one, ~one) for each in split(images[half][None], null, limit)[0]]
 
 
 def _pool(cluster: Ids, size: Ids, tested: Mask, shard: Tensor, here: World) -> tuple[Rows, Ids]:

@@ -27,10 +27,11 @@ Mask = NDArray[np.bool_]
 def whole_clusters(cluster: Ids, size: Ids, chosen: Mask, shard: Tensor, here: World) -> Iterator[tuple[Ids, Singles]]:
     """Yield ids [e], ascending, and embeddings [e, D] of whole `chosen` clusters, each cluster on one process.
 
-    All processes yield equally often. A process holds about ROWS_AT_ONCE rows at a time.
+    All processes yield equally often. A process holds about ROWS_AT_ONCE rows at a time, of clusters of like sizes.
     """
     images = np.where(chosen, size, 0)
-    piece = (np.cumsum(images) - images) // ROWS_AT_ONCE
+    piece, order = np.empty_like(images), np.argsort(images, kind="stable")
+    piece[order] = (np.cumsum(images[order]) - images[order]) // ROWS_AT_ONCE
     first = first_row(len(cluster), here)
     own = first + np.flatnonzero(chosen[cluster[first : first + len(shard)]])
     for number in range(-(-(int(piece[chosen].max(initial=-1)) + 1) // here.size)):

@@ -137,7 +137,7 @@ def test_a_half_that_is_tighter_than_a_person_does_not_count(noise: float, piece
     images[10:, 1:] *= noise / 0.7
     images[10:, 1] += 2
     only_first = Limit([np.log(10.0), np.log(20.0)], [99.0, 0.0])
-    assert len(split(images, NO_CHANCE, only_first)) == pieces
+    assert len(split(images[None], NO_CHANCE, only_first)[0]) == pieces
 
 
 def test_the_limit_is_that_of_clusters_of_the_same_size() -> None:
