@@ -26,9 +26,9 @@ HALF = 2  # least images of a half
 REASSIGNED = 3  # times that the images move to the nearer mean
 SIZES = (4, 5, 6, 8, 10, 13, 17, 22, 29, 38, 50, 66, 87, 115, 152, 200, 264, 348)  # images of a mixed group
 SMOOTH = 8  # images; from here on, what chance gives is a polynomial of the logarithm of the size
-DEGREE = 4  # of the polynomial; a tenth of a standard deviation from what thousands of groups give
-GROUPS = 200  # mixed groups of each size, at most
-FITTED_GROUPS = 900  # of all sizes from SMOOTH on
+DEGREE, SPREAD_DEGREE = 4, 2  # of that of the mean, and of the logarithm of the spread
+GROUPS = 200  # mixed groups of a size, at most
+FITTED_GROUPS = 1800  # of all sizes from SMOOTH on
 ENTRIES = 60 * 80**2  # of the matrices of a size; fewer groups of more images
 LEAST_GROUPS = 5
 TIGHT = 3.0  # standard deviations below the scatter of a person
@@ -70,8 +70,8 @@ class Null(NamedTuple):
             at, free = np.log(self.sizes)[larger], groups[larger] - 1
             # The logarithm of the spread of few groups is low on average.
             log_spread = np.log(spread[larger]) - (digamma(free / 2) - np.log(free / 2)) / 2
-            spread[larger] = np.exp(fitted(log_spread, at, free**0.5))
-            mean[larger] = fitted(mean[larger], at, groups[larger] ** 0.5 / spread[larger])
+            spread[larger] = np.exp(fitted(log_spread, at, free**0.5, SPREAD_DEGREE))
+            mean[larger] = fitted(mean[larger], at, groups[larger] ** 0.5 / spread[larger], DEGREE)
         return self._replace(mean=[*self.mean, mean.tolist()], spread=[*self.spread, spread.tolist()])
 
     def is_tight(self, scatter: float, images: int) -> bool:
@@ -162,9 +162,9 @@ def groups_of(sizes: list[int]) -> list[int]:
     return [GROUPS if size < SMOOTH else groups for size, groups in zip(sizes, fewer, strict=True)]
 
 
-def fitted(values: Rows, at: Rows, weight: Rows) -> Rows:
-    """Return the polynomial of `at` [r] through `values` [r], which have errors of 1 / `weight` [r]."""
-    return Polynomial.fit(at, values, min(DEGREE, len(at) - 1), w=weight)(at) if len(at) > 1 else values
+def fitted(values: Rows, at: Rows, weight: Rows, degree: int) -> Rows:
+    """Return the polynomial of `at` [r] through `values` [r], which have errors in proportion to 1 / `weight` [r]."""
+    return Polynomial.fit(at, values, min(degree, len(at) - 1), w=weight)(at) if len(at) > 1 else values
 
 
 def directions(products: Rows) -> Rows:

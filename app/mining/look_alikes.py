@@ -227,7 +227,7 @@ def split(groups: Rows, null: Null, limit: Limit) -> list[list[Ids]]:
 
 
 def _parts(images: Rows, one: Mask, null: Null, limit: Limit) -> list[Ids]:
-    """Return the rows of `images` [s, D] of each person, in the part `one` [s] and the rest; one array if one is tight."""
+    """Return the rows of `images` [s, D] of the people in the part `one` [s] and the rest; all if one is tight."""
     whole = np.arange(len(images))
     scattered = scatter(products_beside(images[None]), one[None].astype(np.float64))[0]
     if any(null.is_tight(each, half.sum()) for each, half in zip(scattered, (one, ~one), strict=True)):
