@@ -58,6 +58,8 @@ FITS = {
 
 def why_unreadable(error: BaseException, otherwise: str) -> str:
     """What to say of an image that raised one of UNREADABLE: its own words where it has some, else `otherwise`."""
+    if isinstance(error, OSError) and error.strerror:  # of the file, not of a decoder
+        return f"cannot be opened ({error.strerror}); make it readable, or remove it"
     return str(error) if isinstance(error, UnknownScale | NeedsHeif) else otherwise
 
 
@@ -111,8 +113,10 @@ def is_heif(head: bytes) -> bool:
 
 
 def is_image(file: Path) -> bool:
-    """Recognise an image by its suffix or, without a suffix, by its first bytes."""
-    if file.suffix:
+    """Recognise an image by its suffix or, without a suffix, by its first bytes; a link to nothing by its suffix."""
+    if file.exists() and not file.is_file():  # reading a pipe may never end
+        return False
+    if file.suffix or not file.exists():
         return file.suffix.lower() in IMAGE_SUFFIXES
     with file.open("rb") as opened:
         head = opened.read(HEAD_BYTES)

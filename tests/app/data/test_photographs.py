@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import sys
 import warnings
@@ -186,6 +187,25 @@ def test_a_tiff_is_turned_once(orientation: int) -> None:
     Image.fromarray(np.ascontiguousarray(STORED[orientation](scene))).save(file, "TIFF", exif=exif)
     assert np.array_equal(np.asarray(photograph(file.getvalue())), scene)
     assert outline(file.getvalue()) == ((224, 112), orientation != 1)
+
+
+def test_links_to_nothing_are_unreadable_and_pipes_are_no_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    person = tmp_path / "photos" / "a"
+    person.mkdir(parents=True)
+    for number in range(3):
+        (person / f"{number}.png").write_bytes(encoded("PNG"))
+    for name in ("gone.jpg", "gone"):
+        (person / name).symlink_to("nowhere")
+    for name in ("pipe.jpg", "pipe"):
+        os.mkfifo(person / name)  # reading it would wait for a writer
+    words = ["source=folder", f"path={tmp_path / 'photos'}", f"out={tmp_path / 'out' / 'images.npy'}", "workers=1"]
+    assert prepare.main(words) == 2
+    assert "gone.jpg cannot be opened (No such file or directory); make it readable" in capsys.readouterr().err
+    assert prepare.main([*words, "unreadable=skip"]) == 0
+    assert "3 files left out: 2 no suffix, 1 .jpg" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"] == 3
 
 
 def test_damaged_metadata_does_not_cost_the_image() -> None:
