@@ -86,7 +86,10 @@ def readable(file: Path) -> Iterator[None]:
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Turn every error of a decoder into one of UNREADABLE: a damaged file makes Pillow raise TypeError, too."""
+    """Turn other errors of a decoder into one of UNREADABLE: a damaged file makes Pillow raise TypeError, too.
+
+    Raises UnidentifiedImageError instead.
+    """
     try:
         yield
     except (*UNREADABLE, MemoryError):
