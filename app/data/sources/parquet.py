@@ -57,7 +57,7 @@ def parquet(
     Identities are numbered 0..M-1 in order of appearance; -1 stays -1, which means unknown. Raises WrongUse, also for a
     folder with several splits if `split` is not given.
     """
-    files = _of_split(path, sorted(path.rglob("*.parquet")), split) if path.is_dir() else [path]
+    files = _of_split(path, _files_in(path), split) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise WrongUse(f"there is no .parquet file at {path}; give path=FILE.parquet or path=DIR with such files")
     counts = []
@@ -83,6 +83,12 @@ def parquet(
         made_of=f"{fingerprint(files, path if path.is_dir() else path.parent)} {image_column} {label_column}",
         stored=stored_files,
     )
+
+
+def _files_in(path: Path) -> list[Path]:
+    """The parquet files of a folder, by name; as in pyarrow's data sets, without names that begin with . or _."""
+    files = sorted(path.rglob("*.parquet"))
+    return [file for file in files if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]
 
 
 def _of_split(path: Path, files: list[Path], wanted: str | None) -> list[Path]:

@@ -194,6 +194,15 @@ def test_all_types_of_bytes_and_names_are_read(tmp_path: Path, images: Any, name
     assert source.labels.tolist() == [0, 1, 0, 2]
 
 
+def test_files_of_other_programs_are_ignored(tmp_path: Path) -> None:
+    """macOS leaves `._` files on foreign disks, Delta Lake a log beside the data."""
+    for name in ("._a.parquet", "_delta_log/1.checkpoint.parquet", ".cache/a.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no images")
+    save(tmp_path / "a.parquet", {"image": [png(5)], "label": [3]})
+    assert numbers(parquet(tmp_path), 0, 1) == [5]
+
+
 def test_numbers_in_one_file_and_names_in_another_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.parquet", {"image": [png(0)], "label": [3]})
     save(tmp_path / "b.parquet", {"image": [png(1)], "label": ["3"]})
