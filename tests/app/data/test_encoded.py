@@ -361,11 +361,12 @@ def test_a_rec_trains_as_the_images_prepared_from_it(index: bool, tmp_path: Path
 
 
 def test_a_rec_of_another_size_is_refused_with_the_command(tmp_path: Path) -> None:
-    rec = tmp_path / "train.rec"
+    rec = tmp_path / "my faces" / "train.rec"
+    rec.parent.mkdir()
     write(rec, [image_record(jpeg(number, (96, 112)), 0.0) for number in range(4)])
     said = refusal(rec)
     assert f"image 0 of {rec} is 96x112, not 112x112" in said
-    assert f"python -m app.prepare source=rec path={rec} out=images.jpegs" in said
+    assert f"python -m app.prepare source=rec path='{rec}' out=images.jpegs" in said
 
 
 def test_a_rec_with_an_empty_image_is_refused_before_training_comes_to_it(tmp_path: Path) -> None:
