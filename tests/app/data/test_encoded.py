@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -203,6 +204,25 @@ def test_changed_bytes_are_found_by_verify(jpegs: Path) -> None:
     jpegs.write_bytes(content)
     (fault,) = about(jpegs, verify=True)["faults"]
     assert "is not what prepare wrote: rows 47 to 47 differ" in fault
+
+
+def test_offsets_that_moved_within_a_block_are_found_by_verify(tmp_path: Path) -> None:
+    images = np.arange(4 * 112 * 112 * 3).reshape(4, 112, 112, 3).astype(np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    out = tmp_path / "out" / "images.jpegs"
+    assert prepare.main(["source=array", f"path={tmp_path / 'x.npy'}", f"out={out}"]) == 0
+    manifest, offsets = json.loads(out.with_name("manifest.json").read_text()), np.load(out.with_name("offsets.npy"))
+    content = out.read_bytes()  # one block of all four, whose hash is of the bytes alone
+    changed = {"block_rows": 4, "blocks": [hashlib.sha256(content).hexdigest()]}
+    changed["dataset_id"] = hashlib.sha256(hashlib.sha256(images.data).hexdigest().encode()).hexdigest()[:16]
+    out.with_name("manifest.json").write_text(json.dumps(manifest | changed))
+    assert about(out, verify=True)["faults"] == []
+    np.save(out.with_name("offsets.npy"), offsets + np.array([0, 0, 1, 0, 0]))
+    assert about(out, verify=True)["faults"] == [f"image 2 of {out} is not readable; copy it or make it again"]
+    np.save(out.with_name("offsets.npy"), offsets)
+    out.with_name("manifest.json").write_text(json.dumps(manifest | changed | {"dataset_id": "of other decoders"}))
+    (fault,) = about(out, verify=True)["faults"]
+    assert "gives other pixels than prepare saw" in fault
 
 
 # The writer.
