@@ -26,7 +26,7 @@ from torch import nn
 from app.config import Config, own_words
 from app.data.arrays import ENCODED, array_in
 from app.data.dataset import open_images
-from app.data.sources.photograph import load_faces
+from app.data.sources.photograph import is_image, load_faces
 from app.errors import Failed, WrongUse
 from app.evaluation.embedding import batch_size_for, embed_all
 from app.evaluation.weights import how_read, network_of, with_configs
@@ -94,13 +94,19 @@ def matching(patterns: str) -> list[Path]:
         paths = [prepared] if prepared and prepared.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
         files = [path for path in paths if path.is_file()]
         if not files:
-            example = path / "*" / "*.jpg" if path.is_dir() else "faces/*.jpg"
+            example = pattern_for(path) if path.is_dir() else "faces/*.jpg"
             raise WrongUse(f"images={pattern} matches no file; give images.npy, or photographs such as '{example}'")
         found += files
     arrays = [path for path in found if path.suffix in (".npy", *ENCODED)]
     if arrays and len(found) > 1:
         raise WrongUse(f"images={arrays[0]} and others are given; give one {arrays[0].suffix} alone, or photographs")
     return found
+
+
+def pattern_for(folder: Path) -> Path:
+    """A pattern of the images in a folder, or else in its sub-folders."""
+    suffix = next((file.suffix for file in sorted(folder.iterdir()) if file.suffix and is_image(file)), None)
+    return folder / f"*{suffix}" if suffix else folder / "*" / "*.jpg"
 
 
 def chunks(files: list[Path], fit: str) -> Iterator[NDArray[np.uint8]]:

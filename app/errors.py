@@ -28,14 +28,18 @@ class Failed(_Sentence):
 
 def framed(sentence: str) -> str:
     """The sentence for stderr: started by the launcher, it looks like the launcher's errors and names its flags."""
+    return sentence if FLAGS not in os.environ else f"error: {as_typed(sentence)}"
+
+
+def as_typed(text: str) -> str:
+    """The text with the options as its reader types them: started by the launcher, as flags."""
     names = os.environ.get(FLAGS)
     if names is None:
-        return sentence
+        return text
     options = "|".join(map(re.escape, names.split()))
     # Without a value, as in "align= has no effect", no space follows the flag.
-    found = re.sub(
+    return re.sub(
         rf"(?<![\w.])({options})=(?=([\w/.'\"…~*{{<-])?)",
         lambda match: f"--{match[1].replace('_', '-')}" + (" " if match[2] else ""),
-        sentence,
+        text,
     )
-    return f"error: {found}"

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from app.config import NO_ID, Config, load, own_words
 from app.data.dataset import Dataset, open_configured
@@ -39,6 +40,8 @@ from app.runtime.precision import settle
 from app.runtime.stop import Stop
 from app.runtime.weights import load_backbone
 from app.said import say
+
+ROWS_AT_ONCE = 2**16  # scaled to length 1
 
 
 def main(argv: list[str]) -> int:
@@ -108,7 +111,7 @@ def mine_array(argv: list[str], here: World) -> str:
     config, out = load(overrides).mining, Path(own["out"]).absolute()
     refuse_without_faiss(config.backend, config.search)
     make_folder(out, "out")
-    shard = F.normalize(torch.from_numpy(np.array(share(embeddings, here), np.float32)), dim=1).to(here.device)
+    shard = unit_rows(share(embeddings, here)).to(here.device)
     truth = None if labels is None else np.unique(labels, return_inverse=True)[1].astype(np.int32)
     ids, judged = find_pseudo_ids(shard, np.full(len(embeddings), NO_ID, np.int64), truth, config, here, seed=0)
     report = judged.as_dict()
@@ -126,7 +129,7 @@ def load_array(name: str, word: str, dimensions: int, kinds: str) -> NDArray[Any
     wanted = f"{word}= must be a .npy file of {'floats [N, D]' if dimensions == 2 else 'integers [N]'}"
     try:
         array = np.load(name, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # an empty file or a damaged header: errors of no common base class
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a complete .npy file"
         raise WrongUse(f"{name} cannot be read ({why}); {wanted}") from None
     if not isinstance(array, np.ndarray):
@@ -134,6 +137,19 @@ def load_array(name: str, word: str, dimensions: int, kinds: str) -> NDArray[Any
     if array.ndim != dimensions or array.dtype.kind not in kinds:
         raise WrongUse(f"{name} holds {array.dtype} of shape {list(array.shape)}; {wanted}")
     return array
+
+
+def unit_rows(rows: NDArray[Any]) -> Tensor:
+    """Return rows [n, D] of any float type, order and length as fp32 of length 1; zeros and NaN stay.
+
+    A power of two scales each row first, which is exact: fp32 has no room for the squares of 1e30 or 1e-30.
+    """
+    scaled = np.empty(rows.shape, np.float32)  # in C order, as FAISS needs it
+    for at in range(0, len(rows), ROWS_AT_ONCE):
+        some = np.asarray(rows[at : at + ROWS_AT_ONCE])
+        exponents = np.frexp(np.abs(some).max(axis=1, keepdims=True, initial=0))[1]
+        scaled[at : at + ROWS_AT_ONCE] = np.ldexp(some, -exponents)
+    return F.normalize(torch.from_numpy(scaled), dim=1)
 
 
 def agreement(report: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ from app.data.sources.photograph import FITS
 from app.data.sources.recordio import rec
 from app.data.sources.worker_pool import cores
 from app.data.synthetic.source import synthetic
-from app.errors import EXIT_WRONG_USE, WrongUse
+from app.errors import EXIT_WRONG_USE, WrongUse, as_typed
 from app.files import atomic, make_folder, one_at_a_time, write_json
 from app.said import say
 
@@ -134,7 +134,7 @@ def main(argv: list[str]) -> int:
         say(f"{out} already exists")
     else:
         say(f"{out}: {manifest['rows']} images, data set {manifest['dataset_id']}")
-        say("".join(f"{line}\n" for line in summary(manifest, placing, out)), end="")
+        say("".join(f"{as_typed(line)}\n" for line in summary(manifest, placing, out)), end="")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Tell what a prepared data set contains: python -m app.data data=PATH [verify=true] [json=true]
 
     data=PATH     images.npy, or its folder
-    verify=true   also hash all images, and compare them with the manifest
+    verify=true   also hash all images, and compare them with the manifest; image files are decoded, too
     json=true     print one JSON document
 
 Prints people, images, people of one image, duplicates and other suspects, what was left out, the split, and the

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.arrays import array_in, open_npy
+from app.data.arrays import OFFSETS, array_in, open_npy
 from app.data.dataset import Dataset, Rows, digest, identity, open_dataset, open_images, read_manifest
-from app.data.encoded import stored_bytes
+from app.data.encoded import EncodedImages, stored_bytes
 from app.data.shards import Images
 from app.errors import WrongUse
 
 PAGE, PAIRS = "passport.html", "pairs.npy"  # beside images.npy, if prepare wrote them
 BLOCK_ROWS = 8192  # of images without a manifest
 LISTED = 5  # data sets that a message names
+PIECE_ROWS = 1024  # images decoded at once
 About = dict[str, Any]
 
 
@@ -149,10 +150,34 @@ def image_faults(path: Path, images: Images, manifest: About) -> list[str]:
         if hashlib.sha256(stored_bytes(images, start, min(start + rows, len(images)))).hexdigest() != wanted[block]
     ]
     if not bad:
-        return []
+        return pixel_faults(path, images, manifest) if isinstance(images, EncodedImages) else []
     first = f"rows {bad[0] * rows} to {min((bad[0] + 1) * rows, len(images)) - 1}"
     more = f" and {len(bad) - 1} more blocks" if len(bad) > 1 else ""
     return [f"{path} is not what prepare wrote: {first}{more} differ; copy it or prepare it again"]
+
+
+def pixel_faults(path: Path, images: EncodedImages, manifest: About) -> list[str]:
+    """One sentence if an image cannot be decoded, or if all give another data set id than in the manifest.
+
+    The hashes of blocks leave out where an image begins within its block, and what this computer's decoders make of it.
+    """
+    rows, pixels = manifest["block_rows"], list[str]()
+    try:
+        for start in range(0, len(images), rows):
+            stop = min(start + rows, len(images))
+            sha256 = hashlib.sha256()
+            for at in range(start, stop, PIECE_ROWS):
+                sha256.update(images[at : min(at + PIECE_ROWS, stop)].data)
+            pixels.append(sha256.hexdigest())
+    except WrongUse as error:
+        return [str(error)]
+    is_part = manifest.get("selection") or manifest.get("shard")
+    if is_part or hashlib.sha256("".join(pixels).encode()).hexdigest()[:16] == manifest.get("dataset_id"):
+        return []
+    return [
+        f"{path} gives other pixels than prepare saw; copy it together with {OFFSETS} again, or install the Pillow and "
+        "simplejpeg of constraints.txt"
+    ]
 
 
 def in_words(told: About) -> list[str]:

@@ -5,6 +5,7 @@ Letters: N images.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -66,4 +67,5 @@ def _of_folder(path: Path) -> str:
         return f"give the file in it: {file}"
     rec = path / "train.rec"
     source, first = ("rec", f"give {rec}, or ") if rec.is_file() else ("folder", "")
-    return f"{first}convert it once: python -m app.prepare source={source} path={path} out=images.npy"
+    here = shlex.quote(str(path))
+    return f"{first}convert it once: python -m app.prepare source={source} path={here} out=images.npy"

@@ -5,6 +5,8 @@ Letters: N images mined, n of this process (its contiguous share), S sampled one
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from app.mining.cluster import Clusters, by_components, by_overlap, first_row, g
 from app.mining.knn import SearchInexact
 from app.mining.lists import NONE, Neighbours
 from app.mining.sample import recall, sample_rows
-from app.mining.search import searched
+from app.mining.search import searched, tell
 from app.runtime.dist import World, from_main, least
 from app.runtime.stop import Poll
 
@@ -56,14 +58,26 @@ def clustered(rows: Tensor, config: MiningConfig, here: World, *, seed: int, pol
     # All ranks use rank 0's numbers: CPUs of several kinds may round the last bit of a product differently.
     count = len(gather(np.empty((len(rows), 0), np.int32), here))
     first, second = _floors(sample, count, config, here)
-    listed, how = searched(rows, config, first, here, poll)
-    share = recall(listed, rows, here, sample=RECALL_SAMPLE, seed=seed, floors=None if how == "exact" else first)
-    poll()
+    listed, how, share = _checked(rows, config, first, here, seed, poll)
+    if config.search == "auto" and how != "exact" and not share >= config.min_recall:
+        started, because = time.monotonic(), f"cells have {share:.2%} of the neighbours of another sample"
+        listed, how, share = _checked(rows, replace(config, search="exact"), first, here, seed, poll)
+        tell(f"search: exact, because {because}", started, here)
     _refuse_below(config.min_recall, share, how)
     original, kept = _lists_without_copies(rows, listed, config, here, first, poll)
     strict = clusters_above(first, kept, original, config, here, poll)
     near = gather(kept.cosine[:, 0] >= first[0], here)
     return Clustered(rows, sample, first, second, listed, how, share, original, kept, strict, near)
+
+
+def _checked(
+    rows: Tensor, config: MiningConfig, floors: Floors, here: World, seed: int, poll: Poll
+) -> tuple[Neighbours, str, float]:
+    """Return the neighbours of `rows` [n, D], how they were searched, and the recall on a sample of `seed`."""
+    listed, how = searched(rows, config, floors, here, poll)
+    share = recall(listed, rows, here, sample=RECALL_SAMPLE, seed=seed, floors=None if how == "exact" else floors)
+    poll()
+    return listed, how, share
 
 
 def sample_of(rows: Tensor, here: World) -> NDArray[np.float32]:

@@ -117,8 +117,7 @@ def cells_to_read(
 ) -> tuple[int | None, float]:
     """Return how many cells to read for `min_recall`, and the recall on a sample; None if MOST_READ are too few.
 
-    Half of the neighbours that `min_recall` lets a search miss are kept in reserve, for another sample. Recall is that
-    of the neighbours that the clustering reads (`counted`). The same on every rank.
+    Recall is that of the neighbours that the clustering reads (`counted`). The same on every rank.
     """
     with full_precision(shard.device):
         ids, rows = draw(shard, here, SAMPLE, SEED)
@@ -127,9 +126,13 @@ def cells_to_read(
         order = nearest_cells(on_grid(rows), cells.centres, cells.near.shape[1])
         within = (order[:, None, :] == cells.home[true.clamp(min=0)][:, :, None]) & matter[:, :, None]  # [s, k, P]
     share = (within.sum((0, 1)).cumsum(0) / matter.sum()).tolist() if matter.any() else [1.0] * order.shape[1]
-    wanted = 1 - (1 - min_recall) / 2
-    enough = [number for number, each in enumerate(share, 1) if each >= wanted]
+    enough = [number for number, each in enumerate(share, 1) if each >= with_reserve(min_recall)]
     return (enough[0], share[enough[0] - 1]) if enough else (None, share[-1])
+
+
+def with_reserve(min_recall: float) -> float:
+    """Return the recall on a sample that cells must reach: half of what may be missed is for another sample."""
+    return 1 - (1 - min_recall) / 2
 
 
 def neighbours_in_cells(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.config import MiningConfig
-from app.mining.ivf import cells_to_read, make_cells, neighbours_in_cells
+from app.mining.ivf import cells_to_read, make_cells, neighbours_in_cells, with_reserve
 from app.mining.knn import SearchInexact, installed_faiss, neighbours
 from app.mining.lists import Neighbours, usable
 from app.runtime.dist import World, any_rank, gather_rows
@@ -53,8 +53,9 @@ def searched(
             tell(f"search: {how}, recall {share:.2%} on a sample", started, here)
             return found, how
         message = (
-            f"mining.search=ivf finds {share:.2%} of the neighbours of a sample, too few for mining.min_recall="
-            f"{config.min_recall:g}: give mining.search=exact, or mining.min_recall={reachable(share):g}"
+            f"mining.search=ivf finds {share:.3%} of the neighbours of a sample, and mining.min_recall="
+            f"{config.min_recall:g} needs {with_reserve(config.min_recall):.3%} there: give mining.search=exact, or "
+            f"mining.min_recall={reachable(share):g}"
         )
         if config.search == "ivf":
             raise SearchInexact(message)

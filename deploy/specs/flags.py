@@ -261,7 +261,7 @@ DATA = (
         "images.npy or images.jpegs of a prepared data set, or its folder (default: data/orl of the project)",
         "PATH",
     ),
-    Flag("verify", "also hash all images, and compare them with the manifest"),
+    Flag("verify", "also hash all images, and compare them with the manifest; image files are decoded, too"),
     JSON,
 )
 MINE = (

@@ -32,6 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = faces(people=5, each=1)
     np.save(folder / "images.npy", images)
     (folder / "faces").mkdir()
+    (folder / "people" / "a").mkdir(parents=True)
     for number, image in enumerate(images):
         Image.fromarray(image).save(folder / "faces" / f"{number}.png")
     return folder
@@ -76,7 +77,8 @@ def test_photographs_come_in_the_order_given(place: Path, tmp_path: Path) -> Non
     ("words", "said"),
     [
         (["images=nothing/*.png"], "matches no file"),
-        (["images=PLACE/faces"], "faces/*/*.jpg'"),
+        (["images=PLACE/faces"], "faces/*.png'"),
+        (["images=PLACE/people"], "people/*/*.jpg'"),
         (["images=PLACE/images.npy,PLACE/faces/0.png"], "one .npy alone"),
         (["images=PLACE/weights.pt"], "weights.pt"),
         (["out=x.txt"], "ends in .npy"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from app import prepare
 from app.errors import FLAGS, framed
@@ -36,3 +39,15 @@ def test_a_wrong_source_gets_the_nearest_one(
     monkeypatch.setenv(FLAGS, "source path held_out")
     assert prepare.main(["source=fodler", "out=x"]) == 2
     assert "error: --source fodler is not known; did you mean folder?" in capsys.readouterr().err
+
+
+def test_a_hint_after_the_work_names_flags_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FLAGS, "source path align fit")
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for number in range(2):
+        Image.new("RGB", (20 + number, 30)).save(tmp_path / "photos" / "a" / f"{number}.png")
+    words = ["source=folder", f"path={tmp_path / 'photos'}", f"out={tmp_path / 'out' / 'images.npy'}"]
+    assert prepare.main(words) == 0
+    assert "; --align auto takes the face instead, --fit pad all of the image" in capsys.readouterr().out

@@ -97,11 +97,24 @@ def test_embeddings_of_anybody_are_clustered_and_measured(tmp_path: Path, capsys
     assert f"BCubed F {report['bcubed_f']:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_the_order_and_the_length_of_embeddings_change_nothing(factor: float, tmp_path: Path) -> None:
+    bank = planted([20] * 10, 32, 0.5)[0]
+    np.save(tmp_path / "x.npy", bank)
+    np.save(tmp_path / "other.npy", np.asfortranarray(bank * np.float32(factor)))
+    for name in ("x", "other"):
+        assert mine.main([f"embeddings={tmp_path / name}.npy", f"out={tmp_path / name}"]) == 0
+    ids, others = (np.load(tmp_path / name / "pseudo_ids.npy") for name in ("x", "other"))
+    assert (ids >= 0).mean() > 0.9
+    assert np.array_equal(ids, others)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("embeddings=x.npy", "out=… is missing"),
         ("embeddings=none.npy out=o", "cannot be read"),
+        ("embeddings=empty.npy out=o", "it is not a complete .npy file"),
         ("embeddings=y.npy out=o", "floats [N, D]"),
         ("embeddings=x.npy labels=x.npy out=o", "integers [N]"),
         ("embeddings=x.npy labels=y.npy out=o", "4 rows"),
@@ -113,6 +126,7 @@ def test_wrong_arrays_get_a_sentence_and_leave_nothing(
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.eye(5, dtype=np.float32))
     np.save("y.npy", np.arange(4))
+    Path("empty.npy").touch()
     assert mine.main(words.split()) == 2
     assert said in capsys.readouterr().err
     assert not Path("o").exists()

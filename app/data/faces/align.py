@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.data.arrays import SIDE
-from app.data.sources.photograph import FORMATS
+from app.data.sources.photograph import FORMATS, decoding
 
 # x, y in pixels: left eye, right eye, tip of the nose, left and right corner of the mouth
 TEMPLATE = np.array(
@@ -32,11 +32,12 @@ def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
     return np.column_stack([scale * turn, target_mean - scale * turn @ source_mean])
 
 
+@decoding()
 def aligned(file: Path, points: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Cut out the face in an image file by its five points [5, 2] in pixels; RGB [112, 112, 3].
 
     Exactly the published protocol: no EXIF, no smoothing of larger faces. Pixels outside the image are black. Raises
-    Pillow's error if the file is unreadable.
+    one of UNREADABLE.
     """
     with Image.open(file, formats=FORMATS) as image:
         face = image.convert("RGB").transform(

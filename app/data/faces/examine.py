@@ -18,6 +18,7 @@ from typing import NamedTuple
 from app.data.arrays import SIDE
 from app.data.faces.landmarks import Points
 from app.data.sources.photograph import UNREADABLE, outline, photograph, readable
+from app.data.sources.source import version_of
 from app.data.sources.worker_pool import processes
 from app.errors import WrongUse
 
@@ -130,8 +131,7 @@ def examine_one(file: Path, look: Look) -> Examined:
 
 
 def _key(file: Path, look: Look) -> str:
-    stat = file.stat()
-    told = f"{file.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{look}"
+    told = f"{file.absolute()}\0{version_of(file)}\0{look}"
     return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 

@@ -21,6 +21,7 @@ try:
 except ImportError:  # no build for this platform: Pillow decodes everything
     simplejpeg = None
 
+NOT_FAST = (ValueError, KeyError)  # simplejpeg's error for a damaged file, and for 4:4:1, which it has no name for
 SAME_COLOURS = ("YCbCr", "Gray", "RGB")  # the decoders convert CMYK to RGB differently
 DALI = "nvidia-dali-cuda130"
 DALI_BATCH = 256  # images at most
@@ -30,7 +31,8 @@ DALI_THREADS = 4  # CPU threads, which unpack the files for the GPU
 def fast_jpeg(data: bytes, side: int) -> NDArray[np.uint8] | None:
     """Decode a JPEG of side x side pixels to uint8 [side, side, 3] RGB; return None for any other file.
 
-    Truncated, damaged and CMYK files also return None; Pillow then decides whether and how to read them.
+    Truncated, damaged and CMYK files also return None; Pillow then decides whether and how to read them. So do files
+    of 4:4:1, such as a 4:1:1 turned without loss.
     """
     if simplejpeg is None or not data.startswith(b"\xff\xd8"):
         return None
@@ -38,7 +40,7 @@ def fast_jpeg(data: bytes, side: int) -> NDArray[np.uint8] | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         same = height == width == side and colours in SAME_COLOURS
         return simplejpeg.decode_jpeg(data, "RGB") if same else None
-    except ValueError:
+    except NOT_FAST:
         return None
 
 
@@ -48,7 +50,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         return None
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except NOT_FAST:
         return None
     return width, height
 

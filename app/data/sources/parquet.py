@@ -57,7 +57,7 @@ def parquet(
     Identities are numbered 0..M-1 in order of appearance; -1 stays -1, which means unknown. Raises WrongUse, also for a
     folder with several splits if `split` is not given.
     """
-    files = _of_split(path, sorted(path.rglob("*.parquet")), split) if path.is_dir() else [path]
+    files = _of_split(path, _files_in(path), split) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise WrongUse(f"there is no .parquet file at {path}; give path=FILE.parquet or path=DIR with such files")
     counts = []
@@ -83,6 +83,12 @@ def parquet(
         made_of=f"{fingerprint(files, path if path.is_dir() else path.parent)} {image_column} {label_column}",
         stored=stored_files,
     )
+
+
+def _files_in(path: Path) -> list[Path]:
+    """The parquet files of a folder, by name; as in pyarrow's data sets, without names that begin with . or _."""
+    files = sorted(path.rglob("*.parquet"))
+    return [file for file in files if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]
 
 
 def _of_split(path: Path, files: list[Path], wanted: str | None) -> list[Path]:
@@ -194,7 +200,12 @@ def _labels(files: list[Path], column: str) -> tuple[NDArray[np.int32], list[str
                 raise WrongUse(
                     f"{file} has {row} rows, but its footer lists {opened.metadata.num_rows}; copy or download it again"
                 )
-    return np.concatenate(labels), [str(name) for name in numbers if name != UNKNOWN]
+    names = [name for name in numbers if name != UNKNOWN]
+    if len({*map(type, names)}) > 1:  # 3 and "3" would be two people
+        raise WrongUse(
+            f"{column} holds numbers in some files of {files[0].parent}, and names in others; export it alike"
+        )
+    return np.concatenate(labels), [*map(str, names)]
 
 
 def _opened(file: Path) -> Any:
@@ -218,13 +229,16 @@ def _batches(file: Path, opened: Any, column: str, rows: int, groups: list[int])
 def _holds_images(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if pa.types.is_dictionary(kind):
+        return _holds_images(kind.value_type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _holds_labels(kind: Any) -> bool:
     if pa.types.is_dictionary(kind):
         return _holds_labels(kind.value_type)
-    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    is_name = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(pa.types.is_integer(kind) or is_name)
 
 
 def _column(file: Path, schema: Any, option: str, wanted: str | None, usual: Sequence[str], fits: Any) -> str:
@@ -239,10 +253,10 @@ def _column(file: Path, schema: Any, option: str, wanted: str | None, usual: Seq
         chosen = fitting[0]
     if chosen not in fitting:
         columns = ", ".join(f"{field.name} ({_kind(field.type)})" for field in schema)
-        what = "image files (bytes)" if option == "image_column" else "identities (numbers or names)"
+        what = "image files (bytes)" if option == "image_column" else "identities (whole numbers or names)"
         missing = f"has no column {wanted} with {what}" if wanted else f"has no known column with {what}"
-        known = fitting[0] if fitting else "NAME"
-        raise WrongUse(f"{file} {missing}; its columns are {columns}: name one with {option}={known}")
+        advice = f"name one with {option}={fitting[0]}" if fitting else "export the file again with one"
+        raise WrongUse(f"{file} {missing}; its columns are {columns}: {advice}")
     return str(chosen)
 
 

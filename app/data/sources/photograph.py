@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = {
 }  # fmt: skip
 # The first bytes of JPEG, PNG, GIF, BMP and RIFF (WebP), to recognise images without a suffix.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
-# Errors of the decoders for broken files; Pillow raises SyntaxError for a broken PNG, RuntimeError for a broken AVIF.
+# Errors of an image file that cannot be decoded; `decoding` turns all others of the decoders into the first.
 UNREADABLE = (
     UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, RuntimeError,
 )  # fmt: skip
@@ -58,6 +58,8 @@ FITS = {
 
 def why_unreadable(error: BaseException, otherwise: str) -> str:
     """What to say of an image that raised one of UNREADABLE: its own words where it has some, else `otherwise`."""
+    if isinstance(error, OSError) and error.strerror:  # of the file, not of a decoder
+        return f"cannot be opened ({error.strerror}); make it readable, or remove it"
     return str(error) if isinstance(error, UnknownScale | NeedsHeif) else otherwise
 
 
@@ -82,6 +84,20 @@ def readable(file: Path) -> Iterator[None]:
         raise WrongUse(f"{file} {why}") from error
 
 
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Turn other errors of a decoder into one of UNREADABLE: a damaged file makes Pillow raise TypeError, too.
+
+    Raises UnidentifiedImageError instead.
+    """
+    try:
+        yield
+    except (*UNREADABLE, MemoryError):
+        raise
+    except Exception as error:  # no list of the types would be complete
+        raise UnidentifiedImageError(f"{type(error).__name__}: {error}") from error
+
+
 class UnknownScale(ValueError):
     """Pixels are 32-bit integers or floats, and the file does not define which value is white."""
 
@@ -100,8 +116,10 @@ def is_heif(head: bytes) -> bool:
 
 
 def is_image(file: Path) -> bool:
-    """Recognise an image by its suffix or, without a suffix, by its first bytes."""
-    if file.suffix:
+    """Recognise an image by its suffix or, without a suffix, by its first bytes; a link to nothing by its suffix."""
+    if file.exists() and not file.is_file():  # reading a pipe may never end
+        return False
+    if file.suffix or not file.exists():
         return file.suffix.lower() in IMAGE_SUFFIXES
     with file.open("rb") as opened:
         head = opened.read(HEAD_BYTES)
@@ -138,6 +156,7 @@ def _register_heif() -> None:
     pillow_heif.register_heif_opener()  # does nothing if it is registered
 
 
+@decoding()
 def decode_face(file: Path | IO[bytes] | bytes, fit: str = "crop") -> NDArray[np.uint8]:
     """Decode an image file to upright uint8 [112, 112, 3] RGB, resampled; `fit` is a key of FITS.
 
@@ -149,6 +168,7 @@ def decode_face(file: Path | IO[bytes] | bytes, fit: str = "crop") -> NDArray[np
     return np.asarray(fitted(photograph(file), fit)) if fast is None else fast
 
 
+@decoding()
 def decode_stored(data: bytes) -> NDArray[np.uint8]:
     """Decode an image file of 112 x 112 to [112, 112, 3] RGB. Raises OtherSize, or one of UNREADABLE."""
     fast = None if _may_be_turned(data) else fast_jpeg(data, SIDE)
@@ -160,12 +180,14 @@ def decode_stored(data: bytes) -> NDArray[np.uint8]:
         return np.asarray(_eight_bits(_upright(image), image.format))
 
 
+@decoding()
 def photograph(file: bytes) -> Image.Image:
     """Decode an image file to upright 8-bit RGB in its own size. Raises one of UNREADABLE."""
     with _opened(io.BytesIO(file)) as image:
         return _eight_bits(_upright(image), image.format)
 
 
+@decoding()
 def kind(file: bytes) -> tuple[str | None, tuple[int, int]]:
     """Return Pillow's name of an image file's format, and its width and height as stored. Raises one of UNREADABLE."""
     with _opened(io.BytesIO(file)) as image:
@@ -189,6 +211,7 @@ def jpeg_of(image: NDArray[np.uint8]) -> str:
     return base64.b64encode(made.getvalue()).decode("ascii")
 
 
+@decoding()
 def outline(file: Path | bytes) -> tuple[tuple[int, int], bool]:
     """Return an image file's upright width and height, and whether EXIF turns it, from its header alone.
 
@@ -201,7 +224,8 @@ def outline(file: Path | bytes) -> tuple[tuple[int, int], bool]:
         image = _opened(opened)
         orientation = _orientation(image)
         width, height = image.size
-        return ((height, width) if orientation in SIDEWAYS else (width, height)), orientation in TURNS
+        sideways = orientation in SIDEWAYS and image.format != "TIFF"  # whose upright size Pillow tells
+        return ((height, width) if sideways else (width, height)), orientation in TURNS
 
 
 def fitted(image: Image.Image, fit: str) -> Image.Image:
@@ -235,7 +259,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image upright if its EXIF data is readable and contains an orientation."""
+    """Decode an image, and turn it upright if its EXIF data is readable and contains an orientation.
+
+    Pixels come first. Pillow decodes a PNG to find its EXIF data, and a second attempt after an error gives black rows.
+    Pillow turns a TIFF itself when it decodes it, and then no orientation is left.
+    """
+    image.load()
     turned = TURNS.get(_orientation(image))
     return image if turned is None else image.transpose(turned)
 
@@ -243,7 +272,6 @@ def _upright(image: Image.Image) -> Image.Image:
 def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
     """Convert to 8-bit RGB. Raises UnknownScale if the file does not define white."""
     if image.mode == "RGB" and not image.has_transparency_data:
-        image.load()
         return image
     # Pillow's own conversion clips 16 bits: all values above 255 become white. Pillow opens a 16-bit PGM in mode I.
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):

@@ -319,7 +319,8 @@ def _classes(file: Path, starts: NDArray[np.int64], labels: NDArray[np.float32])
     """Convert labels to class numbers [N]. Raises WrongUse for one that is not a whole number from -1 to 2^24 - 1."""
     fits = (labels >= -1) & (labels < EXACT_CLASSES) & (labels == np.floor(labels))
     for start, label in zip(starts[~fits][:1], labels[~fits][:1], strict=True):
-        why = "and float32 labels are exact only below 16777216" if label >= EXACT_CLASSES else "not a whole number"
+        large = label >= EXACT_CLASSES
+        why = "and float32 labels are exact only below 16777216" if large else "not a whole number from -1 on"
         raise WrongUse(f"the record at byte {start} of {file} has the class {label:.10g}, {why}; number them from 0")
     return labels.astype(np.int32)
 

@@ -182,9 +182,12 @@ class _Person(NamedTuple):
 def _person(folder: Path) -> _Person:
     entries = _visible(folder)
     files = [entry for entry in entries if not entry.is_dir()]
-    images = [file for file in files if is_image(file)]
+    kinds = [is_image(file) for file in files]
     return _Person(
-        folder, images, [file for file in files if file not in {*images}], [e for e in entries if e.is_dir()]
+        folder,
+        images=[file for file, image in zip(files, kinds, strict=True) if image],
+        others=[file for file, image in zip(files, kinds, strict=True) if not image],
+        folders=[entry for entry in entries if entry.is_dir()],
     )
 
 
@@ -244,10 +247,17 @@ def fingerprint(files: Sequence[Path], folder: Path) -> str:
     """
     told = hashlib.sha256()
     for file in files:
-        stat = file.stat()
-        name = name_in(folder, file)
-        told.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+        told.update(f"{name_in(folder, file)}\0{version_of(file)}\0".encode("utf-8", "surrogateescape"))
     return told.hexdigest()
+
+
+def version_of(file: Path) -> str:
+    """The size and modification time of a file; those of a link to nothing are empty."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return "\0"
+    return f"{stat.st_size}\0{stat.st_mtime_ns}"
 
 
 def name_in(folder: Path, file: Path) -> str:

@@ -16,15 +16,29 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class Pool(ProcessPoolExecutor):
+    """Workers that a Ctrl-C never reaches. A terminal sends it to all processes, and the parent handles it."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """As the base class, which may start a worker here. A worker inherits the signals that its parent blocks."""
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
+            return super().submit(fn, *args, **kwargs)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @contextmanager
-def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+def processes(workers: int) -> Iterator[Pool]:
     """A pool of processes that end at once when this process fails, is interrupted, or is killed.
 
     They are spawned, not forked, so that they behave the same on every system. Raises OSError if a worker was killed.
     """
     context = get_context("spawn")
     alive, lifeline = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow, initargs=(alive,))
+    pool = Pool(workers, mp_context=context, initializer=_follow, initargs=(alive,))
     try:
         yield pool
         pool.shutdown()
@@ -62,7 +76,7 @@ def in_order(
 
 def _follow(alive: Any) -> None:  # one end of a Pipe; its class differs between systems
     """In a worker: exit when the pipe's other end closes, on purpose or because its process died."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent handles it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also drops one that came since the start, when it was blocked
 
     def wait() -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -205,6 +206,25 @@ def test_changed_bytes_are_found_by_verify(jpegs: Path) -> None:
     assert "is not what prepare wrote: rows 47 to 47 differ" in fault
 
 
+def test_offsets_that_moved_within_a_block_are_found_by_verify(tmp_path: Path) -> None:
+    images = np.arange(4 * 112 * 112 * 3).reshape(4, 112, 112, 3).astype(np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    out = tmp_path / "out" / "images.jpegs"
+    assert prepare.main(["source=array", f"path={tmp_path / 'x.npy'}", f"out={out}"]) == 0
+    manifest, offsets = json.loads(out.with_name("manifest.json").read_text()), np.load(out.with_name("offsets.npy"))
+    content = out.read_bytes()  # one block of all four, whose hash is of the bytes alone
+    changed = {"block_rows": 4, "blocks": [hashlib.sha256(content).hexdigest()]}
+    changed["dataset_id"] = hashlib.sha256(hashlib.sha256(images.data).hexdigest().encode()).hexdigest()[:16]
+    out.with_name("manifest.json").write_text(json.dumps(manifest | changed))
+    assert about(out, verify=True)["faults"] == []
+    np.save(out.with_name("offsets.npy"), offsets + np.array([0, 0, 1, 0, 0]))
+    assert about(out, verify=True)["faults"] == [f"image 2 of {out} is not readable; copy it or make it again"]
+    np.save(out.with_name("offsets.npy"), offsets)
+    out.with_name("manifest.json").write_text(json.dumps(manifest | changed | {"dataset_id": "of other decoders"}))
+    (fault,) = about(out, verify=True)["faults"]
+    assert "gives other pixels than prepare saw" in fault
+
+
 # The writer.
 
 
@@ -361,11 +381,12 @@ def test_a_rec_trains_as_the_images_prepared_from_it(index: bool, tmp_path: Path
 
 
 def test_a_rec_of_another_size_is_refused_with_the_command(tmp_path: Path) -> None:
-    rec = tmp_path / "train.rec"
+    rec = tmp_path / "my faces" / "train.rec"
+    rec.parent.mkdir()
     write(rec, [image_record(jpeg(number, (96, 112)), 0.0) for number in range(4)])
     said = refusal(rec)
     assert f"image 0 of {rec} is 96x112, not 112x112" in said
-    assert f"python -m app.prepare source=rec path={rec} out=images.jpegs" in said
+    assert f"python -m app.prepare source=rec path='{rec}' out=images.jpegs" in said
 
 
 def test_a_rec_with_an_empty_image_is_refused_before_training_comes_to_it(tmp_path: Path) -> None:

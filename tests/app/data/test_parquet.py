@@ -148,8 +148,8 @@ def test_half_an_image_is_a_broken_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "options", "words"),
     [
-        ({"x": [1.5], "who": ["a"]}, {}, ["x (double)", "who (string)", "image_column="]),
-        ({"picture": [b"1"], "age": [0.5]}, {}, ["picture (binary)", "age (double)", "label_column="]),
+        ({"x": [1.5], "who": ["a"]}, {}, ["x (double)", "who (string)", "export the file again"]),
+        ({"picture": [b"1"], "age": [0.5]}, {}, ["picture (binary)", "age (double)", "whole numbers"]),
         ({"a": [b"1"], "b": [b"2"], "label": [3]}, {}, ["a (binary)", "b (binary)", "image_column=a"]),
         ({"image": [b"1"], "one": [1], "two": [2]}, {}, ["one (int64)", "label_column=one"]),
         ({"image": [b"1"], "label": [1]}, {"image_column": "imag"}, ["no column imag ", "image_column=image"]),
@@ -173,6 +173,41 @@ def test_columns_can_be_named_and_the_only_ones_that_fit_are_taken(tmp_path: Pat
     assert numbers(parquet(path, image_column="after", label_column="right"), 0, 1) == [2]
     path = save(tmp_path / "b.parquet", {"foto": [png(3)], "wer": ["a"], "size": [0.5]})
     assert numbers(parquet(path), 0, 1) == [3]
+
+
+@pytest.mark.parametrize(
+    ("images", "names"),
+    [
+        (pa.binary_view(), pa.string_view()),  # as DataFusion writes them
+        (pa.large_binary(), pa.large_string()),
+        (pa.dictionary(pa.int32(), pa.binary()), pa.dictionary(pa.int8(), pa.string())),
+    ],
+)
+def test_all_types_of_bytes_and_names_are_read(tmp_path: Path, images: Any, names: Any) -> None:
+    columns = {"image": [png(number) for number in range(4)], "name": ["b", "a", "b", "c"]}
+    path = save(tmp_path / "a.parquet", columns)
+    table = pq.read_table(path)
+    pq.write_table(pa.table([table["image"].cast(images), table["name"].cast(names)], ["image", "name"]), path)
+    source = parquet(path)
+    assert numbers(source, 0, 4) == [0, 1, 2, 3]
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 1, 0, 2]
+
+
+def test_files_of_other_programs_are_ignored(tmp_path: Path) -> None:
+    """macOS leaves `._` files on foreign disks, Delta Lake a log beside the data."""
+    for name in ("._a.parquet", "_delta_log/1.checkpoint.parquet", ".cache/a.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no images")
+    save(tmp_path / "a.parquet", {"image": [png(5)], "label": [3]})
+    assert numbers(parquet(tmp_path), 0, 1) == [5]
+
+
+def test_numbers_in_one_file_and_names_in_another_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a.parquet", {"image": [png(0)], "label": [3]})
+    save(tmp_path / "b.parquet", {"image": [png(1)], "label": ["3"]})
+    with pytest.raises(WrongUse, match=r"label holds numbers in some files of .*, and names in others"):
+        parquet(tmp_path)
 
 
 def test_files_that_are_no_parquet_or_differ_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import sys
 import warnings
@@ -17,8 +18,19 @@ from numpy.typing import NDArray
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from app import prepare
+from app.data.faces.align import TEMPLATE, aligned
 from app.data.sources import source as sources
-from app.data.sources.photograph import UNREADABLE, OtherSize, decode_face, decode_stored, outline
+from app.data.sources.photograph import (
+    ORIENTATION,
+    UNREADABLE,
+    OtherSize,
+    decode_face,
+    decode_stored,
+    load_face,
+    outline,
+    photograph,
+)
+from app.errors import WrongUse
 
 SIDE = 112
 
@@ -124,6 +136,76 @@ def test_a_damaged_avif_is_unreadable() -> None:
     whole = encoded("AVIF")
     with pytest.raises(UNREADABLE):
         decode_face(whole[:-40] + bytes(40))
+
+
+def test_a_jpeg_of_4_4_1_is_read_as_pillow_reads_it() -> None:
+    """As jpegtran makes it of a 4:1:1 that it turns upright. Here a 4:2:0 gets the head of one: both have 56 MCUs."""
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate([picture(), picture(1)[:16]])).save(file, "JPEG", subsampling="4:2:0")
+    head, sampling = struct.pack(">HHB", 128, 112, 3), file.getvalue().index(b"\x01\x22\x00") + 1
+    data = bytearray(file.getvalue())
+    data[sampling] = 0x14
+    jpeg = bytes(data).replace(head, struct.pack(">HHB", 112, 112, 3), 1)
+    expected = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+    assert np.array_equal(decode_face(jpeg), expected)
+    assert np.array_equal(decode_stored(jpeg), expected)
+    assert outline(jpeg) == ((112, 112), False)
+
+
+def test_an_error_of_any_type_in_a_decoder_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "broken.tif"
+    Image.fromarray(picture()).save(file)
+    strips, of_floats = (struct.pack("<HHI", 273, kind, 1) for kind in (4, 11))
+    assert strips in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(strips, of_floats))  # Pillow raises TypeError
+    with pytest.raises(WrongUse, match=r"broken\.tif is not a readable image; remove it"):
+        load_face(file)
+    with pytest.raises(UNREADABLE):
+        aligned(file, TEMPLATE)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_damaged_png_is_refused(interlaced: bool) -> None:
+    """Pillow decodes a PNG to find its EXIF data. After an error there, it gives black rows, or raises TypeError."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 112), np.uint8)).save(file, "PNG")
+    data = bytearray(file.getvalue())
+    data[28] = interlaced  # the last byte of IHDR
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    data[6000:6004] = bytes(4)
+    for decode in (decode_face, decode_stored, photograph):
+        with pytest.raises(UNREADABLE):
+            decode(bytes(data))
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_tiff_is_turned_once(orientation: int) -> None:
+    """Pillow turns it while it decodes it."""
+    scene = np.concatenate([picture(), picture(1)], axis=1)
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(np.ascontiguousarray(STORED[orientation](scene))).save(file, "TIFF", exif=exif)
+    assert np.array_equal(np.asarray(photograph(file.getvalue())), scene)
+    assert outline(file.getvalue()) == ((224, 112), orientation != 1)
+
+
+def test_links_to_nothing_are_unreadable_and_pipes_are_no_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    person = tmp_path / "photos" / "a"
+    person.mkdir(parents=True)
+    for number in range(3):
+        (person / f"{number}.png").write_bytes(encoded("PNG"))
+    for name in ("gone.jpg", "gone"):
+        (person / name).symlink_to("nowhere")
+    for name in ("pipe.jpg", "pipe"):
+        os.mkfifo(person / name)  # reading it would wait for a writer
+    words = ["source=folder", f"path={tmp_path / 'photos'}", f"out={tmp_path / 'out' / 'images.npy'}", "workers=1"]
+    assert prepare.main(words) == 2
+    assert "gone.jpg cannot be opened (No such file or directory); make it readable" in capsys.readouterr().err
+    assert prepare.main([*words, "unreadable=skip"]) == 0
+    assert "3 files left out: 2 no suffix, 1 .jpg" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"] == 3
 
 
 def test_damaged_metadata_does_not_cost_the_image() -> None:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from app.data.sources.worker_pool import processes
+
+PROJECT = Path(__file__).parents[3]
+STARTING = """
+import os, signal
+if __name__ == "__mp_main__":  # in a worker, before its first line of our code
+    os.kill(os.getpid(), signal.SIGINT)
+if __name__ == "__main__":
+    from app.data.sources.worker_pool import in_order
+    print(list(in_order([3, 4, 5], lambda job: (job,), abs, workers=2)))
+"""
 
 
 def test_an_interrupt_while_the_pool_starts_is_not_hidden() -> None:
@@ -19,3 +33,10 @@ def test_an_interrupt_while_the_pool_starts_is_not_hidden() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+
+
+def test_an_interrupt_while_a_worker_starts_is_left_to_the_parent(tmp_path: Path) -> None:
+    (tmp_path / "starting.py").write_text(STARTING)
+    command, environment = [sys.executable, str(tmp_path / "starting.py")], {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("[(3, 3), (4, 4), (5, 5)]\n", "", 0)

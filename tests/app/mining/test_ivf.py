@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,31 @@ def test_too_low_a_recall_is_refused_with_a_value_that_works_and_auto_searches_e
     assert how == "exact"
     assert "search: exact, because mining.search=ivf finds" in capsys.readouterr().err
     assert recall(found, shard, ALONE, sample=100, seed=0) == 1.0
+
+
+def test_auto_compares_all_pairs_where_another_sample_shows_that_the_cells_miss_too_many(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Few neighbours of noise in 8 dimensions are above the floor, so a sample says little of the recall."""
+    rows = torch.nn.functional.normalize(torch.from_numpy(np.random.default_rng(3).normal(size=(3000, 8))).float())
+    nothing = np.full(len(rows), NO_ID, np.int64)
+    strict = replace(IVF, min_recall=0.999)
+    with pytest.raises(SearchInexact, match=r"the search found .* give mining\.search=exact"):
+        find_pseudo_ids(rows.clone(), nothing, None, strict, ALONE, seed=0)
+    monkeypatch.setattr(search, "EXACT_UP_TO", 100)
+    found = find_pseudo_ids(rows.clone(), nothing, None, replace(strict, search="auto"), ALONE, seed=0)
+    exact = find_pseudo_ids(rows.clone(), nothing, None, replace(strict, search="exact"), ALONE, seed=0)
+    assert np.array_equal(found[0], exact[0])
+    assert found[1].search == "exact"
+    assert "search: exact, because cells have" in capsys.readouterr().err
+
+
+def test_a_refused_recall_is_below_the_one_that_the_message_asks_for() -> None:
+    shard = torch.from_numpy(planted([20] * 150, 64, 0.6)[0])
+    with pytest.raises(SearchInexact) as refused:
+        searched(shard, replace(IVF, min_recall=0.999), None, ALONE)
+    reached, needed = (float(share) for share in re.findall(r"[\d.]+(?=%)", str(refused.value)))
+    assert reached < needed == 99.95
 
 
 def test_no_usable_image_and_the_reachable_recall() -> None:
