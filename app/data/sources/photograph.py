@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -117,10 +118,12 @@ def is_heif(head: bytes) -> bool:
 
 def is_image(file: Path) -> bool:
     """Recognise an image by its suffix or, without a suffix, by its first bytes; a link to nothing by its suffix."""
-    if file.exists() and not file.is_file():  # reading a pipe may never end
-        return False
-    if file.suffix or not file.exists():
+    try:
+        is_file = stat.S_ISREG(file.stat().st_mode)
+    except OSError:  # a link to nothing
         return file.suffix.lower() in IMAGE_SUFFIXES
+    if file.suffix or not is_file:  # reading a pipe may never end
+        return is_file and file.suffix.lower() in IMAGE_SUFFIXES
     with file.open("rb") as opened:
         head = opened.read(HEAD_BYTES)
     return head.startswith(SIGNATURES) or is_heif(head)
