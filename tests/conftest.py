@@ -32,9 +32,11 @@ sys.dont_write_bytecode = False
 # Before a test module imports torch. Several processes test at once: with a thread per core in each, the threads of one
 # wait in a loop for those that have no core. A training with 2 threads took ten times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A shell starts background processes with SIGINT ignored, and so would every command that a test interrupts.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts background processes with SIGINT ignored, nohup with SIGHUP, and so would be all that the tests start.
+for _name in ("SIGINT", "SIGHUP", "SIGTERM"):
+    _signal = getattr(signal, _name, None)  # Windows has no SIGHUP
+    if _signal is not None and signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, signal.default_int_handler if _name == "SIGINT" else signal.SIG_DFL)
 
 # Reasons for a skip that CI accepts; .ci/run must install everything else.
 NOT_IN_CI = (

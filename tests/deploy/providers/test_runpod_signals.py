@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sig
 
 @pytest.fixture(autouse=True)
 def as_in_a_terminal() -> Iterator[None]:
-    """Restore the default handlers: a parent such as nohup may ignore signals, and its children inherit that."""
+    """Restore the default handlers: other tests of this process set some."""
     before = {name: signal.signal(name, signal.SIG_DFL) for name in (signal.SIGTERM, signal.SIGHUP)}
     yield
     for name, handler in before.items():
