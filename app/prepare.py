@@ -52,7 +52,7 @@ import numpy as np
 
 from app.data.array_source import array
 from app.data.arrays import ARRAYS, ENCODED, IMAGE_SHAPE
-from app.data.dataset import open_images, read_manifest
+from app.data.dataset import id_of, open_images, read_manifest
 from app.data.faces.examine import examine
 from app.data.faces.placing import ALIGN, NOT_FOUND, SEVERAL, UNREADABLE, Placing, placed
 from app.data.faces.stored_images import write_passport
@@ -378,7 +378,7 @@ def prepare(
                 np.save(file, source.labels)
             labels_sha256 = hashlib.sha256(out.with_name("labels.npy").read_bytes()).hexdigest()
         manifest = {
-            "dataset_id": hashlib.sha256("".join(pixels).encode()).hexdigest()[:16],
+            "dataset_id": id_of(pixels),
             "name": source.name,
             "rows": source.count,
             **({"format": "encoded"} if out.suffix == ENCODED[0] else {}),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,11 @@ def fingerprint(images: Images) -> str:
 
 def digest(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def id_of(blocks: Sequence[str]) -> str:
+    """Return the id of a data set from the hashes of the pixels of its blocks."""
+    return hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
 
 
 def with_classes(data: Dataset, config: DataConfig) -> Dataset:
