@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 
 FLAGS = "SNIPERFACE_FLAGS"  # the launcher sets it: names of the options that its user types as flags
 EXIT_FAILED = 1
@@ -24,6 +25,11 @@ class WrongUse(_Sentence):
 
 class Failed(_Sentence):
     """The work cannot continue. Every process of the group raises this; exit code 1."""
+
+
+def quoted(path: object, *, windows: bool = os.name == "nt") -> str:
+    """A path as a shell of this computer reads it, for a printed command."""
+    return f'"{path}"' if windows else shlex.quote(str(path))
 
 
 def framed(sentence: str) -> str:

@@ -5,14 +5,13 @@ Letters: N images.
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import WrongUse
+from app.errors import WrongUse, quoted
 from app.runtime.foreign import what_it_is
 
 SIDE = 112
@@ -67,5 +66,4 @@ def _of_folder(path: Path) -> str:
         return f"give the file in it: {file}"
     rec = path / "train.rec"
     source, first = ("rec", f"give {rec}, or ") if rec.is_file() else ("folder", "")
-    here = shlex.quote(str(path))
-    return f"{first}convert it once: python -m app.prepare source={source} path={here} out=images.npy"
+    return f"{first}convert it once: python -m app.prepare source={source} path={quoted(path)} out=images.npy"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import shlex
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
@@ -26,7 +25,7 @@ from app.data.shards import Images, LocalImages
 from app.data.sources.photograph import UNREADABLE, OtherSize, decode_stored
 from app.data.sources.recordio import Records, rec
 from app.data.sources.worker_pool import cores
-from app.errors import WrongUse
+from app.errors import WrongUse, quoted
 
 CHECKED = 64  # images of a .rec decoded when it is opened
 PART_ROWS = 8  # images that a thread decodes before it takes more
@@ -171,7 +170,7 @@ def _open_rec(path: Path) -> EncodedImages:
     starts, records = np.empty(source.count, np.int64), Records(path)
     for at in range(0, source.count, READ):  # as lists of Python's numbers, all at once would take five times as much
         starts[at : at + READ] = source.read(at, min(at + READ, source.count))
-    convert = f"convert it once: python -m app.prepare source=rec path={shlex.quote(str(path))} out=images{ENCODED[0]}"
+    convert = f"convert it once: python -m app.prepare source=rec path={quoted(path)} out=images{ENCODED[0]}"
     empty = np.flatnonzero(records.heads(starts)[1] == 0)
     if len(empty):  # not only when training comes to it
         raise WrongUse(f"image {empty[0]} of {path} is empty; {convert} unreadable=skip")

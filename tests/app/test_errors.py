@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from app import prepare
-from app.errors import FLAGS, framed
+from app.errors import FLAGS, framed, quoted
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,12 @@ def test_options_are_named_as_the_flags_that_were_typed(told: str, shown: str, m
     assert framed(told) == told
     monkeypatch.setenv(FLAGS, "source path held_out")
     assert framed(told) == f"error: {shown}"
+
+
+def test_a_path_in_a_printed_command_stays_one_word_in_the_shell_of_the_computer() -> None:
+    assert quoted("/faces/a b.rec", windows=False) == "'/faces/a b.rec'"
+    assert quoted("/faces/a.rec", windows=False) == "/faces/a.rec"
+    assert quoted(r"C:\my faces\a.rec", windows=True) == r'"C:\my faces\a.rec"'
 
 
 def test_a_wrong_source_gets_the_nearest_one(
