@@ -3,8 +3,8 @@
 Most work on the neighbour lists [n, k] as the search returns them, without a copy sorted by column or a sparse matrix.
 At 1.2 million images and 32 neighbours that takes 150 MB instead of gigabytes. Sums are of integers, so neither their
 order nor the number of processes changes a result. Compiled code is cached on disk; the first call on a machine
-compiles, which takes longest by far where a row of an array is assigned at once: numba then compiles the words of an
-error as well.
+compiles. Rows are copied in loops, element by element: for a copy of a whole row, numba compiles the words of an
+error as well, which takes seconds.
 
 Letters: N images, n rows of this process (contiguous, from `first`), k neighbours, m lists at hand.
 """
