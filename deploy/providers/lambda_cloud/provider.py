@@ -159,9 +159,9 @@ class LambdaProvider(Provider):
         try:
             made = self._launch(name, kind, region, key_name)
             return self._ready_or_released(made, name)
-        except Exception:
+        except (ApiError, DeployError, Unfit):  # it is released already, or named
             raise
-        except BaseException as error:  # Ctrl-C, at any line since the request
+        except BaseException as error:  # Ctrl-C or an unexpected error, at any line since the request
             self.say(f"releasing {made}" if made else f"checking whether {name} was started, to release it")
             if made or (made := self._appearing(name)):
                 self._end_after(error, made, name)

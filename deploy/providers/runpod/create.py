@@ -101,9 +101,9 @@ class Making:
                     if unfit.everywhere:
                         bad_image = unfit
                         break
-            except Exception:
+            except (ApiError, DeployError):  # it is released already, or named
                 raise
-            except BaseException:  # Ctrl-C at any line since it was requested; the note stays, as it may appear later
+            except BaseException:  # Ctrl-C or an unexpected error; the note stays, as it may appear later
                 if notes.intended(name):  # otherwise it is released
                     say(f"checking whether {name} was created, to release it")
                     self._end_all(kind, name)

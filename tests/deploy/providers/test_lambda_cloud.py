@@ -225,9 +225,12 @@ def test_an_interrupted_wait_releases_the_machine(rig: Rig) -> None:
     assert rig.emulator.names == []
 
 
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("oddity", [{}, {"status": "unhealthy"}], ids=["good", "unhealthy"])
-def test_ctrl_c_at_any_line_after_the_launch_releases_the_machine(rig: Rig, oddity: dict[str, Any]) -> None:
-    """Also while an unusable one is released already."""
+def test_what_ends_a_launch_at_any_line_releases_the_machine(
+    rig: Rig, oddity: dict[str, Any], raised: type[BaseException]
+) -> None:
+    """Ctrl-C, and an error that nobody expects; also while an unusable machine is released already."""
 
     def acquire() -> None:
         rig.emulator.next = dict(oddity)
@@ -235,7 +238,7 @@ def test_ctrl_c_at_any_line_after_the_launch_releases_the_machine(rig: Rig, oddi
 
     made = LambdaProvider
     path = (made._new, made._requested, made._launch, made._ready_or_released, made._ready, made._end_after)
-    for line in at_each_line(path, lambda: bool(rig.emulator.names), acquire):
+    for line in at_each_line(path, lambda: bool(rig.emulator.names), acquire, raised):
         assert rig.emulator.names == [], line
         lines = line + 1
     assert lines > 10
