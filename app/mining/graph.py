@@ -1,4 +1,4 @@
-"""Graph loops that numpy cannot express, compiled by numba. Only this module imports numba.
+"""Graph loops that numpy cannot express, compiled by numba.
 
 Most work on the neighbour lists [n, k] as the search returns them, without a copy sorted by column or a sparse matrix.
 At 1.2 million images and 32 neighbours that takes 150 MB instead of gigabytes. Sums are of integers, so neither their

@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
-from scipy.linalg.lapack import ssyevr, ssyevr_lwork
 from scipy.special import digamma
 
+from app.mining.eigenvectors import widest_eigenvectors
 from app.mining.graph import most_alike, settle
-from app.mining.whole_clusters import ENTRIES_AT_ONCE
+from app.mining.whole_clusters import ENTRIES_AT_ONCE, Ids
+from app.runtime.threads import on_cores
 
 HALF = 2  # least images of a half
 REASSIGNED = 3  # times that the images move to the nearer mean
@@ -138,13 +139,12 @@ def by_chance(pool: Rows, largest: int) -> Null | None:
     if not sizes:
         return None
     products, random = pool @ pool.T, np.random.default_rng(0)
+    drawn = [
+        np.stack([random.choice(len(pool), size, replace=False) for _ in range(groups)])
+        for size, groups in zip(sizes, groups_of(sizes), strict=True)
+    ]
+    measures = on_cores(_measures, [(products, groups) for groups in reversed(drawn)])[::-1]  # the longest first
     scatter = np.diag(products)
-    measures = []
-    for size, groups in zip(sizes, groups_of(sizes), strict=True):
-        drawn = np.stack([random.choice(len(pool), size, replace=False) for _ in range(groups)])
-        parts = np.array_split(drawn, -(-groups * size**2 // ENTRIES_AT_ONCE))
-        alike = [directions(products.take(part[:, :, None] * len(pool) + part[:, None, :])) for part in parts]
-        measures.append([np.concatenate([way(part).measure for part in alike]) for way in WAYS])
     null = Null(sizes, [], [], float(scatter.mean()), float(scatter.std()))
     for way in range(len(WAYS)):
         null = null.with_chance([each[way] for each in measures])
@@ -153,6 +153,13 @@ def by_chance(pool: Rows, largest: int) -> Null | None:
         for size, each in zip(sizes, measures, strict=True)
     ]
     return null.with_chance(larger)
+
+
+def _measures(products: Rows, drawn: Ids) -> list[Rows]:
+    """Return for each of WAYS the measures [m] of groups `drawn` [m, s] of differences with `products` [p, p]."""
+    parts = np.array_split(drawn, -(-drawn.size * drawn.shape[1] // ENTRIES_AT_ONCE))
+    alike = [directions(products.take(part[:, :, None] * len(products) + part[:, None, :])) for part in parts]
+    return [np.concatenate([way(part).measure for part in alike]) for way in WAYS]
 
 
 def groups_of(sizes: list[int]) -> list[int]:
@@ -181,15 +188,11 @@ def widest_direction(alike: Rows) -> tuple[Rows, Rows]:
 
     Raises LinAlgError if LAPACK finds none.
     """
-    # scipy's eigh calls the same routine, but takes longer for that than a small matrix takes. A vector in 32 bits is
-    # enough: the error of the eigenvalue, computed from it in 64 bits, is the square of the vector's.
-    size = alike.shape[1]
-    work, whole_work, _ = ssyevr_lwork(size)
-    room = {"lwork": int(work), "liwork": int(whole_work)}
-    found = [ssyevr(each.T, range="I", il=size, iu=size, overwrite_a=1, **room) for each in alike.astype(np.float32)]
-    if any(info for *_, info in found):
+    # 32 bits are enough: the error of the eigenvalue, computed in 64 bits, is the square of the vector's.
+    vectors = np.empty(alike.shape[:2], np.float32)
+    if widest_eigenvectors(alike.astype(np.float32), vectors):
         raise np.linalg.LinAlgError("LAPACK finds no widest direction of a cluster")
-    direction = np.array([vector[:, 0] for _, vector, *_ in found], np.float64)
+    direction = vectors.astype(np.float64)
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     return _across(alike, direction), direction
 

@@ -21,13 +21,13 @@ Letters: N images, n of this process (its contiguous share), D embedding size, C
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from app.mining.cluster import by_smallest_member
@@ -50,9 +50,10 @@ from app.mining.halves import (
 from app.mining.lists import usable
 from app.mining.sample import owned
 from app.mining.shared_axes import Axes, shared_axes
-from app.mining.whole_clusters import by_size, whole_clusters
+from app.mining.whole_clusters import Singles, by_size, in_64_bits, whole_clusters
 from app.runtime.dist import World, from_main, gather_rows, total
 from app.runtime.stop import Poll, undisturbed
+from app.runtime.threads import on_cores, small_matrices
 
 LARGEST = SIZES[-1]  # images of a cluster; the time grows with their cube
 POOL = 2048  # images from which groups are mixed
@@ -78,8 +79,7 @@ def apart(labels: Ids, shard: Tensor, original: NDArray[np.int32], here: World, 
     part = (gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0) & (original == everyone)
     follows = labels == labels[original]
     measured, changed = np.zeros(len(labels), np.int64), np.ones(len(labels), np.bool_)
-    # The matrices are small: several threads would mostly wait for each other, and might round differently.
-    with threadpool_limits(1, user_api="blas"):
+    with small_matrices():
         for _ in range(ROUNDS):
             if changed.sum() >= FEW * len(labels):
                 axes, null = _chance(*_clusters(labels, part), shard, here)
@@ -134,9 +134,10 @@ def _moved(
     new = tested & (np.bincount(cluster, changed) > 0)
     measured = np.zeros(len(size), np.int64)
     for ids, rows in whole_clusters(cluster, size, new, shard, here):
-        for groups, stacked in by_size(cluster[ids], rows):
-            above, _ = widest(axes.shrunk(stacked), null)
-            measured[cluster[ids[groups[:, 0]]]] = np.rint(above * STEPS)
+        groups = by_size(cluster[ids], rows.shape[1])
+        above = on_cores(_measured, [(rows, places, axes, null) for places in groups])
+        for places, each in zip(groups, above, strict=True):
+            measured[cluster[ids[places[:, 0]]]] = np.rint(each * STEPS)
         poll()
     measured = total(torch.from_numpy(measured), here).numpy()
     known[:] = np.where(new[cluster], measured[cluster], known)
@@ -145,15 +146,26 @@ def _moved(
     wide = tested & (measured > limit.of(np.maximum(size, 1)) * STEPS)
     pieces = [none]
     for ids, rows in whole_clusters(cluster, size, wide, shard, here):
-        for groups, stacked in by_size(cluster[ids], rows):
-            for own, found in zip(groups, split(axes.shrunk(stacked), null, limit), strict=True):
-                pieces += [
-                    np.stack([ids[own][each], np.full(len(each), ids[own][each].min())], 1)
-                    for each in found
-                    if len(found) > 1
-                ]
+        groups = by_size(cluster[ids], rows.shape[1])
+        people = on_cores(_separated, [(rows, places, axes, null, limit) for places in groups])
+        for own, found in zip(chain(*groups), chain(*people), strict=True):
+            pieces += [
+                np.stack([ids[own][each], np.full(len(each), ids[own][each].min())], 1)
+                for each in found
+                if len(found) > 1
+            ]
         poll()
     return gather_rows(torch.from_numpy(np.concatenate(pieces)), here).numpy()
+
+
+def _measured(rows: Singles, places: Ids, axes: Axes, null: Null) -> Rows:
+    """Return how many deviations the clusters at `places` [m, s] of `rows` [e, D] are above chance [m]."""
+    return widest(axes.shrunk(in_64_bits(rows, places)), null)[0]
+
+
+def _separated(rows: Singles, places: Ids, axes: Axes, null: Null, limit: Limit) -> list[list[Ids]]:
+    """Return for the clusters at `places` [m, s] of `rows` [e, D] the images of each person."""
+    return split(axes.shrunk(in_64_bits(rows, places)), null, limit)
 
 
 class Limit(NamedTuple):
@@ -249,7 +261,8 @@ def _pool(cluster: Ids, size: Ids, tested: Mask, shard: Tensor, here: World) -> 
     places = owned(torch.from_numpy(ids).to(shard.device), shard, here)[1]
     rows = gather_rows(shard[places], here).cpu().numpy()
     result, owner = [np.zeros((0, shard.shape[1]))], [np.zeros(0, np.int64)]
-    for places, group in by_size(cluster[ids], rows):
+    for places in by_size(cluster[ids], rows.shape[1]):
+        group = in_64_bits(rows, places)
         rest = beside(group, group.mean(axis=1, keepdims=True))
         # The mean of s images moves with each of them, which makes the difference smaller.
         result.append((rest * (group.shape[1] / (group.shape[1] - 1)) ** 0.5).reshape(-1, rows.shape[1]))

@@ -13,6 +13,8 @@ Letters: N images, n of this process (its contiguous share), D embedding size, S
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,9 +24,10 @@ from app.mining.cluster import by_smallest_member
 from app.mining.lists import usable
 from app.mining.small_clusters import BINS as LIKENESS_BINS
 from app.mining.small_clusters import LARGE, SMALL, Likeness, counted, likeness, parts, resemble_by_chance
-from app.mining.whole_clusters import by_size, whole_clusters
+from app.mining.whole_clusters import Singles, by_size, in_64_bits, whole_clusters
 from app.runtime.dist import World, from_main, gather_rows, total
 from app.runtime.stop import Poll, undisturbed
+from app.runtime.threads import on_cores, small_matrices
 
 STEPS = 2**20  # of a cosine: it does not depend on the last bits
 LOOKED_AT = 32  # images of a cluster
@@ -57,20 +60,18 @@ def without_strangers(
         return labels
     cosine, pairs = np.zeros(len(labels), np.int64), np.zeros((2, 2 * BINS + 1), np.int64)
     small, of_parts = np.zeros((2, len(names)), np.int64), np.zeros((len(SMALL), *[LIKENESS_BINS] * 2), np.int64)
-    for ids, rows in whole_clusters(cluster, size, chosen, shard, here):
-        for places, images in by_size(cluster[ids], rows):
-            cosine[ids[places]] = np.rint(with_others(images) * STEPS)
-            some = images[:, :LOOKED_AT]
-            products = np.matmul(some, some.transpose(0, 2, 1))
-            if images.shape[1] in SMALL:
-                small[:, cluster[ids[places[:, 0]]]] = likeness(products)
-            if images.shape[1] >= LARGE:
-                of_parts += [counted(likeness(parts(products, few))) for few in SMALL]
-            one, other = np.triu_indices(some.shape[1], 1)
-            alike = products[:, one, other].ravel().clip(-1, 1)
-            larger = int(images.shape[1] > 2)
-            pairs[larger] += np.bincount(np.rint((alike + 1) * BINS).astype(np.int64), minlength=2 * BINS + 1)
-        poll()
+    with small_matrices():
+        for ids, rows in whole_clusters(cluster, size, chosen, shard, here):
+            groups = by_size(cluster[ids], rows.shape[1])
+            compared = on_cores(_compared, [(rows, places) for places in groups])
+            for places, (others, alike, whole, of_larger) in zip(groups, compared, strict=True):
+                cosine[ids[places]] = others
+                pairs[int(places.shape[1] > 2)] += alike
+                if whole:
+                    small[:, cluster[ids[places[:, 0]]]] = whole
+                if of_larger:
+                    of_parts += [counted(each) for each in of_larger]
+            poll()
     cosine = total(torch.from_numpy(cosine), here).numpy()
     joined = chosen[cluster]
     limit = from_main((between_strangers(sample) + float(np.median(cosine[joined])) / STEPS) / 2, here)
@@ -87,6 +88,30 @@ def without_strangers(
         low |= np.isin(cluster, by_chance)
     alone = np.where(joined & low, len(labels) + np.arange(len(labels)), labels)
     return by_smallest_member(np.where(labels == labels[original], alone[original], alone))
+
+
+class Compared(NamedTuple):
+    """What the cosines within m clusters of s images are."""
+
+    others: Ids  # [m, s]: of an image and the others, on average, in STEPS
+    pairs: Ids  # [2 * BINS + 1]: how many pairs have each
+    whole: Likeness | None  # of the clusters, if they are small
+    parts: list[Likeness]  # of parts of the clusters, for each of SMALL; none of a small cluster
+
+
+def _compared(rows: Singles, places: Ids) -> Compared:
+    """Compare the images of the clusters at `places` [m, s] of the unit `rows` [e, D]."""
+    images = in_64_bits(rows, places)
+    some, size = images[:, :LOOKED_AT], places.shape[1]
+    products = np.matmul(some, some.transpose(0, 2, 1))
+    one, other = np.triu_indices(some.shape[1], 1)
+    alike = products[:, one, other].ravel().clip(-1, 1)
+    return Compared(
+        np.rint(with_others(images) * STEPS).astype(np.int64),
+        np.bincount(np.rint((alike + 1) * BINS).astype(np.int64), minlength=2 * BINS + 1),
+        likeness(products) if size in SMALL else None,
+        [likeness(parts(products, few)) for few in SMALL if size >= LARGE],
+    )
 
 
 def with_others(images: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -41,13 +41,22 @@ def whole_clusters(cluster: Ids, size: Ids, chosen: Mask, shard: Tensor, here: W
         yield dealt(ids, owner, here), dealt(rows, owner, here)
 
 
-def by_size(cluster: Ids, rows: Singles) -> Iterator[tuple[Ids, Rows]]:
-    """Yield for clusters of equal size their rows [m, s], and those of `rows` [m, s, D] in 64 bits."""
+def by_size(cluster: Ids, width: int) -> list[Ids]:
+    """Return the rows [m, s] of the clusters of each size, of which `cluster` [e] is that of each row.
+
+    A row has `width` numbers. Of clusters of one size there are several such groups, each small enough for a cache.
+    """
     order = np.argsort(cluster, kind="stable")
     _, first, count = np.unique(cluster[order], return_index=True, return_counts=True)
+    groups = []
     for size in np.unique(count):
         begins = first[count == size]
-        at_once = max(1, ENTRIES_AT_ONCE // int(size * max(size, rows.shape[1] // 2)))
+        at_once = max(1, ENTRIES_AT_ONCE // int(size * max(size, width // 2)))
         for some in np.split(begins, range(at_once, len(begins), at_once)):
-            places = order[some[:, None] + np.arange(size)]
-            yield places, rows[places].astype(np.float64)
+            groups.append(order[some[:, None] + np.arange(size)])
+    return groups
+
+
+def in_64_bits(rows: Singles, places: Ids) -> Rows:
+    """Return the `rows` [e, D] at `places` [m, s]: [m, s, D]."""
+    return rows[places].astype(np.float64)

@@ -288,6 +288,21 @@ print("fine")
 """
 
 
+def test_three_threads_find_what_one_finds() -> None:
+    bank, labels = planted([72] * 4 + [5] * 60 + [1] * 50, 64, 0.7)
+    previous, before = labels.astype(np.int64), torch.get_num_threads()
+    alone, results = World(0, 1, torch.device("cpu")), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(find_pseudo_ids(torch.from_numpy(bank.copy()), previous, None, CONFIG, alone, seed=0))
+    finally:
+        torch.set_num_threads(before)
+    (one, report), (three, other) = results
+    assert np.array_equal(one, three)
+    assert report == other
+
+
 @pytest.mark.slow
 def test_two_and_three_processes_find_what_one_finds_bit_by_bit(tmp_path: Path) -> None:
     """Also if a process has no rows, if clusters exceed the limit, and, but for the numbers, in another order."""
