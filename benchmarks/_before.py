@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from _far import Far, far
+from benchmarks._far import Far, far
 
 BEFORE = "9b97355"  # machines were believed: no border, no limits, no filter of the terminal
 LEAST = 0.95  # within 5 %

@@ -20,9 +20,9 @@ Series = dict[str, list[float]]
 
 def fitted(sizes: list[int], seconds: list[float]) -> tuple[float, list[float]]:
     """Return the exponent of growth by least squares on logarithms, and those between neighbouring sizes."""
-    points = list(zip(np.log(sizes), np.log(seconds), strict=True))
-    between = [float((d - b) / (c - a)) for (a, b), (c, d) in itertools.pairwise(points)]
-    return float(np.polyfit(*zip(*points, strict=True), 1)[0]), between
+    x, y = np.log(sizes), np.log(seconds)
+    between = [float((d - b) / (c - a)) for (a, b), (c, d) in itertools.pairwise(zip(x, y, strict=True))]
+    return float(np.polyfit(x, y, 1)[0]), between
 
 
 def draw(sizes: list[int], series: Series, machine: str, into: Path) -> None:

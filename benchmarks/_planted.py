@@ -13,7 +13,7 @@ Ints = NDArray[np.int32]
 NOISE = {"easy": 0.82, "medium": 1.15, "hard": 1.45}  # length of the noise on a unit centre: cosine .60, .43, .32
 
 
-def unit(x: Floats) -> Floats:
+def unit(x: NDArray[np.floating]) -> Floats:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -28,11 +28,11 @@ def _owners(sizes: Ints, n: int) -> Ints:
 
 
 def equal(_: np.random.Generator, n: int) -> Ints:
-    return _owners(np.full(n, 60), n)
+    return _owners(np.full(n, 60, np.int32), n)
 
 
 def pairs(rng: np.random.Generator, n: int) -> Ints:
-    return _owners(rng.integers(2, 4, n), n)
+    return _owners(rng.integers(2, 4, n).astype(np.int32), n)
 
 
 def long_tail(rng: np.random.Generator, n: int) -> Ints:

@@ -27,11 +27,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, quick, report
-
 from app.data.faces.align import TEMPLATE, similarity
 from app.data.faces.detect import Faces, _best_first, _search, find
 from app.data.sources.source import orl
+from benchmarks._claims import Claim, quick, report
 
 SCENES, QUICK_SCENES = 100, 10
 WIDTH, HEIGHT = 1024, 768

@@ -14,8 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, quick, report
-
+from benchmarks._claims import Claim, quick, report
 from deploy.providers.rented import answers_ssh
 from deploy.providers.runpod import key
 from deploy.providers.runpod.api import TooMany

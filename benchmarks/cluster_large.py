@@ -43,7 +43,7 @@ from benchmarks.cluster_time import CONFIG, FLOOR, K, planted_lists
 
 PIECE, LIMIT_GIB, RANKS = 1_000_000, 16.0, (1, 2)
 FLOORS = np.linspace(FLOOR, FLOOR - 0.1, K, dtype=np.float32)  # of a list: they fall, as those of similarity_floors
-SETTINGS = {"min_overlap": CONFIG.min_overlap, "max_size": CONFIG.max_cluster}
+SETTINGS: dict[str, Any] = {"min_overlap": CONFIG.min_overlap, "max_size": CONFIG.max_cluster}
 SIZES = (CONFIG.min_cluster, CONFIG.max_cluster)
 
 

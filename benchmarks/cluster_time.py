@@ -29,7 +29,7 @@ from scipy.sparse.csgraph import connected_components
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from app.config import MiningConfig
-from app.mining.cluster import by_overlap, number
+from app.mining.cluster import NONE_KNOWN, by_overlap, number
 from app.mining.graph import weigh
 from app.runtime.dist import World
 from benchmarks._claims import Claim, in_turn, quick, report, seconds
@@ -79,7 +79,7 @@ def kept_graph(lists: Lists) -> sparse.csr_array:
     weight = np.zeros(ids.shape, np.uint16)
     degree = (cosine >= FLOOR).sum(1).astype(np.int32)
     everyone, group = np.arange(n, dtype=np.int32), np.zeros(n, np.int32)
-    weigh(ids, cosine, 0, ids, everyone, degree, degree == K, group, CONFIG.min_overlap, 0, weight)
+    weigh(ids, cosine, 0, ids, everyone, degree, degree == K, group, CONFIG.min_overlap, 0, weight, NONE_KNOWN)
     row, place = np.nonzero(weight)
     print(f"{n} images, {(cosine >= FLOOR).mean():.0%} of the entries above the floor, {len(row)} edges kept")
     return sparse.csr_array((np.ones(len(row), np.float32), (row, ids[row, place])), shape=(n, n))

@@ -23,14 +23,13 @@ from scipy.sparse.csgraph import connected_components
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, quick, report
-
 from app.config import NO_ID, MiningConfig
 from app.mining.cluster import propagate, similarity_floors
 from app.mining.gate import pair_f
 from app.mining.graph import FULL
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.runtime.dist import World
+from benchmarks._claims import Claim, quick, report
 from tests.app.support.nearest import nearest
 
 DIM, LARGEST = 128, 468

@@ -10,12 +10,14 @@ import random
 import shutil
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from _claims import Claim, quick, report, seconds
-from _far import Far, far
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
+from benchmarks._claims import Claim, quick, report, seconds
+from benchmarks._far import Far, far
 from deploy.shell import open_shell
 from deploy.workspace import code
 
@@ -49,7 +51,7 @@ def main() -> int:
 def ours(there: Far, tree: Path) -> Callable[[], object]:
     def send() -> None:
         shell = open_shell(there.machine, tree / ".sniperface")
-        code.place(tree, shell, there.root)
+        code.place(tree, shell, there.root, code.prove(tree)[1])
         shell.close()
 
     return send

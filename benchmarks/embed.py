@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, core_seconds, in_turn, quick, report
-
 from app.config import load
 from app.models import build_backbone
 from app.models.embedder import Embedder
+from benchmarks._claims import Claim, core_seconds, in_turn, quick, report
 
 # The gain is BN's share of the work: small on a CPU. The claim is that folding costs nothing.
 AT_LEAST = {"iresnet18": 0.97, "mobilefacenet": 1.0}

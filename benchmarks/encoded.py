@@ -22,16 +22,15 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
-
-from _claims import Claim, core_seconds, in_turn, quick, report, seconds
-from rec_read import photographs
 
 from app.data.dataset import open_images
 from app.data.encoded import EncodedImages, read_into
@@ -39,6 +38,8 @@ from app.data.sources import decode
 from app.data.sources.photograph import decode_stored
 from app.data.sources.source import Source
 from app.prepare import prepare
+from benchmarks._claims import Claim, core_seconds, in_turn, quick, report, seconds
+from benchmarks.rec_read import photographs
 
 PROJECT = Path(__file__).parents[1]
 RAM = Path("/dev/shm")  # noqa: S108 - where the product stages data
@@ -138,9 +139,8 @@ def main() -> int:
                 images._decode(rows, buffer)
 
         def without_decoder() -> None:
-            real, decode.simplejpeg = decode.simplejpeg, Header(decode.simplejpeg)
-            one_thread()
-            decode.simplejpeg = real
+            with patch.object(decode, "simplejpeg", Header(simplejpeg)):
+                one_thread()
 
         def loader() -> None:
             for _ in DataLoader(Files(files), BATCH, shuffle=True):

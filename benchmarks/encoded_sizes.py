@@ -23,10 +23,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, core_seconds, in_turn, quick, report
-
 from app.data.sources.photograph import decode_stored, lossless
 from app.data.sources.source import orl
+from benchmarks._claims import Claim, core_seconds, in_turn, quick, report
 
 PORTRAIT = ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg")  # a package, and a file of it
 OTHERS = (

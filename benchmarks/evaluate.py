@@ -29,8 +29,6 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, core_seconds, in_turn, quick, report
-
 from app.config import Config, load
 from app.data.augment import to_float
 from app.data.sources.photograph import decode_face
@@ -44,7 +42,9 @@ from app.evaluation.results import Row
 from app.evaluation.sets import open_set
 from app.models import build_backbone
 from app.runtime.dist import World
+from app.runtime.stop import Stop
 from app.runtime.weights import load_backbone
+from benchmarks._claims import Claim, core_seconds, in_turn, quick, report
 
 PEER_BATCH = 10
 LFW_DIFFERENT = 7701 / 12000
@@ -79,8 +79,10 @@ def ours(path: Path, weights: Path, config: Config) -> float:
     batch_size = batch_size_for(config.train.eval.batch_size, here)
     decoded = decode(images, own_rows(images.count, batch_size, here), here)
     row = Row(weights, weights.name, "", {})
-    request = Request({weights: config}, {images.name: images}, {weights: [images.name]}, path.parent, flip=True)
-    measure(row, images, decoded, request, batch_size, here)
+    request = Request(
+        {weights: config}, {images.name: images}, {weights: [images.name]}, path.parent, flip=True, fit="crop"
+    )
+    measure(row, images, decoded, request, batch_size, here, Stop())
     outcome = row.outcomes[images.name]
     assert outcome is not None
     accuracy = outcome.numbers["accuracy"]

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from _claims import Claim, quick, report, seconds
-from _moving import Moving, moving
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
+from benchmarks._claims import Claim, quick, report, seconds
+from benchmarks._moving import Moving, moving
 from deploy.border import chosen
 from deploy.shell import transfer
 

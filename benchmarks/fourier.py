@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, in_turn, quick, report, seconds
-
 from app.models.fourier import SMOOTHNESS, FourierLayer
+from benchmarks._claims import Claim, in_turn, quick, report, seconds
 
 SIZE = 112
 

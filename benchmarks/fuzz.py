@@ -205,7 +205,8 @@ def work(name: str, seed: int, seconds: float, room: Path, results: Any) -> None
 def fuzz(name: str, seconds: float, seed: int, keep: Path | None) -> tuple[int, list[str]]:
     """Return how many files of a kind were tried, and the reasons of those that failed."""
     context = multiprocessing.get_context("fork")
-    until, tried, failures = time.monotonic() + seconds, 0, []
+    until, tried = time.monotonic() + seconds, 0
+    failures: list[str] = []
     while time.monotonic() < until and len(failures) < 20:
         seed += 1
         with tempfile.TemporaryDirectory() as temporary:

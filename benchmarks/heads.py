@@ -13,10 +13,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, quick, report
-
 from app.config.schema import HeadConfig
 from app.models.heads import HEADS, build_head
+from benchmarks._claims import Claim, quick, report
 from tests.app.models.test_heads import error, logits_of, published
 
 ALLOWED = 1e-5

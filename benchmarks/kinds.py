@@ -55,6 +55,7 @@ PEERS = ("components", "chinese whispers", "DBSCAN", "HDBSCAN", "Infomap", "aver
 ALL_PAIRS = ("HDBSCAN", "average linkage", "FINCH")  # peers of which time and memory grow with the square
 MOST_FOR_ALL_PAIRS = 5000  # images
 Ids = NDArray[np.int64]
+Thresholds = NDArray[np.floating]
 Row = dict[str, float | str | int | bool]
 
 
@@ -69,7 +70,7 @@ def one_floor(x: Floats, ids: Ints, cosine: Floats, config: MiningConfig) -> Ids
     return number(raw.labels, config.min_cluster, config.max_cluster)
 
 
-def dbscan(ids: Ints, cosine: Floats, thresholds: Floats) -> Iterator[Ids]:
+def dbscan(ids: Ints, cosine: Floats, thresholds: Thresholds) -> Iterator[Ids]:
     from sklearn.cluster import DBSCAN
 
     row = np.repeat(np.arange(len(ids)), ids.shape[1])
@@ -91,7 +92,7 @@ def hdbscan(x: Floats) -> Iterator[Ids]:
         yield peer.fit_predict(distance).astype(np.int64)
 
 
-def infomap(ids: Ints, cosine: Floats, thresholds: Floats) -> Iterator[Ids]:
+def infomap(ids: Ints, cosine: Floats, thresholds: Thresholds) -> Iterator[Ids]:
     from infomap import Infomap
 
     for threshold in thresholds[::3].tolist():
@@ -107,7 +108,7 @@ def infomap(ids: Ints, cosine: Floats, thresholds: Floats) -> Iterator[Ids]:
         yield found
 
 
-def average_linkage(x: Floats, thresholds: Floats) -> Iterator[Ids]:
+def average_linkage(x: Floats, thresholds: Thresholds) -> Iterator[Ids]:
     distance = np.maximum(0, 1 - (x @ x.T).astype(np.float64))
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance, checks=False), "average")
@@ -133,7 +134,7 @@ def finch(x: Floats) -> Iterator[Ids]:
         yield found.astype(np.int64)
 
 
-def settings(peer: str, x: Floats, ids: Ints, cosine: Floats, thresholds: Floats) -> Iterator[Ids]:
+def settings(peer: str, x: Floats, ids: Ints, cosine: Floats, thresholds: Thresholds) -> Iterator[Ids]:
     """Yield the clusters of `peer` at each of its settings; `thresholds` are of a cosine."""
     if peer == "components":
         return (components(ids, cosine, t) for t in thresholds)

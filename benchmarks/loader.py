@@ -16,9 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, in_turn, quick, report, seconds
-
 from app.data.loader import feed
+from benchmarks._claims import Claim, in_turn, quick, report, seconds
 
 BATCH = 256
 

@@ -19,10 +19,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
-from _before import BEFORE, LEAST, Cost, both, cpu_of_children, pairs
-from _claims import Claim, report
-from _far import Far
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
+
+from benchmarks._before import BEFORE, LEAST, Cost, both, cpu_of_children, pairs
+from benchmarks._claims import Claim, report
+from benchmarks._far import Far
 
 ROUND_TRIP_S = 0.02
 SMALL = ("backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "train.epochs=1")
@@ -128,7 +132,7 @@ def together(new: Run, old: Run) -> tuple[float, float]:
     """Median delays of both, measured at the same time."""
     found: dict[str, list[float]] = {}
     threads = [
-        threading.Thread(target=lambda name=name, run=run: found.update({name: run.delays()}))  # type: ignore[misc]
+        threading.Thread(target=lambda name=name, run=run: found.update({name: run.delays()}))
         for name, run in (("new", new), ("old", old))
     ]
     for thread in threads:
@@ -160,7 +164,7 @@ def main() -> int:
             return costs[name, lines][-1].cpu_s
 
         for lines in (FEW, many):
-            pairs(lambda lines=lines: cost("new", new, lines), lambda lines=lines: cost("old", old, lines), rounds)  # type: ignore[misc]
+            pairs(partial(cost, "new", new, lines), partial(cost, "old", old, lines), rounds)
 
         def of(name: str, lines: int, kind: str) -> float:
             return statistics.median(getattr(each, kind) for each in costs[name, lines][1:])

@@ -18,14 +18,13 @@ from torch import multiprocessing
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, in_turn, quick, report, seconds
-
 from app.config import NO_ID, MiningConfig
 from app.mining.embed import embed
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.models.embedder import Embedder
 from app.models.iresnet import IResNet
 from app.runtime.dist import World, any_rank, world
+from benchmarks._claims import Claim, in_turn, quick, report, seconds
 
 SIDE, EACH, DIM = 112, 10, 128
 
@@ -58,8 +57,12 @@ def rank(number: int, port: int, is_quick: bool, answer: SimpleQueue[tuple[float
     with world() as here:
 
         def together() -> float:
-            any_rank(False, here)  # barrier: both are ready
-            return count / seconds(lambda: (mine(here), any_rank(False, here)))
+            def work() -> None:
+                mine(here)
+                any_rank(False, here)  # barrier
+
+            any_rank(False, here)  # both are ready
+            return count / seconds(work)
 
         def alone() -> float:
             any_rank(False, here)

@@ -19,6 +19,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, in_turn, quick, report, seconds
-from _far import far
-
 from app import prepare
 from app.data.sources.source import Source, orl
 from app.data.synthetic.source import synthetic
 from app.packing.packed import Writer, read
+from benchmarks._claims import Claim, in_turn, quick, report, seconds
+from benchmarks._far import far
 
 THIN_MBIT_PER_S = 10  # an ordinary uplink
 LINE_MB_PER_S = 12.5  # 100 Mbit/s: a good home uplink
@@ -114,10 +114,10 @@ def speed(sets: dict[str, np.ndarray], rounds: int) -> list[Claim]:
     for kind, packs, unpacks in (("jpeg95", 5.0, 8.0), ("lossless", 2.5, 4.0)):
         block = pack(drawn, kind)
         for word, work, at_least in (
-            ("packed", lambda kind=kind: pack(drawn, kind), packs),
-            ("unpacked", lambda kind=kind, block=block: unpack(block, kind, len(drawn)), unpacks),
+            ("packed", partial(pack, drawn, kind), packs),
+            ("unpacked", partial(unpack, block, kind, len(drawn)), unpacks),
         ):
-            ours, peer, ratio = in_turn(lambda work=work: mb_per_s(drawn, work), lambda: LINE_MB_PER_S, rounds)
+            ours, peer, ratio = in_turn(partial(mb_per_s, drawn, work), lambda: LINE_MB_PER_S, rounds)
             claims.append(Claim(f"{kind}, {word}, peer 100 Mbit/s", ours, peer, "MB/s, one core", ratio, at_least))
     for name, other, size_at_least in (("PNG", as_png, 0.95), ("zlib", as_zlib, 1.2)):
         for what, images in (("in tints", tints), ("drawn", drawn)):
@@ -125,8 +125,8 @@ def speed(sets: dict[str, np.ndarray], rounds: int) -> list[Claim]:
             claim = f"lossless, {what}, peer {name}"
             claims.append(Claim(claim, ours / 1e3, peer / 1e3, "kB", peer / ours, size_at_least))
         ours, peer, ratio = in_turn(
-            lambda: mb_per_s(drawn, lambda: pack(drawn, "lossless")),
-            lambda other=other: mb_per_s(drawn, lambda: other(drawn)),
+            partial(mb_per_s, drawn, partial(pack, drawn, "lossless")),
+            partial(mb_per_s, drawn, partial(other, drawn)),
             rounds,
         )
         claims.append(Claim(f"lossless, packed, peer {name}", ours, peer, "MB/s, one core", ratio, 1.5))

@@ -17,11 +17,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, in_turn, quick, report, seconds
-
 from app.config.schema import HeadConfig, OptimizerConfig
 from app.models.partial_fc import PartialFC
 from app.runtime.dist import World
+from benchmarks._claims import Claim, in_turn, quick, report, seconds
 
 DIM, BATCH, LR = 512, 128, 0.02
 SETTINGS = OptimizerConfig("sgd", lr=LR, momentum=0.9, nesterov=False, weight_decay=5e-4)

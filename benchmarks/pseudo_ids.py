@@ -12,8 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _claims import Claim, quick, report
-from _runs import accuracy, app, prepared
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
+
+from benchmarks._claims import Claim, quick, report
+from benchmarks._runs import accuracy, app, prepared
 
 WITHOUT = ["recipe.positives.probability=[0]", "mining.start_epoch=100000"]
 DRAWN = ["source=synthetic", "identities=2000", "per_identity=5", "variation_pct=25"]

@@ -81,6 +81,7 @@ def sets(network: Network, random: Random) -> dict[str, tuple[Floats, Ints]]:
     """Return embeddings [n, 128] and the person of each."""
     faces = orl()
     pictures = [np.ascontiguousarray(each) for each in faces.decode(faces.read(0, faces.count))]
+    assert faces.labels is not None
     people = faces.labels.astype(np.int32)
     photographs = np.array([network.embed(each) for each in pictures])
     clear = np.array([network.embed(view(each, random)) for each in pictures for _ in range(CLEAR)])

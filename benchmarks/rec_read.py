@@ -15,20 +15,22 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, core_seconds, in_turn, quick, report
-
 from app.data.sources import decode
-from app.data.sources.decode import simplejpeg
 from app.data.sources.recordio import rec
 from app.data.sources.source import orl
+from benchmarks._claims import Claim, core_seconds, in_turn, quick, report
 from tests.app.support.recordio import framed, image_record
 
 BATCH = 256
@@ -72,6 +74,11 @@ def bare(files: list[bytes]) -> None:
         np.stack([simplejpeg.decode_jpeg(file, "RGB") for file in files[at : at + BATCH]])
 
 
+def rate(images: int, work: Callable[[], None]) -> float:
+    """Return images a second of a core."""
+    return images / core_seconds(work)
+
+
 def main() -> int:
     is_quick = quick()
     tints, rounds = (1, 2) if is_quick else (10, 7)
@@ -86,9 +93,8 @@ def main() -> int:
             ours(path)
 
         def read_with_pillow() -> None:
-            decode.simplejpeg = None
-            ours(path)
-            decode.simplejpeg = simplejpeg
+            with patch.object(decode, "simplejpeg", None):
+                ours(path)
 
         def loop() -> None:
             bare(files)
@@ -103,8 +109,8 @@ def main() -> int:
             (".rec by Pillow, peer a Pillow loop", read_with_pillow, pillow_loop, 1.0),
         ):
             a, b, ratio = in_turn(
-                lambda work=work: len(files) / core_seconds(work),
-                lambda peer=peer: len(files) / core_seconds(peer),
+                partial(rate, len(files), work),
+                partial(rate, len(files), peer),
                 rounds,
             )
             claims.append(Claim(name, a, b, "images/s", ratio, at_least))

@@ -17,12 +17,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, in_turn, quick, report, seconds
-
 from app.mining.candidates import HalfPrecision
 from app.mining.knn import choose_backend, neighbours, search
 from app.mining.sample import recall
 from app.runtime.dist import World
+from benchmarks._claims import Claim, in_turn, quick, report, seconds
 from tests.app.support.nearest import nearest
 
 DIM, K = 512, 32

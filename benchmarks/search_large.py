@@ -20,14 +20,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, core_seconds, quick, report
-from _planted import NOISE
-
 from app.config import MiningConfig
 from app.mining.lists import Neighbours
 from app.mining.sample import recall
 from app.mining.search import searched
 from app.runtime.dist import ALONE
+from benchmarks._claims import Claim, core_seconds, quick, report
+from benchmarks._planted import NOISE
 from tests.app.support.nearest import nearest
 
 DIM, IMAGES_EACH, K, MIN_RECALL = 256, 40, 32, 0.97

@@ -11,8 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _claims import Claim, quick, report
-from _runs import accuracy, app, prepared
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
+
+from benchmarks._claims import Claim, quick, report
+from benchmarks._runs import accuracy, app, prepared
 
 BATCH = "train.batch.size=64"  # one process trains on as many images as the two of the try-out together
 

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, core_seconds, in_turn, quick, report
-from _peer import Peer
-
 from app.config import load
 from app.models import build_backbone
 from app.runtime.optimizer import build_optimizer
+from benchmarks._claims import Claim, core_seconds, in_turn, quick, report
+from benchmarks._peer import Peer
 
 SIZE = 112
 CLIP = 5.0  # the norm of gradients, as published

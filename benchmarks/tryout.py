@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _claims import Claim, quick, report
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
+
+from benchmarks._claims import Claim, quick, report
 
 PROJECT = Path(__file__).parents[1]
 POINTS_WANTED = 3.0

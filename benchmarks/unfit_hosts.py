@@ -13,7 +13,9 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from _claims import Claim, quick, report
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
+
+from benchmarks._claims import Claim, quick, report
 
 PROJECT = Path(__file__).parents[1]
 TEST = "tests/deploy/providers/test_runpod_hosts.py::test_an_unfit_host_is_refused_in_seconds"

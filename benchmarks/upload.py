@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from _claims import Claim, in_turn, quick, report, seconds
-from _moving import MIB, ROUND_TRIP_S, Moving, moving
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
+from benchmarks._claims import Claim, in_turn, quick, report, seconds
+from benchmarks._moving import MIB, ROUND_TRIP_S, Moving, moving
 from deploy.shell import transfer
 
 
@@ -40,6 +42,10 @@ def fabric_put(at: Moving, source: Path) -> Callable[[], None]:
     return put
 
 
+def mb_per_s(size: int, work: Callable[[], object]) -> float:
+    return size / 1e6 / seconds(work)
+
+
 def main() -> int:
     is_quick = quick()
     size = (16 if is_quick else 256) * MIB
@@ -49,8 +55,8 @@ def main() -> int:
         ways = {"scp": lambda: at.scp(source, at.folder / "scp"), "Fabric put": fabric_put(at, source)}
         for name, peer in ways.items():
             a, b, ratio = in_turn(
-                lambda: size / 1e6 / seconds(lambda: ours(at, source)),
-                lambda peer=peer: size / 1e6 / seconds(peer),
+                partial(mb_per_s, size, partial(ours, at, source)),
+                partial(mb_per_s, size, peer),
                 1 if is_quick else 5,
             )
             words = f"up {size // MIB} MiB, {ROUND_TRIP_S * 1000:.0f} ms, peer {name}"

@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
-from _before import BEFORE, LEAST, Cost, both, pairs, script
-from _claims import Claim, report
-from _far import Far
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
+
+from benchmarks._before import BEFORE, LEAST, Cost, both, pairs, script
+from benchmarks._claims import Claim, report
+from benchmarks._far import Far
 
 MIB = 1 << 20
 # Runs with the code of either version: their modules have other names.

@@ -13,11 +13,14 @@ import argparse
 import json
 import resource
 import statistics
+import sys
 import time
 from pathlib import Path
 
-from _claims import Claim, in_turn, report
-from _far import ROUND_TRIP_S, Far, far
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
+
+from benchmarks._claims import Claim, in_turn, report
+from benchmarks._far import ROUND_TRIP_S, Far, far
 
 BUDGET_S = 5 + 3 * ROUND_TRIP_S
 SMALL = ("backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "train.epochs=1")

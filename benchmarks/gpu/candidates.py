@@ -181,13 +181,14 @@ def attention(rig: Rig) -> Pair:
     words = ["backbone=vit_b", f"backbone.image_size={size}"] + (["backbone.layers=[2]"] if rig.on_cpu else [])
     torch.manual_seed(0)
     x = torch.randn(rig.sized(64, 16), 3, size, size, device=rig.device)  # the last BN needs a real batch
-    works = []
-    for precision in ("fp32", "auto"):
+
+    def work(precision: str) -> Work:
         torch.manual_seed(0)
         config = load([*words, f"backbone.attention_precision={precision}"]).backbone
         config.drop_path = config.mask_ratio = config.dropout = 0.0
-        works.append(trained(rig, build_backbone(config).to(rig.device).train(), x))
-    return Pair(*works, bound=BF16)
+        return trained(rig, build_backbone(config).to(rig.device).train(), x)
+
+    return Pair(work("fp32"), work("auto"), bound=BF16)
 
 
 def head_product(rig: Rig) -> Pair:
@@ -215,20 +216,23 @@ def cuda_graphs(rig: Rig) -> Pair:
     from benchmarks.gpu.steps import words
     from benchmarks.gpu.trainer import Trainer
 
-    works = []
-    for switch in ("off", "on"):
+    def steps(switch: str) -> Work:
         trainer = Trainer(rig, [*words(rig, "bf16", 64), f"train.cuda_graphs={switch}"])
+        encoder: nn.Module = trainer.recipe.encoder  # type: ignore[union-attr] # the words choose the one that has it
 
-        def weights(trainer: Trainer = trainer) -> Tensor:
-            return torch.cat([p.detach().flatten() for p in trainer.recipe.encoder.parameters()])
+        def weights() -> Tensor:
+            return torch.cat([p.detach().flatten() for p in encoder.parameters()])
 
-        def work(trainer: Trainer = trainer, weights: Any = weights, start: Tensor = weights()) -> tuple[Tensor, ...]:  # noqa: B008
+        start = weights()
+
+        def work() -> tuple[Tensor, ...]:
             for _ in range(STEPS):
                 trainer.step()
             return (weights() - start,)
 
-        works.append(work)
-    return Pair(*works, bound=BF16)
+        return work
+
+    return Pair(steps("off"), steps("on"), bound=BF16)
 
 
 def bucket_maximum(rig: Rig) -> Pair:
@@ -258,7 +262,7 @@ def clusters(rig: Rig) -> Pair:
     full, group = torch.full((count,), k, dtype=torch.int32), torch.zeros(count, dtype=torch.int32)
     large = torch.zeros(count, dtype=torch.bool)
     empty = torch.zeros(0, dtype=torch.int32)
-    on_device = [each.to(rig.device) for each in (ids, cosine, nobody)]
+    on_device = ids.to(rig.device), cosine.to(rig.device), nobody.to(rig.device)
 
     def now() -> tuple[Tensor, ...]:
         weight = torch.zeros(count, k, dtype=torch.uint16).numpy()

@@ -41,7 +41,7 @@ def _kernel() -> Any:
     import triton.language as tl
 
     @triton.jit
-    def run(
+    def run(  # type: ignore[no-untyped-def] # triton's types are no classes
         queries,
         bank,
         found,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.data.dataset import Dataset
 from benchmarks.gpu.rig import Rig
 from benchmarks.gpu.running import Records
 from benchmarks.gpu.trainer import Trainer
@@ -30,7 +31,7 @@ def embedding(rig: Rig) -> Records:
         data = dataclasses.replace(trainer.data, train_rows=rows)
         between = Interlude(rig.work / "mining", lambda: False, lambda *_: None)
 
-        def work(trainer: Trainer = trainer, data: object = data, between: Interlude = between) -> Tensor:
+        def work(trainer: Trainer = trainer, data: Dataset = data, between: Interlude = between) -> Tensor:
             return embed_share(trainer.recipe.embedder, trainer.config, data, trainer.here, between)
 
         yield {"precision": precision, "images": len(rows), "images_per_s": len(rows) / rig.seconds(work, 3, 1)}

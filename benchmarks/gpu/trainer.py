@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from app import train
 from app.config import load
 from app.data.dataset import Dataset
 from app.recipes import RECIPES, Batch
+from app.recipes.update import batches, update
 from app.runtime import graphs
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
@@ -54,8 +54,8 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """Yield batches of one epoch after the other, without end."""
         for epoch in count():
-            yield from train.batches(self.config, self.recipe, self.data, TrainState(epoch=epoch), self.here)
+            yield from batches(self.config, self.recipe, self.data, TrainState(epoch=epoch), self.here)
 
     def step(self) -> Any:
         lr = self.config.train.optimizer.lr
-        return train.update(self.config, self.recipe, self.optimizer, self.scaler, self.batches, lr, self.here)
+        return update(self.config, self.recipe, self.optimizer, self.scaler, self.batches, lr, self.here)
