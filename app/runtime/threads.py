@@ -22,7 +22,12 @@ def on_cores(work: Callable[..., Result], calls: Sequence[tuple[Any, ...]]) -> l
     if threads < 2:
         return [work(*call) for call in calls]
     with ThreadPoolExecutor(threads, "core") as pool:
-        return [future.result() for future in [pool.submit(work, *call) for call in calls]]
+        futures = [pool.submit(work, *call) for call in calls]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:  # also a stop: what has not begun does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def shares(count: int) -> list[slice]:
