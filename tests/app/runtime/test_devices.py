@@ -183,6 +183,12 @@ def test_a_step_that_finds_no_memory_is_one_sentence_with_a_batch_to_try(small_d
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        torch.distributed.DistBackendError("NCCL error … Last error:\nCuda failure 2 'out of memory'"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried"),
     ],
 )
 def test_what_gpus_say_without_memory_is_known(error: RuntimeError) -> None:
