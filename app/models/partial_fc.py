@@ -139,6 +139,10 @@ class PartialFC(nn.Module):
         whole = {name: dist.rows_to_main(table, self.here) for name, table in self.centres.tables.items()}
         return {name: table for name, table in whole.items() if table is not None}
 
+    def table_bytes(self) -> int:
+        """Return the size of what `tables` returns on rank 0, without gathering it."""
+        return sum(self.classes * t.element_size() * math.prod(t.shape[1:]) for t in self.centres.tables.values())
+
     def take_tables(self, tables: dict[str, Tensor]) -> None:
         """Load what `tables` returned: each rank gets its rows from rank 0. For a mismatch all ranks raise WrongUse."""
         with dist.together(self.here):
