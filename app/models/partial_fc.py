@@ -70,8 +70,8 @@ class PartialFC(nn.Module):
             return self._forward(dist.gather_batch(embeddings.float(), self.here), self._gathered(labels))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
-        moved = super()._apply(fn, recurse)
-        self.calls = self.calls.cpu()  # the host counts calls without asking the device
+        calls, moved = self.calls, super()._apply(fn, recurse)
+        self.calls = calls  # stays in CPU memory: the host counts calls without asking the device
         return moved
 
     def _forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
