@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.rig import Rig
+from benchmarks.gpu.rig import Rig, as_in_training
 from benchmarks.gpu.running import Records
 from benchmarks.gpu.trainer import Trainer
 
@@ -34,6 +34,29 @@ def embedding(rig: Rig) -> Records:
             return embed_share(trainer.recipe.embedder, trainer.config, data, trainer.here, between)
 
         yield {"precision": precision, "images": len(rows), "images_per_s": len(rows) / rig.seconds(work, 3, 1)}
+
+
+def evaluation(rig: Rig) -> Records:
+    """Images a second of `train.eval.sets`, at the first evaluation of a run and at a later one."""
+    from app.evaluation.embedding import embed_all
+    from benchmarks.gpu.steps import words
+
+    trainer, times = Trainer(rig, words(rig, "bf16", 8)), []
+    backbone = trainer.config.backbone
+    for _ in range(rig.sized(3, 2)):
+        with as_in_training(rig):
+            started = time.perf_counter()
+            embed_all(
+                trainer.recipe.embedder,
+                rig.images,
+                trainer.here,
+                image_size=backbone.image_size,
+                batch_size=rig.sized(256, 16),
+                embedding_dim=backbone.embedding_dim,
+                flip=True,
+            )
+            times.append(time.perf_counter() - started)
+    yield {"images": len(rig.images), "first_s": times[0], "images_per_s": len(rig.images) / times[-1]}
 
 
 def people(count: int, device: torch.device) -> Tensor:
