@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -107,6 +108,16 @@ def test_a_run_planned_on_gpus_never_trains_on_a_cpu(small_data: Path, tmp_path:
     assert done.stderr.count("\n") == 1
     assert "planned for 1 GPUs here and torch can use 0" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_no_command_computes_on_a_cpu_what_was_planned_on_gpus(tmp_path: Path) -> None:
+    np.save(tmp_path / "z.npy", np.eye(4, dtype=np.float32))
+    command = ["-m", "app.mine", f"embeddings={tmp_path / 'z.npy'}", f"out={tmp_path / 'out'}"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "SNIPERFACE_DEVICES": "1"}
+    done = run_training(command, PROJECT, environment)
+    assert done.returncode == 2, done.stderr
+    assert "planned for 1 GPUs here and torch can use 0" in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_by_hand_on_a_cpu_the_settled_precision_is_told_and_written(small_data: Path, tmp_path: Path) -> None:
