@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.gpu.rig import Rig, as_in_training
 from benchmarks.gpu.running import Records
@@ -19,8 +19,9 @@ DIM, NEIGHBOURS = 512, 32
 
 
 def embedding(rig: Rig) -> Records:
-    """Images a second that mining embeds, including the data feed."""
+    """Images a second that mining embeds, including the data feed, and how many BN layers are folded."""
     from app.mining.refresh import Interlude, embed_share
+    from app.models.embedder import folded
     from benchmarks.gpu.steps import words
 
     for precision in ("fp32",) if rig.on_cpu else ("bf16", "fp16", "fp32"):
@@ -33,7 +34,16 @@ def embedding(rig: Rig) -> Records:
         def work(trainer: Trainer = trainer, data: object = data, between: Interlude = between) -> Tensor:
             return embed_share(trainer.recipe.embedder, trainer.config, data, trainer.here, between)
 
-        yield {"precision": precision, "images": len(rows), "images_per_s": len(rows) / rig.seconds(work, 3, 1)}
+        # On a GPU convolutions round differently, and folding keeps the BN of a network that it would change.
+        network = trainer.recipe.embedder
+        left = [sum(isinstance(m, nn.BatchNorm2d) for m in each.modules())
+                for each in (network, folded(network, trainer.config.backbone.image_size))]  # fmt: skip
+        yield {
+            "precision": precision,
+            "images": len(rows),
+            "images_per_s": len(rows) / rig.seconds(work, 3, 1),
+            "bn_folded": left[0] - left[1],
+        }
 
 
 def evaluation(rig: Rig) -> Records:
