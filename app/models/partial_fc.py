@@ -113,13 +113,13 @@ class PartialFC(nn.Module):
         luck = torch.rand(self.classes, generator=generator, device=labels.device)
         luck.index_fill_(0, labels, 2.0)
         size = int(self.rate * self.classes)
-        if size < min(len(labels), self.classes):  # the batch may have more classes: only then are they counted
-            size = max(size, len(labels.unique()))
-        taken = luck.topk(size, sorted=False).indices
+        most = max(size, min(len(labels), self.classes))  # the batch may have more classes than the sample
         if not self.is_ragged:
-            return taken.sort().values
-        chosen = torch.zeros_like(luck, dtype=torch.bool).index_fill_(0, taken, True)[start:stop]
-        return compacted(chosen, places(size, stop - start, self.classes, len(labels)))
+            size = size if size == most else max(size, len(labels.unique()))
+            return luck.topk(size, sorted=False).indices.sort().values
+        chosen = torch.zeros_like(luck, dtype=torch.bool).index_fill_(0, labels, True)
+        chosen.index_fill_(0, luck.topk(size, sorted=False).indices, True)
+        return compacted(chosen[start:stop], places(most, stop - start, self.classes, len(labels)))
 
     def step(self, lr: float, *, grad_scale: Tensor | float = 1.0, taken: Tensor | None = None) -> None:
         """Update the centres with the gradients since the last step, whose losses were multiplied by `grad_scale`.
