@@ -91,7 +91,7 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
     with dist.together(here):
         sets = NamedSets(config, recipe.embedder, here)
         if here.is_main:
-            checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
+            checkpoint.refuse_without_room(folder, recipe.modules, optimizer, recipe.table_bytes())
     images = len(data.images) if checkpoint.of_data(recipe.modules) else None
     validation = NONE if meter.people.validation is None else settings.eval.validation
     facts = facts_of(config, **identity(data), **recipe.facts(), images=images, ranks=here.size, validation=validation)

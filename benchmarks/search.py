@@ -58,7 +58,7 @@ def on_cpu(is_quick: bool) -> list[Claim]:
     what = f"N={count:,}, D={DIM}, k={K}, {threads} threads"
     fast, slow, ratio = in_turn(lambda: ours("faiss"), peer, rounds)
     claims = [Claim(f"fp32 search, {what}", fast, slow, "queries/s", ratio, 0.95)]
-    if choose_backend("auto", cpu) != "torch":
+    if choose_backend("auto", cpu, 32) != "torch":
         print("This CPU has no units for bf16 (AVX512-BF16 or AMX): nothing is claimed of a 16-bit search on it.")
         return claims
     fast, slow, ratio = in_turn(lambda: ours("torch"), peer, rounds)

@@ -5,14 +5,15 @@ Letters: N images, n of this process, B batch, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from threading import Lock
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.data.augment import to_float
 from app.data.dataset import Rows
@@ -23,6 +24,7 @@ from app.runtime.dist import World, gather_rows, share
 
 # On a CPU the activations of a large batch do not fit the cache, and each layer allocates their memory again.
 CPU_BATCH = 4
+T = TypeVar("T")
 
 
 def batch_size_for(wanted: int, here: World) -> int:
@@ -60,25 +62,44 @@ def embed_all(
     """
     embedder = Embedder(network, image_size, device=here.device, flip=flip)
     result = torch.empty(len(images), embedding_dim + 1, device=here.device)  # the last column: length
-    # Each core works on its own batch. A GPU has memory for one batch, so batches take turns there, and decoded ones
-    # wait.
-    turn = Lock() if here.device.type == "cuda" else nullcontext()
+
+    def read(start: int) -> tuple[int, Tensor] | None:
+        return None if interrupted() else (start, torch.from_numpy(images[start : start + batch_size]))
 
     @torch.inference_mode()
-    def embed(start: int) -> None:
-        if interrupted():
+    def embed(batch: tuple[int, Tensor] | None) -> None:
+        if batch is None:
             return
-        pixels = torch.from_numpy(images[start : start + batch_size])
-        with turn:
-            x = to_float(pixels.to(here.device), image_size).contiguous(memory_format=torch.channels_last)
-            into = result[start : start + len(x)]
-            into[:, :-1], into[:, -1] = embedder(x)
+        start, pixels = batch
+        x = to_float(pixels.to(here.device), image_size).contiguous(memory_format=torch.channels_last)
+        into = result[start : start + len(x)]
+        into[:, :-1], into[:, -1] = embedder(x)
 
-    with refused_together(here), a_core_each() as threads:
-        for _ in threads.map(embed, range(0, len(images), batch_size)):
-            pass
+    with refused_together(here):
+        for_each(range(0, len(images), batch_size), read, embed, here.device)
     whole = gather_rows(result, here).cpu().numpy()
     return np.ascontiguousarray(whole[:, :-1]), float(whole[:, -1].astype(np.float64).mean())
+
+
+def for_each(starts: Iterable[int], read: Callable[[int], T], embed: Callable[[T], None], device: torch.device) -> None:
+    """Read batches in threads, and embed each: on a CPU in its thread, on a GPU in the calling one, in order.
+
+    A GPU has memory for one batch, so batches take turns there. cuDNN would also choose its algorithms, and torch
+    allocate workspaces, anew in each thread. Batches that wait for the GPU are at most as many as the threads.
+    """
+    if device.type != "cuda":
+        with a_core_each() as threads:
+            for _ in threads.map(lambda start: embed(read(start)), starts):
+                pass
+        return
+    most, waiting = torch.get_num_threads(), deque[Future[T]]()
+    with ThreadPoolExecutor(most, "read") as threads:
+        for start in starts:
+            waiting.append(threads.submit(read, start))
+            if len(waiting) > most:
+                embed(waiting.popleft().result())
+        for batch in waiting:
+            embed(batch.result())
 
 
 @contextmanager

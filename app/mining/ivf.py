@@ -68,9 +68,8 @@ def make_cells(shard: Tensor, here: World, poll: Poll = undisturbed) -> Cells:
             for part in sample.split(ROWS_AT_ONCE):
                 rows = on_grid(shard[part])
                 sums.index_add_(0, nearest_cells(rows, centres, 1)[:, 0].long(), rows.double())
-            sums = total(sums, here)
-            full = sums.any(1)  # an empty cell keeps its centre
-            centres[full] = on_grid(normalize(sums[full]))
+            move(centres, total(sums, here))
+            del sums  # before the next round makes its own
             poll()
         near = torch.full((len(shard), min(MOST_READ, count)), NONE, dtype=torch.int32, device=shard.device)
         rows_of_rank = good.nonzero().flatten()
@@ -78,6 +77,15 @@ def make_cells(shard: Tensor, here: World, poll: Poll = undisturbed) -> Cells:
             near[part] = nearest_cells(on_grid(shard[part]), centres, near.shape[1])
             poll()
         return Cells(centres, near, gather_rows(near[:, 0].contiguous(), here))
+
+
+def move(centres: Tensor, sums: Tensor) -> None:
+    """Move `centres` [C, D] to the direction of the `sums` [C, D] of their rows. An empty cell keeps its centre.
+
+    With 42 million images each table has 3.6 GB, so only a part is copied at a time.
+    """
+    for old, added in zip(centres.split(ROWS_AT_ONCE), sums.split(ROWS_AT_ONCE), strict=True):
+        old.copy_(torch.where(added.any(1)[:, None], on_grid(normalize(added)), old))
 
 
 def cells_of(images: int) -> int:

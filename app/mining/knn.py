@@ -13,8 +13,9 @@ candidates.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 
 import torch
@@ -27,6 +28,7 @@ from app.mining.ring import blocks
 from app.runtime.dist import World, gather_rows
 from app.runtime.stop import Poll, undisturbed
 
+MOST_BY_FAISS_ON_GPU = 2048  # entries of a list; asked for more, FAISS aborts the process
 SPARE = 8  # candidates above k + 1 in fp32; rows with ties at the end are few and cost a second search
 PAIRS_AT_ONCE = 2**22
 BYTES_AT_ONCE = 2**28
@@ -43,7 +45,7 @@ class SearchInexact(Failed):
 def installed_faiss() -> ModuleType | None:
     """Return the module `faiss`, or None where it is not installed or cannot be loaded."""
     try:
-        import faiss
+        import faiss.contrib.torch_utils  # makes its functions take tensors where they are, also on a GPU
     except ImportError:  # also raised when a library it needs is missing, such as one of CUDA
         return None
     return faiss
@@ -71,33 +73,36 @@ class Faiss:
     tile = 4096  # FAISS's own batch size
 
     def __init__(self, bank: Tensor) -> None:
-        self.bank = bank
-        self.faiss = faiss_module()
-        self.gpu = None
-        if bank.device.type == "cuda":
-            self.gpu = self.faiss.StandardGpuResources()
+        self.bank = bank.contiguous()
+        self.knn = knn_of_faiss(bank.device)
 
     def __call__(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        product = self.faiss.METRIC_INNER_PRODUCT
-        if self.gpu is not None:
-            best, ids = self.faiss.knn_gpu(
-                self.gpu, queries, self.bank, count, metric=product, device=self.bank.device.index
-            )
-            return ids, surpassed(best, count, len(self.bank))
-        found = self.faiss.knn(queries.numpy(), self.bank.numpy(), count, metric=product)
-        best, ids = (torch.from_numpy(array) for array in found)
+        best, ids = self.knn(queries.contiguous(), self.bank, count)
         return ids, surpassed(best, count, len(self.bank))
+
+
+def knn_of_faiss(device: torch.device) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
+    """Return FAISS's search for tensors on `device`: queries, bank and count -> greatest products and their rows."""
+    faiss = faiss_module()
+    product = faiss.METRIC_INNER_PRODUCT
+    if device.type == "cuda":
+        return partial(faiss.knn_gpu, faiss.StandardGpuResources(), metric=product, device=device.index)
+    return partial(faiss.knn, metric=product)
 
 
 BACKENDS: dict[str, type[Faiss] | type[HalfPrecision]] = {"faiss": Faiss, "torch": HalfPrecision}
 
 
-def choose_backend(name: str, device: torch.device) -> str:
+def choose_backend(name: str, device: torch.device, k: int) -> str:
     """Resolve `auto`: torch on a GPU, on a CPU with units for bf16, and where FAISS is not installed; else faiss.
 
     On a CPU without such units a 16-bit product is several times slower than one in fp32, where FAISS is as fast as its
     BLAS. The choice depends on the CPU's features, not on a timing: under load, ranks would get different timings.
+
+    Lists of `k` that are too long for FAISS on a GPU are torch's, whatever the name.
     """
+    if device.type == "cuda" and k + 1 + SPARE > MOST_BY_FAISS_ON_GPU:
+        return "torch"
     if name != "auto":
         return name
     return "faiss" if prefers_faiss(device) and installed_faiss() else "torch"
@@ -128,7 +133,7 @@ def neighbours(
     build.
     """
     tell_of_fallback(backend, shard.device, here)
-    backend = choose_backend(backend, shard.device)
+    backend = choose_backend(backend, shard.device, k)
     if backend == "faiss" and not faiss_module().get_num_gpus():
         shard = shard.cpu()
     with full_precision(shard.device):
@@ -187,8 +192,7 @@ def search(
         for _ in range(rounds):
             poll()
         return nothing(len(queries), k, block.device)
-    find = BACKENDS[backend](bank)
-    exact = find if isinstance(find, Faiss) else exact_search(bank)
+    find, exact = methods(backend, bank)
     # 16 bits order the best candidates poorly, but twice as many candidates contain them all.
     count = k + 1 + SPARE if isinstance(find, Faiss) else 2 * k + 2 * SPARE
     settled = Settled(bank, names, k, exact)
@@ -201,9 +205,15 @@ def search(
     return ids, cosine
 
 
-def exact_search(bank: Tensor) -> Candidates:
-    """Return the faster fp32 method that this installation has."""
-    return FullPrecision(bank) if bank.is_cuda or installed_faiss() is None else Faiss(bank)
+def methods(backend: str, bank: Tensor) -> tuple[Candidates, Candidates]:
+    """Return the method of `backend`, and the one for queries that it cannot settle.
+
+    The second is the faster one in fp32 of this installation that has no limit on the length of a list.
+    """
+    find = BACKENDS[backend](bank)
+    if bank.is_cuda or installed_faiss() is None:
+        return find, FullPrecision(bank)
+    return find, find if isinstance(find, Faiss) else Faiss(bank)
 
 
 @dataclass(frozen=True)
@@ -225,7 +235,7 @@ class Settled:
         unsure = (score[:, -1] < beyond).nonzero().flatten()
         if not len(unsure):
             return ids, score
-        wider = 4 * count if find is self.exact else self.k + 1 + SPARE
+        wider = self.k + 1 + SPARE if isinstance(find, HalfPrecision) else 4 * count
         for part in unsure.split(min(self.exact.tile, max(1, PAIRS_AT_ONCE // wider))):
             ids[part], score[part] = self(queries[part], own[part], wider, self.exact)
         return ids, score

@@ -51,6 +51,9 @@ class NoHead(nn.Module):
     def tables(self) -> dict[str, Tensor]:
         return {}
 
+    def table_bytes(self) -> int:
+        return 0
+
     def take_tables(self, tables: dict[str, Tensor]) -> None:
         """There are none."""
 

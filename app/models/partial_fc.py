@@ -70,8 +70,8 @@ class PartialFC(nn.Module):
             return self._forward(dist.gather_batch(embeddings.float(), self.here), self._gathered(labels))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
-        moved = super()._apply(fn, recurse)
-        self.calls = self.calls.cpu()  # the host counts calls without asking the device
+        calls, moved = self.calls, super()._apply(fn, recurse)
+        self.calls = calls  # stays in CPU memory: the host counts calls without asking the device
         return moved
 
     def _forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -113,13 +113,13 @@ class PartialFC(nn.Module):
         luck = torch.rand(self.classes, generator=generator, device=labels.device)
         luck.index_fill_(0, labels, 2.0)
         size = int(self.rate * self.classes)
-        if size < min(len(labels), self.classes):  # the batch may have more classes: only then are they counted
-            size = max(size, len(labels.unique()))
-        taken = luck.topk(size, sorted=False).indices
+        most = max(size, min(len(labels), self.classes))  # the batch may have more classes than the sample
         if not self.is_ragged:
-            return taken.sort().values
-        chosen = torch.zeros_like(luck, dtype=torch.bool).index_fill_(0, taken, True)[start:stop]
-        return compacted(chosen, places(size, stop - start, self.classes, len(labels)))
+            size = size if size == most else max(size, len(labels.unique()))
+            return luck.topk(size, sorted=False).indices.sort().values
+        chosen = torch.zeros_like(luck, dtype=torch.bool).index_fill_(0, labels, True)
+        chosen.index_fill_(0, luck.topk(size, sorted=False).indices, True)
+        return compacted(chosen[start:stop], places(most, stop - start, self.classes, len(labels)))
 
     def step(self, lr: float, *, grad_scale: Tensor | float = 1.0, taken: Tensor | None = None) -> None:
         """Update the centres with the gradients since the last step, whose losses were multiplied by `grad_scale`.
@@ -138,6 +138,10 @@ class PartialFC(nn.Module):
         """Return whole tables on rank 0, one row per class, in CPU memory, valid until the next step; else {}."""
         whole = {name: dist.rows_to_main(table, self.here) for name, table in self.centres.tables.items()}
         return {name: table for name, table in whole.items() if table is not None}
+
+    def table_bytes(self) -> int:
+        """Return the size of what `tables` returns on rank 0, without gathering it."""
+        return sum(self.classes * t.element_size() * math.prod(t.shape[1:]) for t in self.centres.tables.values())
 
     def take_tables(self, tables: dict[str, Tensor]) -> None:
         """Load what `tables` returned: each rank gets its rows from rank 0. For a mismatch all ranks raise WrongUse."""

@@ -96,6 +96,9 @@ class Recipe(Protocol):
     def tables(self) -> dict[str, Tensor]:
         """Return what is saved besides `modules`: sharded tables, whole on rank 0. Called on all ranks."""
 
+    def table_bytes(self) -> int:
+        """Return the size of what `tables` returns on rank 0, without gathering it."""
+
     def take_tables(self, tables: dict[str, Tensor]) -> None:
         """Load what `tables` returned, on any number of ranks: rank 0 passes the tables, the others {}.
 

@@ -199,6 +199,9 @@ class SelfSupervised:
     def tables(self) -> dict[str, Tensor]:
         return {}
 
+    def table_bytes(self) -> int:
+        return 0
+
     def take_tables(self, tables: dict[str, Tensor]) -> None:
         """There are none."""
 

@@ -139,6 +139,9 @@ class Supervised:
         tables = self.head.tables()
         return {**tables, "labels": self.labels} if tables else {}
 
+    def table_bytes(self) -> int:
+        return self.head.table_bytes() + self.labels.nbytes
+
     def take_tables(self, tables: dict[str, Tensor]) -> None:
         """Give the head its tables. Raises WrongUse if the checkpoint has as many labels, and they differ."""
         labels = tables.get("labels")

@@ -104,12 +104,17 @@ def is_due(every_epochs: int, epoch: int, epochs: int) -> bool:
     return epoch % every_epochs == 0 or epoch == epochs
 
 
-def refuse_without_room(folder: RunFolder, modules: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise WrongUse if two checkpoints do not fit on the disk: now, not after the first epoch."""
+def refuse_without_room(
+    folder: RunFolder, modules: nn.Module, optimizer: torch.optim.Optimizer, table_bytes: int
+) -> None:
+    """Raise WrongUse if two checkpoints do not fit on the disk: now, not after the first epoch.
+
+    `table_bytes`: size of the tables that each contains, the class centres of all ranks.
+    """
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     with (folder.checkpoints / ".room").open("wb") as file:
         try:
-            claim(file, 2 * estimated_bytes(modules, optimizer), "two checkpoints")
+            claim(file, 2 * (estimated_bytes(modules, optimizer) + table_bytes), "two checkpoints")
         finally:
             Path(file.name).unlink()
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from app.errors import EXIT_FAILED, Failed, WrongUse
-from app.runtime.devices import own_device
+from app.runtime.devices import own_device, refuse_missing_gpus
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ ALONE = World(0, 1, torch.device("cpu"))
 def world() -> Iterator[World]:
     """Join the process group that torchrun set up in the environment; without torchrun, a world of one process.
 
-    With GPUs: NCCL, one GPU per process. Without: gloo.
+    With GPUs: NCCL, one GPU per process. Without: gloo. Raises WrongUse for fewer GPUs than planned or than processes.
     """
+    refuse_missing_gpus()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = own_device()
     if device.type == "cuda":

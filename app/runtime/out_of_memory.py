@@ -9,8 +9,14 @@ import torch
 
 from app.config import Config
 
-# torch has an exception class for GPU memory only; its CPU allocator and cuBLAS raise RuntimeError with these texts.
-WORDS = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# torch has an exception class for its own GPU allocator only; all others raise RuntimeError with these texts.
+WORDS = (
+    "DefaultCPUAllocator:",  # torch's on a CPU; the rest depends on the operating system
+    "ALLOC_FAILED",  # the status of cuBLAS, cuDNN, cuFFT and cuSOLVER
+    "out of memory",  # CUDA's own, as in the errors of NCCL
+)
+# cuDNN's answer where no workspace can be allocated, and where it has no algorithm: torch drops the reason.
+NO_ENGINE = "unable to find an engine to execute this computation"
 
 
 class OutOfMemory(Exception):
@@ -23,12 +29,14 @@ def step_fits(config: Config, device: torch.device) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WORDS)):
+        no_engine = NO_ENGINE in str(error)
+        if not (isinstance(error, torch.OutOfMemoryError) or no_engine or any(words in str(error) for words in WORDS)):
             raise
-        raise OutOfMemory(advice(config, device)) from None
+        raise OutOfMemory(advice(config, device, sure=not no_engine)) from None
 
 
-def advice(config: Config, device: torch.device) -> str:
+def advice(config: Config, device: torch.device, *, sure: bool = True) -> str:
+    """One sentence with a batch that needs less memory; not `sure`: memory is the likely reason."""
     batch = config.train.batch
     where = "memory"
     if device.type == "cuda":
@@ -41,7 +49,8 @@ def advice(config: Config, device: torch.device) -> str:
         if part
         else ""
     )
-    return (
-        f"a step with train.batch.size={batch.size} in {config.train.precision} does not fit into {where}; "
-        f"give {smaller}backbone.gradient_checkpointing=true"
-    )
+    step = f"a step with train.batch.size={batch.size} in {config.train.precision}"
+    what = f"{step} does not fit into {where}"
+    if not sure:
+        what = f"cuDNN has no algorithm for {step}, most likely because none fits into {where}"
+    return f"{what}; give {smaller}backbone.gradient_checkpointing=true"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.gpu.rig import PRECISIONS, Rig, as_in_training, distance
-from benchmarks.gpu.running import Records, Wrong
+from benchmarks.gpu.running import Missing, Records, Wrong
 
 # Largest relative distance to float64 that rounding explains: of outputs, and of gradients of the first layer.
 BOUNDS = {"fp32": (1e-4, 1e-2), "bf16": (0.1, 0.5), "fp16": (0.02, 0.2)}
@@ -203,7 +203,7 @@ def feeding(rig: Rig) -> Records:
 
 
 def search_is_exact(rig: Rig) -> Records:
-    """Neighbours of both backends against brute force in float64."""
+    """Neighbours of both backends against brute force in float64, also where copies of an image fill the lists."""
     import importlib.util
 
     from app.mining.knn import neighbours
@@ -211,13 +211,67 @@ def search_is_exact(rig: Rig) -> Records:
 
     torch.manual_seed(0)
     bank = F.normalize(torch.randn(rig.sized(20_000, 500), 512) + 2 * torch.randn(512), dim=1)
-    scores = (bank.double().to(rig.device) @ bank.double().to(rig.device).T).fill_diagonal_(-9)
-    wanted = scores.topk(20).values.cpu()
-    del scores
-    for backend in ("torch", "faiss") if importlib.util.find_spec("faiss") else ("torch",):
-        found = neighbours(bank.to(rig.device), 20, World(0, 1, rig.device), backend=backend, placement="auto")
-        worst = float((wanted - torch.from_numpy(np.asarray(found.cosine))).abs().max())
-        yield {"backend": backend, "worst_cosine": right(backend, worst, 1e-5)}
+    copies = torch.cat([bank[:300], bank[:1].repeat(rig.sized(3000, 200), 1)])
+    for what, rows in (("people", bank), ("copies", copies)):
+        scores = (rows.double().to(rig.device) @ rows.double().to(rig.device).T).fill_diagonal_(-9)
+        wanted = scores.topk(20).values.cpu()
+        del scores
+        for backend in ("torch", "faiss") if importlib.util.find_spec("faiss") else ("torch",):
+            found = neighbours(rows.to(rig.device), 20, World(0, 1, rig.device), backend=backend, placement="auto")
+            worst = float((wanted - torch.from_numpy(np.asarray(found.cosine))).abs().max())
+            yield {"what": what, "backend": backend, "worst_cosine": right(f"{what}, {backend}", worst, 1e-5)}
+
+
+def large_tables(rig: Rig) -> Records:
+    """Rows behind the 2^31st number of a table are read, written and moved, as those of millions of images are."""
+    from app.mining.order import move_rows
+    from app.models.moco import FeatureBank
+    from app.runtime.dist import World
+    from app.runtime.memory import free_bytes
+
+    count, dim = rig.sized(4_400_000, 1_000), 512
+    if not rig.on_cpu and (free_bytes(rig.device) or 0) < 12 * 2**30:
+        raise Missing("12 GiB of free memory")
+    with torch.device(rig.device):
+        bank = FeatureBank(count, dim)
+        rows, taken = torch.tensor([0, count // 2, count - 1, count - 1]), torch.ones(())
+        number = (torch.arange(count) % 2048).half()  # fp16 holds these whole numbers
+    values = torch.randn(len(rows), dim, device=rig.device).half()
+    bank.put(rows, values, taken)  # of a repeated row the last one counts
+    apart = bank.features.index_select(0, rows[:3]) != values[[0, 1, 3]]
+    right("numbers of rows that were put", float(apart.sum()), 0)
+    right("rows that were written besides", float(bank.features[:, 0].isfinite().sum()) - 3, 0)
+    bank.features[:, 0] = bank.features[:, dim - 1] = number
+    move_rows(bank.features, np.arange(count)[::-1].copy(), World(0, 1, rig.device))
+    wrong = sum(int((bank.features[:, column] != number.flip(0)).sum()) for column in (0, dim - 1))
+    yield {"numbers": count * dim, "wrong": right("rows that were moved to a wrong place", wrong, 0)}
+
+
+def too_large(rig: Rig) -> Records:
+    """A step without enough memory is named in a sentence, whoever notices it, and a smaller one then runs."""
+    from app.runtime.out_of_memory import OutOfMemory, step_fits
+    from benchmarks.gpu.steps import words
+    from benchmarks.gpu.trainer import Trainer
+
+    total = 0 if rig.on_cpu else torch.cuda.get_device_properties(rig.device).total_memory
+    for gib in () if rig.on_cpu else (0.1, 0.5, 1.0, 2.0, 4.0):
+        with as_in_training(rig):
+            trainer = Trainer(rig, words(rig, "bf16", 256))
+            limit = torch.cuda.memory_reserved(rig.device) + gib * 2**30
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), rig.device)
+            try:
+                with step_fits(trainer.config, rig.device):
+                    trainer.step().verdict()
+                raise Wrong(f"a step of 256 images fits into {gib:g} GiB")
+            except OutOfMemory as error:
+                yield {"gib": gib, "told": str(error)}
+            finally:
+                torch.cuda.set_per_process_memory_fraction(1.0, rig.device)
+                del trainer
+                rig.clear()
+    if not Trainer(rig, words(rig, "bf16", 8)).step().verdict().taken:
+        raise Wrong("a small step after the large ones was not taken")
+    yield {"small_step": True}
 
 
 def overflow(rig: Rig) -> Records:

@@ -112,8 +112,36 @@ def ring(here: World) -> bool:
     return bool((incoming == (here.rank - 1) % here.size).all())
 
 
+def swapped(here: World) -> bool:
+    """Rows for each rank, of another number for each, as embeddings are exchanged."""
+    outgoing = [torch.full((to + 1, 3), float(here.rank), device=here.device) for to in range(here.size)]
+    found = dist.swap_rows(outgoing, [here.rank + 1] * here.size, here)
+    return torch.equal(found[:, 0].cpu(), torch.arange(here.size).repeat_interleave(here.rank + 1).float())
+
+
+def tables(here: World) -> bool:
+    """Class centres of all ranks to the first one's CPU and back, and a checkpoint from it."""
+    own = torch.full((here.rank + 1, 3), float(here.rank), device=here.device)
+    whole, back = dist.rows_to_main(own, here), torch.zeros_like(own)
+    dist.rows_from_main(whole, back, here)
+    content = {"a": [torch.arange(5), "word"]} if here.is_main else None
+    copied = dist.copied_from_main(content, here)
+    return torch.equal(back, own) and copied["a"][0].tolist() == list(range(5)) and copied["a"][1] == "word"
+
+
+def averages(here: World) -> bool:
+    """BN's averages of the first rank on all."""
+    bn = torch.nn.BatchNorm1d(4).to(here.device)
+    bn.running_mean.fill_(here.rank + 1)
+    dist.buffers_from_main(bn, here)
+    return bool((bn.running_mean == 1).all())
+
+
 CHECKS: dict[str, Callable[[World], bool]] = {
     "packed": packed,
+    "swapped": swapped,
+    "tables": tables,
+    "averages": averages,
     "unequal": unequal,
     "numbers_of_a_step": numbers_of_a_step,
     "gradients": gradients,

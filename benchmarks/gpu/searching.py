@@ -9,10 +9,10 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.data.dataset import Dataset
-from benchmarks.gpu.rig import Rig
+from benchmarks.gpu.rig import Rig, as_in_training
 from benchmarks.gpu.running import Records
 from benchmarks.gpu.trainer import Trainer
 
@@ -20,8 +20,9 @@ DIM, NEIGHBOURS = 512, 32
 
 
 def embedding(rig: Rig) -> Records:
-    """Images a second that mining embeds, including the data feed."""
+    """Images a second that mining embeds, including the data feed, and how many BN layers are folded."""
     from app.mining.refresh import Interlude, embed_share
+    from app.models.embedder import folded
     from benchmarks.gpu.steps import words
 
     for precision in ("fp32",) if rig.on_cpu else ("bf16", "fp16", "fp32"):
@@ -34,7 +35,39 @@ def embedding(rig: Rig) -> Records:
         def work(trainer: Trainer = trainer, data: Dataset = data, between: Interlude = between) -> Tensor:
             return embed_share(trainer.recipe.embedder, trainer.config, data, trainer.here, between)
 
-        yield {"precision": precision, "images": len(rows), "images_per_s": len(rows) / rig.seconds(work, 3, 1)}
+        # On a GPU convolutions round differently, and folding keeps the BN of a network that it would change.
+        network = trainer.recipe.embedder
+        left = [sum(isinstance(m, nn.BatchNorm2d) for m in each.modules())
+                for each in (network, folded(network, trainer.config.backbone.image_size))]  # fmt: skip
+        yield {
+            "precision": precision,
+            "images": len(rows),
+            "images_per_s": len(rows) / rig.seconds(work, 3, 1),
+            "bn_folded": left[0] - left[1],
+        }
+
+
+def evaluation(rig: Rig) -> Records:
+    """Images a second of `train.eval.sets`, at the first evaluation of a run and at a later one."""
+    from app.evaluation.embedding import embed_all
+    from benchmarks.gpu.steps import words
+
+    trainer, times = Trainer(rig, words(rig, "bf16", 8)), []
+    backbone = trainer.config.backbone
+    for _ in range(rig.sized(3, 2)):
+        with as_in_training(rig):
+            started = time.perf_counter()
+            embed_all(
+                trainer.recipe.embedder,
+                rig.images,
+                trainer.here,
+                image_size=backbone.image_size,
+                batch_size=rig.sized(256, 16),
+                embedding_dim=backbone.embedding_dim,
+                flip=True,
+            )
+            times.append(time.perf_counter() - started)
+    yield {"images": len(rig.images), "first_s": times[0], "images_per_s": len(rig.images) / times[-1]}
 
 
 def people(count: int, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ import resource
 import tracemalloc
 import warnings
 from pathlib import Path
+from threading import get_ident, main_thread
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ from app import evaluate, export
 from app.config import Config, load, save_resolved
 from app.data.augment import to_float
 from app.evaluation import image_set
-from app.evaluation.embedding import embed_all, own_rows
+from app.evaluation.embedding import embed_all, for_each, own_rows
 from app.evaluation.image_set import ImageSet, Streamed, decode
 from app.evaluation.protocols import PairList
 from app.evaluation.verification import (
@@ -404,6 +405,31 @@ def test_embeddings_do_not_depend_on_the_cores_nor_on_what_memory_holds(
     finally:
         torch.set_num_threads(threads)
     assert sorted(asked) == sorted([*range(3, 25)] * 3)
+
+
+def test_a_gpu_embeds_in_one_thread_what_others_read_a_little_in_advance() -> None:
+    """cuDNN keeps the algorithms that it chose for each thread, so a new thread would choose them anew."""
+    read: list[int] = []
+    embedded: list[int] = []
+
+    def embed(batch: tuple[int, int]) -> None:
+        start, reader = batch
+        assert reader != get_ident()
+        assert get_ident() == main_thread().ident
+        assert len(read) - len(embedded) <= 4
+        embedded.append(start)
+
+    def read_one(start: int) -> tuple[int, int]:
+        read.append(start)
+        return start, get_ident()
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for_each(range(0, 100, 5), read_one, embed, torch.device("cuda", 1))
+    finally:
+        torch.set_num_threads(threads)
+    assert embedded == sorted(read) == list(range(0, 100, 5))
 
 
 def test_what_is_streamed_is_never_in_memory_as_a_whole(alone: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from app.config import NO_ID, MiningConfig
-from app.mining import search
+from app.mining import ivf, search
 from app.mining.gate import keep_ids
 from app.mining.ivf import cells_of, cells_to_read, make_cells, neighbours_in_cells
 from app.mining.knn import SearchInexact, neighbours
@@ -20,6 +21,7 @@ from app.mining.pseudo_ids import find_pseudo_ids
 from app.mining.sample import counted, recall
 from app.mining.search import choose_search, reachable, searched
 from app.runtime.dist import ALONE
+from tests.app.runtime.test_memory_estimate import peak_bytes
 from tests.app.support.planted import planted
 from tests.app.support.ranks import run_ranks
 
@@ -88,6 +90,16 @@ def test_auto_searches_exactly_up_to_five_million(name: str, images: int, faiss:
 @pytest.mark.parametrize(("images", "cells"), [(1, 1), (47, 1), (240, 10), (3072, 128), (1_000_000, 41600)])
 def test_number_of_cells(images: int, cells: int) -> None:
     assert cells_of(images) == cells
+
+
+def test_cells_take_the_memory_of_a_few_tables_of_their_centres(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 42 million images a table of centres has 3.6 GB, and a GPU also holds embeddings and the training."""
+    for name, value in {"ROWS_A_CELL": 2, "ROWS_AT_ONCE": 256, "tile_rows": lambda *_: 64}.items():
+        monkeypatch.setattr(ivf, name, value)
+    rows = normalize(torch.randn(8192, 256, generator=torch.Generator().manual_seed(0)), dim=1)
+    table = cells_of(len(rows)) * rows.shape[1] * 4
+    # The centres, the sums in float64, the centres once more in 16 bits, and the nearest cells of all images.
+    assert peak_bytes(lambda: make_cells(rows, ALONE)) < 4.5 * table
 
 
 def test_pseudo_ids_of_planted_people_are_those_of_the_exact_search() -> None:

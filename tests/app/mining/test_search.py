@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +15,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from app.mining import ring
-from app.mining.candidates import REDUCED_SUMS, full_precision, greatest, members_of_buckets
+from app.mining.candidates import REDUCED_SUMS, FullPrecision, full_precision, greatest, members_of_buckets
 from app.mining.knn import (
     BACKENDS,
+    MOST_BY_FAISS_ON_GPU,
     NO_FAISS,
     NONE,
+    Faiss,
     Neighbours,
+    Settled,
     choose_backend,
+    faiss_module,
+    knn_of_faiss,
+    methods,
     neighbours,
 )
 from app.mining.sample import recall, sample_rows
@@ -216,11 +226,11 @@ def test_a_sample_leaves_out_unusable_images_and_is_the_same_for_a_seed() -> Non
 
 
 def test_auto_takes_16_bits_only_where_they_are_fast() -> None:
-    assert choose_backend("auto", torch.device("cuda")) == "torch"
+    assert choose_backend("auto", torch.device("cuda"), 32) == "torch"
     has = torch.cpu.get_capabilities()
     fast = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
-    assert choose_backend("auto", torch.device("cpu")) == ("torch" if fast else "faiss")
-    assert choose_backend("torch", torch.device("cpu")) == "torch"
+    assert choose_backend("auto", torch.device("cpu"), 32) == ("torch" if fast else "faiss")
+    assert choose_backend("torch", torch.device("cpu"), 32) == "torch"
 
 
 def test_embeddings_are_copied_to_every_process_only_where_they_fit() -> None:
@@ -309,6 +319,48 @@ def test_sums_of_16_bit_products_stay_in_fp32_inside_the_search_and_settings_com
         setattr(products, name, value)
 
 
+@pytest.fixture
+def faiss_with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give FAISS what only its GPU build has, on the CPU and with the GPU's limit on the length of a list."""
+    faiss = faiss_module()
+
+    def search(_: object, given: Any) -> None:
+        assert given.k <= MOST_BY_FAISS_ON_GPU, "FAISS would abort the process"
+        arrays = (given.queries, given.vectors, given.dims, given.numQueries, given.numVectors)
+        faiss.knn_inner_product(*arrays, given.k, given.outDistances, given.outIndices)
+
+    names = ("DistanceDataType_F32", "IndicesDataType_I64")
+    parts = {"StandardGpuResources": SimpleNamespace, "GpuDistanceParams": SimpleNamespace, "bfKnn": search}
+    for name, part in {**parts, **dict.fromkeys(names)}.items():
+        monkeypatch.setattr(faiss, name, part, raising=False)
+    monkeypatch.setattr(sys.modules["faiss.contrib.torch_utils"], "using_stream", nullcontext)
+
+
+@pytest.mark.usefixtures("faiss_with_gpu")
+def test_faiss_on_a_gpu_takes_tensors_where_they_are() -> None:
+    bank = torch.from_numpy(people([3] * 20, 16))
+    right, found = (knn_of_faiss(torch.device(name, 0))(bank[:7], bank, 5) for name in ("cpu", "cuda"))
+    assert all(torch.equal(one, other) for one, other in zip(right, found, strict=True))
+
+
+@pytest.mark.usefixtures("faiss_with_gpu")
+def test_faiss_on_a_gpu_is_never_asked_for_lists_that_it_cannot_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda", 0)
+    assert choose_backend("faiss", cuda, 32) == "faiss"
+    assert choose_backend("faiss", cuda, MOST_BY_FAISS_ON_GPU) == "torch"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**34, 2**34))
+    with FakeTensorMode():
+        find, exact = methods("faiss", torch.empty(5000, 16, device=cuda))
+    assert isinstance(find, Faiss)
+    assert isinstance(exact, FullPrecision)  # many copies of an image need long lists to be told apart
+    bank = torch.from_numpy(np.repeat(people([1] * 2, 16), 2500, axis=0))  # the same on the CPU
+    find, exact = Faiss(bank), FullPrecision(bank)
+    find.knn = knn_of_faiss(cuda)
+    ids, cosine = Settled(bank, torch.arange(len(bank)), 32, exact)(bank[4990:], torch.arange(4990, 5000), 41, find)
+    assert ids.tolist() == [list(range(2500, 2532))] * 10
+    assert (cosine > 0.999).all()
+
+
 WITHOUT_FAISS = """
 import sys
 import torch
@@ -318,7 +370,7 @@ from app.mining import knn
 from app.runtime.dist import ALONE
 from tests.app.mining.test_search import check, people, find
 torch.cpu.get_capabilities = lambda: {}  # a CPU on which auto would take FAISS
-assert knn.choose_backend("auto", ALONE.device) == "torch"
+assert knn.choose_backend("auto", ALONE.device, 32) == "torch"
 bank = people([5] * 100, 24, 1.0)
 bank[7], bank[3] = bank[4], 0
 check(find(bank, 12, "auto"), bank, 12)

@@ -175,6 +175,17 @@ def test_the_bank_keeps_the_last_embedding_of_each_image() -> None:
     assert bank.features[[1, 3]].isnan().all()
 
 
+def test_the_end_of_an_epoch_needs_no_memory_beside_torchs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure there would lose the epoch: its checkpoint is written afterwards."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`")
+
+    for name in ("svdvals", "svd", "eigh", "eigvalsh"):
+        monkeypatch.setattr(torch.linalg, name, full)
+    assert spread(units(3000, 32, 0))["effective_rank"] > 30
+
+
 def test_a_collapse_is_seen_and_a_sphere_is_none() -> None:
     sphere = spread(units(3000, 32, 0))
     assert not sphere["collapsed"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from app.config import DataConfig, load
 from app.data.dataset import open_dataset, with_classes
 from app.errors import WrongUse
 from app.models import build_backbone
+from app.models.partial_fc import PartialFC
 from app.recipes import Supervised
 from app.recipes.update import batches, update
 from app.runtime import checkpoint
@@ -37,6 +39,25 @@ def test_it_learns_to_tell_the_people_apart(small_data: Path, tmp_path: Path, al
     assert seen[-1]["reason"] == "done"
     centres = tables(tmp_path, "epoch_011.pt")["weight"]
     assert centres.shape == (8, 32)  # 4 of 12 people are held out
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_room_for_the_class_centres_is_asked_for_at_the_start(
+    optimizer: str, small_data: Path, tmp_path: Path, alone: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two million classes take most of a checkpoint: the first one after hours must not be what finds the disk full."""
+    words = [*SUPERVISED, f"train.optimizer.name={optimizer}", f"data.binary_cache_path={small_data}"]
+    config = load([*TINY, *words])
+    recipe = Supervised(config, Supervised.training_data(config), alone)
+    assert recipe.table_bytes() == sum(table.nbytes for table in recipe.tables().values()) > 0
+    parts = [PartialFC(1000, 32, config.recipe.head, config.train.optimizer, here, seed=0)
+             for here in (alone, World(2, 3, alone.device))]  # fmt: skip
+    assert parts[0].table_bytes() == parts[1].table_bytes()
+    trained = build_optimizer(config.train.optimizer, recipe.param_groups())
+    free = 2 * checkpoint.estimated_bytes(recipe.modules, trained) + recipe.table_bytes()  # for the tables of one
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(WrongUse, match="two checkpoints needs"):
+        run(small_data, tmp_path, alone, *words)
 
 
 WAYS = {

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -109,6 +110,16 @@ def test_a_run_planned_on_gpus_never_trains_on_a_cpu(small_data: Path, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+def test_no_command_computes_on_a_cpu_what_was_planned_on_gpus(tmp_path: Path) -> None:
+    np.save(tmp_path / "z.npy", np.eye(4, dtype=np.float32))
+    command = ["-m", "app.mine", f"embeddings={tmp_path / 'z.npy'}", f"out={tmp_path / 'out'}"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "SNIPERFACE_DEVICES": "1"}
+    done = run_training(command, PROJECT, environment)
+    assert done.returncode == 2, done.stderr
+    assert "planned for 1 GPUs here and torch can use 0" in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_by_hand_on_a_cpu_the_settled_precision_is_told_and_written(small_data: Path, tmp_path: Path) -> None:
     done = train(small_data, tmp_path / "run", "train.epochs=1")
     assert done.returncode == 0, done.stderr
@@ -183,6 +194,12 @@ def test_a_step_that_finds_no_memory_is_one_sentence_with_a_batch_to_try(small_d
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        torch.distributed.DistBackendError("NCCL error … Last error:\nCuda failure 2 'out of memory'"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: not enough memory: you tried"),
     ],
 )
 def test_what_gpus_say_without_memory_is_known(error: RuntimeError) -> None:

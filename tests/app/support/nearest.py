@@ -18,5 +18,5 @@ def nearest(
     set_threads(threads, rows.device)
     good = usable(rows)[own]
     ids, cosine = nothing(len(own), k, rows.device)
-    ids[good], cosine[good] = search(rows, 0, rows[own[good]], own[good], k, choose_backend(backend, rows.device))
+    ids[good], cosine[good] = search(rows, 0, rows[own[good]], own[good], k, choose_backend(backend, rows.device, k))
     return ids.int().numpy(), cosine.numpy()
