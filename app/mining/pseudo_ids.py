@@ -102,7 +102,8 @@ def _without_shared_directions(
 ) -> tuple[Clustered, int]:
     """Return what is found without the directions that images of different people share, and their number.
 
-    A direction that may tell people apart is removed if more images have a neighbour then.
+    A direction that may tell people apart is removed if more images have a neighbour then, or those of the cluster that
+    shares it went to others.
     """
     for removed in range(MOST_SHARED):
         shared = shared_direction(
@@ -117,7 +118,8 @@ def _without_shared_directions(
         if shared is None:
             return of, removed
         further = clustered(without(of.rows, shared.direction), config, here, seed=seed, poll=poll)
-        if not shared.sure and not further.near.sum() > of.near.sum():
+        brings_more = shared.sure or further.near.sum() > of.near.sum()
+        if not brings_more and not shared.went_to_others(further.strict.labels):
             return of, removed
         of = further
     return of, MOST_SHARED

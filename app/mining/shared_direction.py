@@ -14,7 +14,8 @@ images with a neighbour than to chance is a hint.
 The direction is then removed from all images. This brings the images that lie as far along m as the cluster. It costs
 all others what they differ along m, as a share of their variance. In embeddings of few dimensions each direction is
 needed. But where all images drift along m, some more than others, that variance tells nobody apart. So after a mere
-hint, or where the cost seems larger, the removal is tried, and undone unless more images have a neighbour then.
+hint, or where the cost seems larger, the removal is tried. It is undone unless more images have a neighbour then, or
+the images of the cluster have gone to clusters of others: what remains of the images of one person does not.
 
 Blurry images of people who have no other image look like one person to this test, and stay a cluster.
 
@@ -58,6 +59,18 @@ class Shared(NamedTuple):
 
     direction: Tensor  # [D], unit
     sure: bool  # its removal surely brings more than it costs; otherwise try it
+    inside: Mask  # [N]: the images of the cluster that shares it
+    outside: Mask  # [N]: those of other clusters; images that take no part are neither
+
+    def went_to_others(self, labels: NDArray[np.int64]) -> bool:
+        """Return whether the images of the cluster are in large clusters of others, `labels` [N] without the direction.
+
+        As for `resembles_strangers`, their share must be nearer to that of the images outside than to none.
+        """
+        own, others = np.bincount(labels, self.inside), np.bincount(labels, self.outside)
+        large, of_others = (own + others >= EVIDENCE)[labels], (own <= others)[labels]
+        went, are = (large & of_others)[self.inside], large[self.outside]
+        return bool(went.any() and 2 * went.mean() > are.mean())
 
 
 class Facts(NamedTuple):
@@ -138,7 +151,7 @@ def shared_direction(
         )
         # All ranks follow rank 0: CPUs of several kinds may round the last bit of a product differently.
         if from_main(stands or resembles, here):
-            return Shared(direction, from_main(stands and each.pays, here))
+            return Shared(direction, from_main(stands and each.pays, here), place == at, apart)
     return None
 
 

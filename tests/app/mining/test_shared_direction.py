@@ -13,6 +13,7 @@ from app.mining.pseudo_ids import find_pseudo_ids
 from app.mining.shared_direction import (
     NEVER,
     Facts,
+    Shared,
     reaches,
     resembles_strangers,
     shared_direction,
@@ -21,6 +22,7 @@ from app.mining.shared_direction import (
     without,
 )
 from app.runtime.dist import World
+from benchmarks._planted import plant
 from tests.app.support.planted import blurred, planted, unit
 
 Found = tuple[NDArray[np.int64], Report]
@@ -154,6 +156,45 @@ def test_blurry_images_are_no_cluster_where_most_of_their_people_have_no_other_i
     assert report.shared == 1
     assert report.largest <= 30
     assert pair_f(found, labels) > 0.9
+
+
+def test_blurry_images_go_to_their_people_where_others_differ_by_more_than_chance() -> None:
+    """Other clusters resemble strangers, too, so it is only a hint; and fewer images have a neighbour without it."""
+    truth = plant("everything", 2000, "medium", 256, 21)
+    found, report = find(truth.images, truth.labels)
+    assert report.shared == 1
+    assert report.largest < 200
+    assert pair_f(found, truth.labels) > 0.85
+
+
+PEOPLE_APART = [0] * 20 + [1] * 20  # clusters of the images outside
+FEW_TOGETHER = [*range(100, 130), *[2] * 10]  # most of the images outside are alone
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "went"),
+    [
+        ([0] * 10 + [1] * 10, PEOPLE_APART, True),
+        ([0] * 6 + [1] * 5 + list(range(50, 59)), PEOPLE_APART, True),  # more than half of them
+        ([0] * 9 + list(range(50, 61)), PEOPLE_APART, False),  # fewer
+        (list(range(50, 70)), PEOPLE_APART, False),  # each is alone
+        ([5] * 20, PEOPLE_APART, False),  # they stay together
+        ([0] * 30, [0] * 20, False),  # one person, whom a part of the others joined
+        ([2] * 3 + list(range(50, 67)), FEW_TOGETHER, True),  # as often as the others
+        ([2] * 2 + list(range(50, 68)), FEW_TOGETHER, False),
+        ([7, 7, 7, 8, 8, 8], [7, 7, 7, 7, 8, 8, 8, 9], False),  # strangers may form such clusters
+        ([0, 1, 2], [], False),
+    ],
+)
+def test_a_direction_is_shared_if_its_images_go_to_clusters_of_others(
+    inside: list[int], outside: list[int], went: bool
+) -> None:
+    """Copies take no part: here one image has 30, which are in its cluster."""
+    copies = [inside[-1]] * 30
+    labels = np.array([*inside, *outside, *copies])
+    place = np.repeat([0, 1, 2], [len(inside), len(outside), len(copies)])
+    shared = Shared(torch.eye(4)[0], sure=False, inside=place == 0, outside=place == 1)
+    assert shared.went_to_others(labels) is went
 
 
 def test_a_person_stays_where_a_part_is_in_another_cluster() -> None:
