@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import threading
@@ -357,13 +358,14 @@ class Link:
         """
         if "error" in head:
             told = head["error"]
-            if not isinstance(told, dict) or not isinstance(told.get("errno", ""), int | None):
-                raise self._misspoken("an error without a valid number")
+            if not isinstance(told, dict) or not isinstance(told.get("errno"), str):
+                raise self._misspoken("an error without a name")
             try:
                 words, path = (border.text(told.get(key) or "", "an error", 300) for key in ("text", "path"))
             except BadAnswer as error:
                 raise self._misspoken("an error without text") from error
-            raise OSError(told["errno"], words, path or None)
+            number = getattr(errno, told["errno"], None) if told["errno"] in errno.errorcode.values() else None
+            raise OSError(number, words, path or None)
         if verb == "run":
             if head.get("overdue"):
                 raise verbs.Overdue(body)
