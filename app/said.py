@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -10,5 +11,8 @@ def say(text: str, *, end: str = "\n") -> None:
     """Print `text` at once. Where the reader is gone, as after `| head`, the work goes on without output."""
     try:
         print(text, end=end, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
+        is_gone = isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL)
+        if not is_gone:  # Windows calls a pipe without a reader an invalid argument
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end

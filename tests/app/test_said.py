@@ -7,17 +7,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parents[2]
 WORK = "import sys; from app.said import say; say('one'); say('two'); print('three'); print('done', file=sys.stderr)"
+# A pipe without a reader as Windows tells it.
+WINDOWS = """
+import io, os, sys
+class Pipe(io.RawIOBase):
+    writable = lambda self: True
+    fileno = lambda self: 1
+    def write(self, data):
+        try:
+            return os.write(1, data)
+        except BrokenPipeError:
+            raise OSError(22, "Invalid argument") from None
+sys.platform, sys.stdout = "win32", io.TextIOWrapper(io.BufferedWriter(Pipe()))
+"""
 
 
-def test_work_goes_on_where_the_reader_is_gone() -> None:
+@pytest.mark.parametrize("system", ["", WINDOWS])
+def test_work_goes_on_where_the_reader_is_gone(system: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", WORK],
+            [sys.executable, "-c", system + WORK],
             cwd=PROJECT,
             env=environment,
             stdout=writer,
