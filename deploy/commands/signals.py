@@ -9,7 +9,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+
+from deploy.pod.base.windows import kernel32
 
 NAMES = ("SIGTERM", "SIGHUP", "SIGBREAK")  # SIGBREAK is Ctrl-Break, or a closed console on Windows
 CLOSING = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
@@ -58,7 +59,7 @@ def _console_waits() -> Iterator[None]:
 
     Windows ends the process as soon as its handler returns. Python's returns before the main thread has seen a signal.
     """
-    kernel = _kernel32()
+    kernel = kernel32()
     if kernel is None:
         yield
         return
@@ -78,9 +79,3 @@ def _console_waits() -> Iterator[None]:
     finally:
         over.set()
         kernel.SetConsoleCtrlHandler(handler, 0)
-
-
-def _kernel32() -> Any:
-    """The library of Windows' console; None elsewhere."""
-    load = getattr(ctypes, "WinDLL", None)
-    return load("kernel32") if load else None

@@ -35,7 +35,7 @@ class Kernel:
 def test_a_closed_console_waits_until_all_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows ends the process when the handler returns. So it returns after the block, which is interrupted."""
     kernel, answers, waits_at_release = Kernel(), [], []
-    monkeypatch.setattr(signals, "_kernel32", lambda: kernel)
+    monkeypatch.setattr(signals, "kernel32", lambda: kernel)
     monkeypatch.setattr(signals, "NAMES", ("SIGBREAK",))
     monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
     system = threading.Thread(target=lambda: answers.append(kernel.handlers[0](CLOSED)))
