@@ -259,11 +259,7 @@ def listdir(path: str) -> list[str]:
 
 
 def remove(path: str) -> None:
-    if Path(path).is_dir():
-        shutil.rmtree(path)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+    folder.remove(Path(path))
 
 
 def free_bytes(path: str) -> int:
