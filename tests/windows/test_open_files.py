@@ -12,6 +12,7 @@ import pytest
 
 from app import files, prepare
 from app.data.sources.source import Source
+from app.errors import WrongUse
 from app.runtime import checkpoint
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
@@ -61,6 +62,13 @@ def test_prepare_leaves_only_its_results(tmp_path: Path, monkeypatch: pytest.Mon
     source = Source("small", 8, lambda start, stop: images[start:stop], labels=labels, held_out=4, block_rows=4)
     prepare.prepare(source, tmp_path / "images.npy")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images.npy", "labels.npy", "manifest.json"]
+
+
+@pytest.mark.usefixtures("strict")
+def test_images_without_room_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    source = Source("large", 10**10, lambda start, stop: [start, stop], None, block_rows=8192)
+    with pytest.raises(WrongUse, match="MiB are free"):
+        prepare.prepare(source, tmp_path / "images.npy")
 
 
 @pytest.mark.usefixtures("strict")
