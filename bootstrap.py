@@ -510,7 +510,10 @@ def launcher() -> str:
         return f"py -{version}"
     if not WINDOWS:
         return shlex.quote(str(executable))
-    return f'& "{executable}"' if " " in str(executable) else str(executable)  # PowerShell needs the &
+    if not re.search(r"[^\w.:/\\~-]", str(executable)):
+        return str(executable)
+    # PowerShell needs an & before quotes, and cmd, which sets PROMPT, refuses it.
+    return f'"{executable}"' if "PROMPT" in os.environ else f'& "{executable}"'
 
 
 def is_venv(prefix: str, base: str) -> bool:

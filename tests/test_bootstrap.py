@@ -330,6 +330,7 @@ def test_a_newer_python_stops_before_it_makes_anything(tmp_path: Path) -> None:
         (True, {"py": "py"}, False, False, "py -{version}"),
         (True, {"py": "py"}, False, True, '& "{here}/python3"'),
         (True, {}, False, False, '& "{here}/python3"'),
+        (True, {}, False, False, '"{here}/python3" in cmd'),
     ],
 )
 def test_printed_commands_name_the_launcher_that_leads_here(
@@ -337,6 +338,8 @@ def test_printed_commands_name_the_launcher_that_leads_here(
     uv: bool, venv: bool, typed: str,
 ) -> None:  # fmt: skip
     """`python` may be another installation or, on Windows, the alias that opens the Store."""
+    typed, cmd, _ = typed.partition(" in cmd")
+    monkeypatch.setenv("PROMPT", "$P$G") if cmd else monkeypatch.delenv("PROMPT", raising=False)
     here, other = tmp_path / "a here", tmp_path / "other"
     for folder in (here, other):
         folder.mkdir()

@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from deploy import border
-from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, quoted
+from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, program, quoted
 from deploy.pod.base.evidence import EVIDENCE_BYTES, last_words
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, as_json
 from deploy.pod.base.heartbeat import is_lost
@@ -92,9 +92,10 @@ def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan, machine: Ma
             return
         time.sleep(POLL_S / 3)
     where = f"in {plan.cwd}" + ("" if machine.is_here else ", on the machine")
+    python = program(machine.python) if machine.is_here else quoted(machine.python)
     raise StepFailed(
         "the supervisor did not answer after its start",
-        next_command=f"{quoted(machine.python)} -m deploy.pod.supervisor {quoted(folder.path)}   ({where})",
+        next_command=f"{python} -m deploy.pod.supervisor {quoted(folder.path)}   ({where})",
     )
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 KEEPALIVE_S = 5
 FAREWELL_S = 0.5
 NO_KEY = "No authentication methods available"  # Paramiko's only sign of it; the class is that of a broken connection
+# Windows ships its agent as a service that is disabled.
+ENABLE_AGENT = "Set-Service ssh-agent -StartupType Automatic; Start-Service ssh-agent"
+AGENT_HINT = f", which an administrator's PowerShell starts: {ENABLE_AGENT}" if sys.platform == "win32" else ""
 _AGENT = threading.Lock()
 SAYS_LAST_S = 1.0  # an exit code follows shortly after the last byte
 WINDOW_BYTES = 16 << 20  # in flight to the laptop; Paramiko's 2 MiB limit a stream to 20 MB/s at 100 ms
@@ -195,7 +198,7 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
         raise host_keys.changed(name_of(stuck().host, stuck().port), error.key) from error
     except paramiko.PasswordRequiredException as error:
         raise WrongUse(
-            f"the key for {where()} has a passphrase: add it to your SSH agent first",
+            f"the key for {where()} has a passphrase: add it to your SSH agent first{AGENT_HINT}",
             next_command=f"ssh-add {quoted(address.key)}" if address.key else "ssh-add",
         ) from error
     except paramiko.AuthenticationException as error:

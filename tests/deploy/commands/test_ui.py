@@ -23,7 +23,7 @@ import pytest
 from deploy.border import REPORT_BEGINS
 from deploy.commands import ui
 from deploy.commands.ui_pages import Pages
-from deploy.errors import WrongUse
+from deploy.errors import WrongUse, bootstrap_command
 from deploy.pod.base.folder import write_json
 from deploy.ui.web import server
 from deploy.ui.web.guard import REPORT_POLICY, form_key
@@ -304,8 +304,9 @@ def test_wrong_use_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
             ui._port(text)
     monkeypatch.setitem(sys.modules, "deploy.ui.web.server", None)
     monkeypatch.delattr("deploy.ui.web.server")
-    with pytest.raises(WrongUse, match=r"python bootstrap\.py installs them"):
+    with pytest.raises(WrongUse, match="packages that are not installed") as missing:
         ui._server()
+    assert missing.value.next_command == bootstrap_command("ui", "ui")
 
 
 # Headings of one word that take more than one line. A comparison has ids of runs as headings, which may break.
