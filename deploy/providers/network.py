@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 # Class names, because the libraries below `requests` raise their own errors and keep the reason inside.
 NEVER_SENT = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "ConnectTimeoutError", "SSLError")
+WINSOCK = 10000  # Windows' numbers of errors of sockets begin here
 WORDS = {
     errno.ECONNREFUSED: "the connection is refused",
     errno.ENETUNREACH: "the network is unreachable",
@@ -61,7 +62,12 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def _reason(chain: list[BaseException]) -> str:
     """Return the last message in the chain that names no object's address."""
     for each in reversed(chain):
-        words = os.strerror(each.errno) if isinstance(each, OSError) and each.errno else str(each)
+        words = _told(each) if isinstance(each, OSError) and each.errno else str(each)
         if words and not re.search(r"0x[0-9a-f]+|Pool\(", words):
             return words[:120]
     return type(chain[0]).__name__
+
+
+def _told(error: OSError) -> str:
+    """The system's words. Windows' C library has none for errors of sockets: the error itself brings them."""
+    return str(error.strerror) if error.errno and error.errno >= WINSOCK else os.strerror(error.errno or 0)
