@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -292,6 +293,16 @@ def test_ctrl_c_ends_it_with_a_page_open_and_a_run_can_be_stopped(project: Proje
         assert page.wait(under_load(20)) == 0
     assert page.stderr is not None
     assert "Traceback" not in page.stderr.read()
+
+
+def test_a_browser_that_drops_a_connection_prints_nothing_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There asyncio's own choice is ProactorEventLoop, which shuts down a connection that is gone (CPython 83191)."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = server.server_of(Pages(tmp_path), listener, TOKEN)
+    assert made.config.get_loop_factory() is asyncio.SelectorEventLoop
 
 
 def test_wrong_use_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
