@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import venv
 import zipfile
@@ -387,6 +388,35 @@ def test_a_targets_file_of_powershell_is_read(
         assert bootstrap.extras_for(["invoke", "train", "--on", "mine"]) == {"app"}
     file.write_bytes(b"provider: ssh\xe4\xff\n")
     assert bootstrap.extras_for(["invoke", "train", "--on", "mine"]) == set()
+
+
+@POSIX_ONLY
+def test_what_is_no_file_is_not_read_as_a_target(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """con.yaml is the console on Windows 10. Like a pipe, it would wait for input."""
+    monkeypatch.setattr(bootstrap, "HERE", tmp_path)
+    (tmp_path / "conf" / "deploy").mkdir(parents=True)
+    os.mkfifo(tmp_path / "conf" / "deploy" / "con.yaml")
+    told: list[object] = []
+    asking = threading.Thread(target=lambda: told.append(bootstrap.is_local("con")), daemon=True)
+    asking.start()
+    asking.join(20)
+    assert told == [False]
+
+
+@POSIX_ONLY
+def test_a_failure_of_venv_is_told_in_any_encoding(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "python"
+    base.write_text("#!/bin/sh\nprintf 'no r\\344um'; exit 1\n")
+    base.chmod(0o755)
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(sys, "_base_executable", str(base), raising=False)
+    with pytest.raises(SystemExit):
+        bootstrap.make_venv()
+    assert "| no r" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
