@@ -8,9 +8,13 @@ import sys
 
 
 def say(text: str, *, end: str = "\n") -> None:
-    """Print `text` at once. Where the reader is gone, as after `| head`, the work goes on without output."""
+    """Print `text` at once. Where the reader is gone, as after `| head`, the work goes on without output.
+
+    A name that the encoding of the output lacks is escaped: a file or pipe of Windows has that of the country.
+    """
+    encoding = sys.stdout.encoding or "ascii"
     try:
-        print(text, end=end, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
     except OSError as error:
         is_gone = isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL)
         if not is_gone:  # Windows calls a pipe without a reader an invalid argument
