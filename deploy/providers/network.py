@@ -27,7 +27,8 @@ def in_words(error: BaseException) -> str:
     if "ProxyError" in names:
         return "the connection through this computer's proxy (HTTPS_PROXY) failed"
     if "SSLError" in names or "SSLCertVerificationError" in names:
-        return f"its certificate failed verification ({_reason(chain)})"
+        why = f"its certificate failed verification ({_reason(chain)})"
+        return f"{why}; where a company's proxy replaces it, set REQUESTS_CA_BUNDLE to a file with the proxy's own"
     if "NameResolutionError" in names or any(isinstance(each, socket.gaierror) for each in chain):
         return "its host name cannot be resolved (is this computer online?)"
     if names & {"ConnectTimeout", "ConnectTimeoutError"}:

@@ -136,3 +136,12 @@ def test_an_error_of_windows_sockets_has_its_own_words() -> None:
     told = network.in_words(requests.ConnectionError(OSError(10050, words)))
     assert told == f"the connection failed ({words})"
     assert network.in_words(OSError(13, "x")) == f"the connection failed ({os.strerror(13)})"
+
+
+def test_a_certificate_of_a_companys_proxy_has_a_remedy() -> None:
+    """requests brings certificates of its own, and does not look into those of Windows."""
+    told = network.in_words(requests.exceptions.SSLError("CERTIFICATE_VERIFY_FAILED: unable to get local issuer"))
+    assert told.startswith(
+        "its certificate failed verification (CERTIFICATE_VERIFY_FAILED: unable to get local issuer)"
+    )
+    assert "set REQUESTS_CA_BUNDLE" in told
