@@ -94,7 +94,7 @@ class ProxyProgram:
     def recv(self, size: int) -> bytes:
         """Return up to `size` bytes, none at the end. Raises TimeoutError."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._held or self._is_over, self.timeout):
+            if not self._changed.wait_for(lambda: self._held or self._is_over or self._closed, self.timeout):
                 raise TimeoutError
             data = bytes(self._held[:size])
             del self._held[:size]
@@ -111,11 +111,10 @@ class ProxyProgram:
         """Kill the program and close its pipes, after the thread of Paramiko has seen the end."""
         self.close()
         self.process.wait()
-        for thread in (self._reading, self.transport):
+        for thread, pipe in ((self.transport, self.process.stdin), (self._reading, self.process.stderr)):
             if thread is not None and thread.is_alive():
                 thread.join(SAYS_LAST_S)
-        for pipe in (self.process.stdin, self.process.stderr):
-            if pipe:
+            if pipe:  # a child that outlives the program may read until its input is closed
                 with contextlib.suppress(OSError):
                     pipe.close()
 

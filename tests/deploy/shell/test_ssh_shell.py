@@ -693,7 +693,10 @@ def test_a_proxy_command_of_windows_is_one_line(tmp_path: Path, monkeypatch: pyt
     proxy.settimeout(0.01)
     with pytest.raises(TimeoutError):
         proxy.recv(1)
+    monkeypatch.setattr("deploy.shell.jump_hosts.SAYS_LAST_S", 20)
+    started = time.monotonic()
     proxy.end()
+    assert time.monotonic() - started < 15, "the child of the program was waited for, which reads until its input ends"
     assert (proxy.recv(1), proxy.recv(1)) == (b"", b"")
     with pytest.raises(paramiko.ProxyCommandFailure):
         proxy.send(b"too late")
