@@ -184,6 +184,8 @@ def uses_s3(target: str, arguments: list[str]) -> bool:
 def key_of(target: str, key: str) -> str | None:
     """Return the value of a key in a target's file. No YAML reader is installed yet."""
     for file in files_of(target):
+        if not file.is_file():  # con.yaml is the console on Windows 10, and would wait for input
+            continue
         try:
             text = decoded(file.read_bytes())
             break
@@ -346,7 +348,8 @@ def make_venv() -> None:
     version = "{}.{}.{}".format(*sys.version_info[:3])
     say(("repairing .venv" if VENV.exists() else "creating .venv") + f" with Python {version}")
     base = getattr(sys, "_base_executable", sys.executable)  # this process may itself run in the .venv to be cleared
-    made = subprocess.run([base, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True, check=False)
+    command = [base, "-m", "venv", "--clear", str(VENV)]
+    made = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if made.returncode == 0:
         return
     show_end((made.stdout + made.stderr).splitlines())
@@ -510,7 +513,10 @@ def launcher() -> str:
         return f"py -{version}"
     if not WINDOWS:
         return shlex.quote(str(executable))
-    return f'& "{executable}"' if " " in str(executable) else str(executable)  # PowerShell needs the &
+    if not re.search(r"[^\w.:/\\~-]", str(executable)):
+        return str(executable)
+    # PowerShell needs an & before quotes, and cmd, which sets PROMPT, refuses it.
+    return f'"{executable}"' if "PROMPT" in os.environ else f'& "{executable}"'
 
 
 def is_venv(prefix: str, base: str) -> bool:

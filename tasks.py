@@ -239,7 +239,7 @@ def mine(screen: Screen, target: str, run_id: str | None, which: str, out: str |
     group=MODELS,
     examples=(
         "evaluate --sets lfw.bin,pairs.csv",
-        "evaluate --weights 'runs/*/checkpoints/*.pt'",
+        'evaluate --weights "runs/*/checkpoints/*.pt"',
         "evaluate --gallery data/gallery --probes data/probes",
     ),
 )

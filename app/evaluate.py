@@ -1,4 +1,4 @@
-"""Evaluate weights: python -m app.evaluate weights='runs/*/checkpoints/*.pt' sets=lfw.bin,pairs.csv [key=value …]
+"""Evaluate weights: python -m app.evaluate weights="runs/*/checkpoints/*.pt" sets=lfw.bin,pairs.csv [key=value …]
 
     weights=PATTERN,…    checkpoints of runs, files of published weights (these need backbone=NAME), or ONNX files
     sets=PATH,…          what to measure on: .bin, .csv, a folder of arrays, IJB-B or IJB-C (app/evaluation/sets.py says
@@ -91,12 +91,12 @@ def decide(argv: Sequence[str]) -> Request:
     """Parse and check a command line. Raises WrongUse."""
     given, overrides = own_words(argv, OWN_WORDS)
     if "weights" not in given:
-        raise WrongUse("weights=… is missing; give files such as weights='runs/*/checkpoints/*.pt'")
+        raise WrongUse('weights=… is missing; give files such as weights="runs/*/checkpoints/*.pt"')
     flip, fit = how_read(given)
     files = matching("weights", given["weights"])
     folder = next((file for file in files if not file.is_file()), None)
     if folder is not None:
-        raise WrongUse(f"weights={folder} is a folder; give the files in it, such as weights='{folder}/*.pt'")
+        raise WrongUse(f'weights={folder} is a folder; give the files in it, such as weights="{folder}/*.pt"')
     weights = with_configs(files, overrides)
     if given.get("probes") and not given.get("gallery"):
         raise WrongUse(f"probes={given['probes']} needs a gallery to be searched in; add gallery=DIR")
@@ -123,7 +123,7 @@ def matching(key: str, patterns: str) -> list[Path]:
     return list(found)
 
 
-EXAMPLES = {"weights": "'runs/*/checkpoints/*.pt'", "sets": "lfw.bin"}
+EXAMPLES = {"weights": '"runs/*/checkpoints/*.pt"', "sets": "lfw.bin"}
 
 
 def choose_sets(

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -67,13 +67,18 @@ def atomic(path: Path, size_bytes: int = 0, what: str = "") -> Iterator[IO[bytes
 def one_at_a_time(path: Path) -> Iterator[None]:
     """Hold the write lock of `path`; the system releases it if this process dies. Raises WrongUse if it is taken."""
     lock = path.with_name(f".{path.name}.lock")
-    with lock.open("ab") as file:
-        if not _locked_now(file):
-            raise WrongUse(f"another process is writing {path}; wait for it, or give another name")
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows does not delete an open file
+    try:
+        with lock.open("ab") as file:
+            if not _locked_now(file):
+                raise WrongUse(f"another process is writing {path}; wait for it, or give another name")
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # while it is held: another process could lock a file that goes
+                    lock.unlink()
+    finally:
+        with suppress(OSError):  # Windows deletes it now that it is closed, unless another process has it open
+            if ON_WINDOWS:
                 lock.unlink()
 
 
@@ -94,10 +99,19 @@ def _locked_now(file: IO[bytes]) -> bool:
 
 def replace(temporary: Path, path: Path) -> None:
     """Rename over `path`. Windows refuses while the file is being read, so there retry for RENAME_S."""
+    _until_it_may(lambda: os.replace(temporary, path))
+
+
+def remove(path: Path) -> None:
+    """Delete a file, unless it is gone already. Windows refuses while the file is open: retries as `replace` does."""
+    _until_it_may(lambda: path.unlink(missing_ok=True))
+
+
+def _until_it_may(change: Callable[[], None]) -> None:
     until = time.monotonic() + RENAME_S
     while True:
         try:
-            os.replace(temporary, path)
+            change()
             return
         except PermissionError:
             if not ON_WINDOWS or time.monotonic() > until:

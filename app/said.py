@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 
 def say(text: str, *, end: str = "\n") -> None:
-    """Print `text` at once. Where the reader is gone, as after `| head`, the work goes on without output."""
+    """Print `text` at once. Where the reader is gone, as after `| head`, the work goes on without output.
+
+    A name that the encoding of the output lacks is escaped: a file or pipe of Windows has that of the country.
+    """
+    encoding = sys.stdout.encoding or "ascii"
     try:
-        print(text, end=end, flush=True)
-    except BrokenPipeError:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
+    except OSError as error:
+        is_gone = isinstance(error, BrokenPipeError) or (sys.platform == "win32" and error.errno == errno.EINVAL)
+        if not is_gone:  # Windows calls a pipe without a reader an invalid argument
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -71,10 +72,10 @@ def _secrets() -> list[str]:
     return [value for value in of_environment(named) if not os.path.exists(value)]
 
 
-def bootstrap_command() -> str:
-    """The command that installs the training packages: bootstrap.py, or uv, as this user calls it."""
-    otherwise = "uv run --extra app invoke" if _is_uv_run() else "python bootstrap.py invoke"
-    return f"{os.environ.get('SNIPERFACE_INVOKE') or otherwise} train"
+def bootstrap_command(words: str = "train", extra: str = "app") -> str:
+    """`invoke …` so that it installs packages first, those of `extra`: by bootstrap.py or uv, as this user calls it."""
+    otherwise = f"uv run --extra {extra} invoke" if _is_uv_run() else "python bootstrap.py invoke"
+    return f"{os.environ.get('SNIPERFACE_INVOKE') or otherwise} {words}"
 
 
 def command(words: str) -> str:
@@ -91,6 +92,13 @@ def _is_uv_run() -> bool:
 def quoted(path: object, *, windows: bool = os.name == "nt") -> str:
     """A path as a shell of this computer reads it: in a printed command it must neither fall apart nor be expanded."""
     return f'"{path}"' if windows else shlex.quote(str(path))
+
+
+def program(path: object, *, windows: bool = os.name == "nt") -> str:
+    """A path as the first word of a printed command. PowerShell needs & before quotes; cmd, which sets PROMPT, none."""
+    if not windows or not re.search(r"[^\w.:/\\~-]", str(path)):
+        return str(path) if windows else shlex.quote(str(path))
+    return f'"{path}"' if "PROMPT" in os.environ else f'& "{path}"'
 
 
 def unknown(kind: str, wrong: str, right: Iterable[str]) -> WrongUse:

@@ -164,6 +164,7 @@ STARTS_PROCESSES = {
     "deploy/pod/agent/snapshots.py",
     "deploy/pod/job/supervisor.py",
     "deploy/pod/agent/verbs.py",
+    "deploy/shell/jump_hosts.py",
     "deploy/shell/local.py",
     "deploy/shell/native.py",
     "deploy/shell/ssh_config.py",

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import venv
 import zipfile
@@ -330,6 +331,7 @@ def test_a_newer_python_stops_before_it_makes_anything(tmp_path: Path) -> None:
         (True, {"py": "py"}, False, False, "py -{version}"),
         (True, {"py": "py"}, False, True, '& "{here}/python3"'),
         (True, {}, False, False, '& "{here}/python3"'),
+        (True, {}, False, False, '"{here}/python3" in cmd'),
     ],
 )
 def test_printed_commands_name_the_launcher_that_leads_here(
@@ -337,6 +339,8 @@ def test_printed_commands_name_the_launcher_that_leads_here(
     uv: bool, venv: bool, typed: str,
 ) -> None:  # fmt: skip
     """`python` may be another installation or, on Windows, the alias that opens the Store."""
+    typed, cmd, _ = typed.partition(" in cmd")
+    monkeypatch.setenv("PROMPT", "$P$G") if cmd else monkeypatch.delenv("PROMPT", raising=False)
     here, other = tmp_path / "a here", tmp_path / "other"
     for folder in (here, other):
         folder.mkdir()
@@ -384,6 +388,35 @@ def test_a_targets_file_of_powershell_is_read(
         assert bootstrap.extras_for(["invoke", "train", "--on", "mine"]) == {"app"}
     file.write_bytes(b"provider: ssh\xe4\xff\n")
     assert bootstrap.extras_for(["invoke", "train", "--on", "mine"]) == set()
+
+
+@POSIX_ONLY
+def test_what_is_no_file_is_not_read_as_a_target(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """con.yaml is the console on Windows 10. Like a pipe, it would wait for input."""
+    monkeypatch.setattr(bootstrap, "HERE", tmp_path)
+    (tmp_path / "conf" / "deploy").mkdir(parents=True)
+    os.mkfifo(tmp_path / "conf" / "deploy" / "con.yaml")
+    told: list[object] = []
+    asking = threading.Thread(target=lambda: told.append(bootstrap.is_local("con")), daemon=True)
+    asking.start()
+    asking.join(20)
+    assert told == [False]
+
+
+@POSIX_ONLY
+def test_a_failure_of_venv_is_told_in_any_encoding(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "python"
+    base.write_text("#!/bin/sh\nprintf 'no r\\344um'; exit 1\n")
+    base.chmod(0o755)
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(sys, "_base_executable", str(base), raising=False)
+    with pytest.raises(SystemExit):
+        bootstrap.make_venv()
+    assert "| no r" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])

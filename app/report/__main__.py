@@ -14,6 +14,7 @@ from app.files import write_text
 from app.report.facts import read
 from app.report.page import render
 from app.runtime.folder import RunFolder
+from app.said import say
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) != 1:
             raise WrongUse("give one folder of a run, such as runs/RUN; --help shows how")
-        print(make(RunFolder(Path(argv[0]))))
+        say(str(make(RunFolder(Path(argv[0])))))
     except WrongUse as error:
         print(error, file=sys.stderr)
         return EXIT_WRONG_USE

@@ -7,6 +7,7 @@ a description. The JSON is written last: a .pt without one was cut short and is 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import math
 import time
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import WrongUse
-from app.files import atomic, claim, read_json, write_json, write_text
+from app.files import atomic, claim, read_json, remove, write_json, write_text
 from app.runtime import safetensors
 from app.runtime.dist import World, copied_from_main, from_main, together
 from app.runtime.finite import NotFinite, first_fault, may_hold_nan
@@ -112,11 +113,12 @@ def refuse_without_room(
     `table_bytes`: size of the tables that each contains, the class centres of all ranks.
     """
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    with (folder.checkpoints / ".room").open("wb") as file:
-        try:
+    room = folder.checkpoints / ".room"
+    try:
+        with room.open("wb") as file:
             claim(file, 2 * (estimated_bytes(modules, optimizer) + table_bytes), "two checkpoints")
-        finally:
-            Path(file.name).unlink()
+    finally:
+        room.unlink()  # once it is closed: Windows deletes no open file
 
 
 @dataclass
@@ -296,8 +298,9 @@ def prune(folder: RunFolder, keep: int, spare: Path) -> None:
     for file in described[:-keep]:
         if file.stem in stay:
             continue
-        file.unlink()
-        file.with_suffix(".pt").unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # of Windows, while another command reads it: it stays
+            remove(file)
+            remove(file.with_suffix(".pt"))
 
 
 def most_accurate(notes: Mapping[str, Mapping[str, Any]]) -> set[str]:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ from app.runtime.dist import World, any_rank
 # Long work calls a poll once per piece, equally often on all ranks. If one rank was asked to stop, the poll raises
 # Interrupted on all.
 Poll = Callable[[], None]
+
+
+LOOK_S = 0.2
 
 
 def undisturbed() -> None:
@@ -83,7 +87,45 @@ class Stop:
 
     def _watch_stdin(self) -> None:
         # Not sys.stdin.read(): a daemon thread inside its lock would block the interpreter's exit.
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
+        await_end(sys.stdin.fileno(), peek_of_windows())
         self.asked.set()
         _thread.interrupt_main(signal.SIGTERM)  # as if the main thread had got the signal; works on Windows too
+
+
+Peek = Callable[[int], int | None]  # descriptor -> bytes that can be read, None once the other end is closed
+
+
+def await_end(descriptor: int, peek: Peek | None) -> None:
+    """Return once the other end of a pipe is closed. With `peek`, never inside a read: look at it every LOOK_S.
+
+    Windows lets everything else wait that touches a pipe in which a thread reads, also in other processes that inherit
+    it. Python looks at its standard input when it starts, and Fortran's library when numpy or scipy loads it: ranks and
+    imports would hang (numpy issue 24290).
+    """
+    if peek is None:
+        while os.read(descriptor, 4096):
+            pass
+        return
+    while (count := peek(descriptor)) is not None:
+        if count:
+            os.read(descriptor, count)
+        else:
+            time.sleep(LOOK_S)
+
+
+def peek_of_windows() -> Peek | None:
+    """Return PeekNamedPipe of Windows; None on other systems."""
+    if sys.platform != "win32":
+        return None
+    import ctypes
+    import msvcrt
+
+    ask = ctypes.WinDLL("kernel32").PeekNamedPipe
+    ask.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, *[ctypes.c_void_p] * 3]
+
+    def peek(descriptor: int) -> int | None:
+        there = ctypes.c_uint32()
+        known = ask(msvcrt.get_osfhandle(descriptor), None, 0, None, ctypes.byref(there), None)
+        return there.value if known else None
+
+    return peek

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -56,16 +57,24 @@ def telling(as_json: bool = False) -> Iterator[Screen]:
     except DeployError as error:
         screen.error(error)
         raise Exit(code=error.exit_code) from error
-    except BrokenPipeError as error:  # the reader of our output has read enough, as `| head` does
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
-        raise Exit(code=READER_GONE) from error
     except OSError as error:
+        if is_reader_gone(error):  # it has read enough, as `| head` does
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+            raise Exit(code=READER_GONE) from error
         screen.error(StepFailed(str(error)))
         raise Exit(code=StepFailed.exit_code) from error
     except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
         raise Exit(code=130) from error
+
+
+def is_reader_gone(error: OSError) -> bool:
+    """Whether the reader of our output is gone. Windows calls a pipe without a reader an invalid argument."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    told = (error.errno, error.filename, getattr(error, "winerror", None))
+    return sys.platform == "win32" and told == (errno.EINVAL, None, None)
 
 
 class Command(Task):  # type: ignore[type-arg]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from deploy.border import place
 from deploy.errors import BadAnswer, DeployError, WrongUse, command
 from deploy.pod.base.folder import FINAL_STATES, Root, RunFolder, replace
+from deploy.pod.base.folder import remove as delete
 from deploy.runs import checkpoints, records, session
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
@@ -184,11 +184,10 @@ def _delete(folder: Path) -> None:
     trash = folder.parent / TRASH
     if trash.is_symlink():
         raise WrongUse(f"{trash} is a symbolic link: remove it")
-    if trash.exists():  # of a deletion that was interrupted
-        shutil.rmtree(trash)
+    delete(trash)  # of a deletion that was interrupted
     trash.mkdir()
     replace(folder, trash / folder.name)
-    shutil.rmtree(trash)
+    delete(trash)
 
 
 def _size(size_bytes: int) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import ctypes
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
-# SIGBREAK is Ctrl-Break, or a closed console on Windows, which leaves the process a few seconds.
-NAMES = ("SIGTERM", "SIGHUP", "SIGBREAK")
+from deploy.pod.base.windows import kernel32
+
+NAMES = ("SIGTERM", "SIGHUP", "SIGBREAK")  # SIGBREAK is Ctrl-Break, or a closed console on Windows
+CLOSING = (2, 5, 6)  # CTRL_CLOSE_EVENT, CTRL_LOGOFF_EVENT, CTRL_SHUTDOWN_EVENT
+CLOSES_IN_S = 20.0  # more than Windows waits: 5 s after its window was closed, it ends the process
 
 
 class Ended(SystemExit):
@@ -41,7 +46,36 @@ def ended_in_order() -> Iterator[None]:
     for number in taken:
         signal.signal(number, end)
     try:
-        yield
+        with _console_waits():
+            yield
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _console_waits() -> Iterator[None]:
+    """Let a console of Windows that closes wait for the end of the block, as long as Windows allows.
+
+    Windows ends the process as soon as its handler returns. Python's returns before the main thread has seen a signal.
+    """
+    kernel = kernel32()
+    if kernel is None:
+        yield
+        return
+    over = threading.Event()
+
+    def closing(event: int) -> int:  # in a thread that Windows starts
+        if event not in CLOSING:
+            return 0
+        _thread.interrupt_main(getattr(signal, NAMES[-1]))
+        over.wait(CLOSES_IN_S)
+        return 1
+
+    handler = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint32)(closing)
+    kernel.SetConsoleCtrlHandler(handler, 1)
+    try:
+        yield
+    finally:
+        over.set()
+        kernel.SetConsoleCtrlHandler(handler, 0)

@@ -21,6 +21,7 @@ from deploy.runs import session
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, Reached
 from deploy.shell import LinkLost
+from deploy.shell.awake import awake_s
 from deploy.specs.estimate import plural
 from deploy.specs.plan import Plan
 from deploy.specs.request import How
@@ -146,7 +147,7 @@ class _Lane:
     connection: ExitStack = field(default_factory=ExitStack)
     at: Reach | None = None
     reached: Reached | None = None  # None: not yet, or the connection is lost
-    answered: float = 0.0  # when its run was last seen alive, by the monotonic clock
+    answered: float = 0.0  # when its run was last seen alive, in seconds awake
     tries_again: bool = False  # since an error of the connection or the machine
     failure: DeployError | None = None  # of the newest run here
     why_over: str | None = None
@@ -175,11 +176,11 @@ class _Lane:
 
     def heard(self) -> None:
         """Note that the machine answered, and that its run is alive."""
-        self.answered, self.tries_again = time.monotonic(), False
+        self.answered, self.tries_again = awake_s(), False
 
     def is_given_up(self) -> bool:
         """Whether the machine has been silent for longer than `train` would wait for it."""
-        return time.monotonic() - self.answered > FOLLOW_PATIENCE_S
+        return awake_s() - self.answered > FOLLOW_PATIENCE_S
 
     def free(self) -> None:
         self.connection.close()

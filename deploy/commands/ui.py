@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from deploy.commands.ui_pages import Pages
-from deploy.errors import WrongUse, command
+from deploy.errors import WrongUse, bootstrap_command, command
 from deploy.ui.screen import Screen
 
 HERE = "127.0.0.1"
@@ -37,8 +37,8 @@ def _server() -> ModuleType:
         from deploy.ui.web import server
     except ImportError as missing:
         raise WrongUse(
-            f"the page needs packages that are not installed ({missing.name}): python bootstrap.py installs them",
-            next_command="python bootstrap.py invoke ui",
+            f"the page needs packages that are not installed ({missing.name}): start it with what installs them",
+            next_command=bootstrap_command("ui", "ui"),
         ) from missing
     return server
 

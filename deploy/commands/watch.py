@@ -20,6 +20,7 @@ from deploy.runs import checkpoints, documents, notes, records, session
 from deploy.runs.records import Record
 from deploy.runs.session import Reached
 from deploy.shell import LinkLost, MachineGone
+from deploy.shell.awake import awake_s
 from deploy.specs.request import How, Request
 from deploy.specs.settings import load
 from deploy.steps import download
@@ -129,7 +130,7 @@ def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
     """Stop the run and download its results. If that fails or takes too long, release the machines that cost money."""
     try:
         with session.run(project, record.target, record.run_id) as reached:
-            reached.shell.give_up_at = time.monotonic() + CEILING_S
+            reached.shell.give_up_at = awake_s() + CEILING_S
             reached = stop_run(reached, screen)
             download.bring(reached, screen)
             return reached.record

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path, PurePath
 
 from deploy.errors import NoMachine
+from deploy.pod.base.folder import remove
 from deploy.providers.existing import Existing
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.provider import Provider
@@ -21,7 +22,7 @@ class LocalProvider(Existing, Provider):
             root.mkdir(parents=True, exist_ok=True)
             probe = root / ".write-test"
             probe.write_bytes(b"")
-            probe.unlink()
+            remove(probe)
         except OSError as error:
             raise NoMachine(
                 f"the folder {root} of target '{self.settings.target.name}' cannot be written: {error.strerror}",

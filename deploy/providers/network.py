@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 # Class names, because the libraries below `requests` raise their own errors and keep the reason inside.
 NEVER_SENT = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "ConnectTimeoutError", "SSLError")
+WINSOCK = 10000  # Windows' numbers of errors of sockets begin here
 WORDS = {
     errno.ECONNREFUSED: "the connection is refused",
     errno.ENETUNREACH: "the network is unreachable",
@@ -26,7 +27,8 @@ def in_words(error: BaseException) -> str:
     if "ProxyError" in names:
         return "the connection through this computer's proxy (HTTPS_PROXY) failed"
     if "SSLError" in names or "SSLCertVerificationError" in names:
-        return f"its certificate failed verification ({_reason(chain)})"
+        why = f"its certificate failed verification ({_reason(chain)})"
+        return f"{why}; where a company's proxy replaces it, set REQUESTS_CA_BUNDLE to a file with the proxy's own"
     if "NameResolutionError" in names or any(isinstance(each, socket.gaierror) for each in chain):
         return "its host name cannot be resolved (is this computer online?)"
     if names & {"ConnectTimeout", "ConnectTimeoutError"}:
@@ -61,7 +63,12 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def _reason(chain: list[BaseException]) -> str:
     """Return the last message in the chain that names no object's address."""
     for each in reversed(chain):
-        words = os.strerror(each.errno) if isinstance(each, OSError) and each.errno else str(each)
+        words = _told(each) if isinstance(each, OSError) and each.errno else str(each)
         if words and not re.search(r"0x[0-9a-f]+|Pool\(", words):
             return words[:120]
     return type(chain[0]).__name__
+
+
+def _told(error: OSError) -> str:
+    """The system's words. Windows' C library has none for errors of sockets: the error itself brings them."""
+    return str(error.strerror) if error.errno and error.errno >= WINSOCK else os.strerror(error.errno or 0)

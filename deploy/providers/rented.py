@@ -23,6 +23,7 @@ class Listed(Protocol):
 
 
 F = TypeVar("F", bound=Listed)
+PIECE_S = 0.5
 
 
 class Key:
@@ -60,7 +61,10 @@ class Clock:
         return time.time()
 
     def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+        """Sleep in pieces: a console of Windows that closes interrupts none, and leaves a command 5 s."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, PIECE_S))
 
     def polls(self, limit_s: float) -> Iterator[float]:
         """Yield the seconds waited so far, at once and after each pause. Ends if the next one would end too late."""

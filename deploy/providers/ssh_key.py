@@ -38,7 +38,7 @@ def _make(path: Path) -> None:
     private = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    part.unlink(missing_ok=True)
+    folder.remove(part)
     with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(private)
         file.flush()
@@ -51,7 +51,7 @@ def _make(path: Path) -> None:
     except OSError:  # the file system has no hard links
         if not path.exists():
             folder.replace(part, path)
-    part.unlink(missing_ok=True)
+    folder.remove(part)
 
 
 def _for_this_user_only(path: Path) -> None:

@@ -13,12 +13,13 @@ from pathlib import PurePath
 from typing import Any
 
 from deploy import border
-from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, quoted
+from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, program, quoted
 from deploy.pod.base.evidence import EVIDENCE_BYTES, last_words
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, as_json
 from deploy.pod.base.heartbeat import is_lost
 from deploy.runs import tmux
 from deploy.shell import Shell
+from deploy.shell.awake import awake_s
 from deploy.shell.background import Work
 from deploy.specs.machine import Machine
 from deploy.specs.plan import Plan
@@ -81,8 +82,8 @@ def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
 
 def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan, machine: Machine) -> None:
     """Wait for this attempt's status, longer than a job of an earlier attempt may take to end. Raises StepFailed."""
-    deadline = time.monotonic() + START_LIMIT_S + plan.grace_s
-    while time.monotonic() < deadline:
+    deadline = awake_s() + START_LIMIT_S + plan.grace_s
+    while awake_s() < deadline:
         status = look(shell, folder)
         if status and status.attempt == plan.attempt:
             if status.state == "failed" and status.started is None:
@@ -91,9 +92,10 @@ def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan, machine: Ma
             return
         time.sleep(POLL_S / 3)
     where = f"in {plan.cwd}" + ("" if machine.is_here else ", on the machine")
+    python = program(machine.python) if machine.is_here else quoted(machine.python)
     raise StepFailed(
         "the supervisor did not answer after its start",
-        next_command=f"{quoted(machine.python)} -m deploy.pod.supervisor {quoted(folder.path)}   ({where})",
+        next_command=f"{python} -m deploy.pod.supervisor {quoted(folder.path)}   ({where})",
     )
 
 
@@ -145,9 +147,9 @@ def request_stop(shell: Shell, folder: RunFolder) -> None:
 
 def wait_for_end(shell: Shell, folder: RunFolder, limit_s: float) -> Status | None:
     """Wait for the final status. Returns it, or the last status seen within `limit_s`."""
-    deadline = time.monotonic() + limit_s
+    deadline = awake_s() + limit_s
     status = look(shell, folder)
-    while status and not status.final and time.monotonic() < deadline:
+    while status and not status.final and awake_s() < deadline:
         time.sleep(POLL_S)
         status = look(shell, folder)
     return status

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deploy import border
 from deploy.errors import WrongUse
-from deploy.pod.base.folder import open_shared, write_bytes
+from deploy.pod.base.folder import open_shared, remove, write_bytes
 from deploy.pod.base.text import visible
 from deploy.runs import records
 
@@ -35,5 +35,5 @@ def write(book: Path, run_id: str, text: str) -> str | None:
     if note:
         write_bytes(file, f"{note}\n".encode())
     else:
-        file.unlink(missing_ok=True)
+        remove(file)
     return note or None

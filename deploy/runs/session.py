@@ -17,6 +17,7 @@ from deploy.runs import job, records, watchdog
 from deploy.runs.records import Record
 from deploy.runs.situation import Situation
 from deploy.shell import LinkLost, LocalShell, Shell, open_shell
+from deploy.shell.awake import awake_s
 from deploy.specs.gpus import Renting, refuse_other_machine
 from deploy.specs.machine import Machine, MachineSpec, Rental
 from deploy.specs.names import family_name
@@ -170,14 +171,14 @@ class Reach:
             if target.options.is_shared and not machine.is_here:  # a host that the target's file names
                 self._shells[name].silent_fix = target.options.silent_fix(target.name, self.settings.where)
             if self.limit_s is not None:
-                self._shells[name].give_up_at = time.monotonic() + self.limit_s
+                self._shells[name].give_up_at = awake_s() + self.limit_s
         return self._shells[machine.name]
 
     def renew(self) -> None:
         """Give each connected machine `limit_s` again, for another round of questions."""
         if self.limit_s is not None:
             for shell in self._shells.values():
-                shell.give_up_at = time.monotonic() + self.limit_s
+                shell.give_up_at = awake_s() + self.limit_s
 
     def forget(self, name: str) -> None:
         """Close the connection to a released machine; `machine` returns None for it from now on."""

@@ -7,9 +7,10 @@ answer needs a thread.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from deploy.shell.awake import awake_s
 
 T = TypeVar("T")
 INTERRUPTIBLE_S = 0.5  # on Windows, Ctrl-C cannot interrupt a longer wait
@@ -27,9 +28,9 @@ class Work(Generic[T]):
 
     def result(self, limit_s: float = float("inf")) -> T:
         """Wait for the result. Raises what the function raises, and TimeoutError after `limit_s`; it then goes on."""
-        end = time.monotonic() + limit_s
-        while self._thread.is_alive() and time.monotonic() < end:
-            self._thread.join(min(INTERRUPTIBLE_S, max(0.0, end - time.monotonic())))
+        end = awake_s() + limit_s
+        while self._thread.is_alive() and awake_s() < end:
+            self._thread.join(min(INTERRUPTIBLE_S, max(0.0, end - awake_s())))
         if self._failed:
             raise self._failed[0]
         if not self._found:

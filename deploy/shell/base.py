@@ -71,7 +71,7 @@ class Shell:
 
     name = "this computer"  # in messages
     patience_s = 60.0  # how long to retry a lost connection
-    give_up_at = math.inf  # deadline of every wait, by the monotonic clock
+    give_up_at = math.inf  # deadline of every wait, by `awake.awake_s`
     silent_fix: str | None = None  # what to do if the machine never answers
     on_loss: Callable[[str], None] = staticmethod(lambda _: None)  # called when it breaks and when it is back
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from deploy.errors import WrongUse, quoted
 from deploy.shell.base import last_lines
 from deploy.shell.host_keys import HostKeys, name_of
-from deploy.shell.jump_hosts import chain, end_proxy, gateway_of, last_words, start_proxy
+from deploy.shell.jump_hosts import ProxyProgram, chain, gateway_of, last_words
 from deploy.shell.link import BOOTSTRAP, LinkLost
 from deploy.shell.ssh_config import Way, way_to
 from deploy.specs.machine import Address
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 KEEPALIVE_S = 5
 FAREWELL_S = 0.5
 NO_KEY = "No authentication methods available"  # Paramiko's only sign of it; the class is that of a broken connection
+# Windows ships its agent as a service that is disabled.
+ENABLE_AGENT = "Set-Service ssh-agent -StartupType Automatic; Start-Service ssh-agent"
+AGENT_HINT = f", which an administrator's PowerShell starts: {ENABLE_AGENT}" if sys.platform == "win32" else ""
 _AGENT = threading.Lock()
 SAYS_LAST_S = 1.0  # an exit code follows shortly after the last byte
 WINDOW_BYTES = 16 << 20  # in flight to the laptop; Paramiko's 2 MiB limit a stream to 20 MB/s at 100 ms
@@ -79,7 +82,8 @@ def disconnect(connection: Connection) -> None:
     for each in list(chain(connection)):
         with contextlib.suppress(*broken()):
             each.client.close()
-        end_proxy(each.connect_kwargs.get("sock"))
+        if isinstance(proxy := each.connect_kwargs.get("sock"), ProxyProgram):
+            proxy.end()
 
 
 def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Connection:
@@ -187,14 +191,14 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
         if not connection.gateway:
             connection.connect_kwargs["sock"] = _socket(connection.host, connection.port, timeout_s)
         elif isinstance(connection.gateway, str):
-            connection.connect_kwargs["sock"] = proxy = start_proxy(connection.gateway)
+            connection.connect_kwargs["sock"] = proxy = ProxyProgram(connection.gateway)
             connection.gateway = False  # else Fabric starts the command a second time
         connection.open()
     except paramiko.BadHostKeyException as error:
         raise host_keys.changed(name_of(stuck().host, stuck().port), error.key) from error
     except paramiko.PasswordRequiredException as error:
         raise WrongUse(
-            f"the key for {where()} has a passphrase: add it to your SSH agent first",
+            f"the key for {where()} has a passphrase: add it to your SSH agent first{AGENT_HINT}",
             next_command=f"ssh-add {quoted(address.key)}" if address.key else "ssh-add",
         ) from error
     except paramiko.AuthenticationException as error:
@@ -237,8 +241,8 @@ def _transport(sock: Any, **options: Any) -> Any:
     import paramiko
 
     transport = paramiko.Transport(sock, **options)
-    if hasattr(sock, "process"):
-        sock.reader = transport
+    if isinstance(sock, ProxyProgram):
+        sock.transport = transport
     security = transport.get_security_options()
     ciphers = list(security.ciphers)
     security.ciphers = sorted(ciphers, key=lambda name: not name.endswith("gcm@openssh.com"))

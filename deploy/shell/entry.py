@@ -5,10 +5,11 @@ The entries are in a file of their own, which the user's file includes at its to
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path, PurePath
 
-from deploy.border.text_files import read_text
+from deploy.border.text_files import MARKS, read_text
 from deploy.pod.base import folder
 from deploy.shell.native import quoted
 from deploy.shell.ssh_config import Way
@@ -45,12 +46,14 @@ def install(home: Path, alias: str, entry: str) -> Path:
     own, users = ssh / FILE, ssh / "config"
     others = [each for each in _entries(own) if not each.startswith(f"Host {alias}\n")]
     folder.write_bytes(own, "\n".join([FIRST, *others, entry]).encode("utf-8"), mode=0o600)
-    text = read_text(users) if users.exists() else ""
-    if not re.search(rf"^[ \t]*include[ \t].*{re.escape(FILE)}", text, re.MULTILINE | re.IGNORECASE):
+    data = users.read_bytes() if users.exists() else b""
+    if data.startswith((*MARKS, codecs.BOM_UTF8)):  # ssh reads neither
+        data = read_text(users).encode("utf-8")
+    if not re.search(rb"^[ \t]*include[ \t].*" + re.escape(FILE).encode(), data, re.MULTILINE | re.IGNORECASE):
         # At the top: after a Host line it would apply to that host only. With the full path: ssh resolves a relative
         # one below the home in the user database. A symbolic link is kept: its target is written.
         line = f'Include "{own.as_posix()}"'
-        folder.write_bytes(users.resolve(), f"{line}\n\n{text}".encode(), mode=0o600)
+        folder.write_bytes(users.resolve(), f"{line}\n\n".encode() + data, mode=0o600)
     return own
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import select
+import shlex
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from fabric import Connection as Connection
 
 SAYS_LAST_S = 1.0  # the last words of a program follow shortly after its end
+PIECE_BYTES = 64 << 10
+HELD_BYTES = 1 << 20  # unread output of a ProxyCommand; above it the program has to wait
 Make = Callable[[Way, Any], "Connection"]
 
 
@@ -54,49 +57,88 @@ def chain(connection: Any) -> Iterator[Any]:
         connection = connection.gateway
 
 
-def start_proxy(command: str) -> Any:
-    """Start a ProxyCommand.
+class ProxyProgram:
+    """The program of a ProxyCommand, as the socket that Paramiko expects.
 
-    Paramiko's `close` kills it by pid, which fails if it has ended. Its `recv` keeps a core busy until its timeout
-    when the command has ended.
+    Paramiko's own class waits with `select`, which takes no pipes on Windows, splits a Windows path at its backslashes,
+    and keeps a core busy until its timeout once the program has ended. Here a thread reads.
     """
-    import paramiko
 
-    proxy = paramiko.ProxyCommand(command)
-    output = proxy.process.stdout.fileno()
+    def __init__(self, command: str) -> None:
+        self.command = command
+        argv = command if sys.platform == "win32" else shlex.split(command)  # Windows starts programs by a line
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        self.timeout: float | None = None
+        self.transport: threading.Thread | None = None  # that calls `recv`
+        self._closed = False
+        self._held = bytearray()
+        self._is_over = False
+        self._changed = threading.Condition()
+        self._reading = threading.Thread(target=self._read, daemon=True, name="proxy stdout")
+        self._reading.start()
 
-    def recv(size: int) -> bytes:
-        if not select.select([output], [], [], proxy.timeout)[0]:
-            raise TimeoutError
-        return os.read(output, size)
+    def settimeout(self, timeout_s: float | None) -> None:
+        self.timeout = timeout_s
 
-    proxy.close = proxy.process.kill
-    proxy.recv = recv
-    return proxy
+    def send(self, data: bytes) -> int:
+        """Send the beginning of `data`; returns its length. Raises ProxyCommandFailure once the program has ended."""
+        import paramiko
+
+        assert self.process.stdin
+        try:
+            return int(self.process.stdin.write(data))
+        except (OSError, ValueError) as error:  # the program has ended, or `end` closed its input
+            raise paramiko.ProxyCommandFailure(self.command, str(error)) from error
+
+    def recv(self, size: int) -> bytes:
+        """Return up to `size` bytes, none at the end. Raises TimeoutError."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._held or self._is_over or self._closed, self.timeout):
+                raise TimeoutError
+            data = bytes(self._held[:size])
+            del self._held[:size]
+            self._changed.notify_all()
+            return data
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self.process.kill()
+
+    def end(self) -> None:
+        """Kill the program and close its pipes, after the thread of Paramiko has seen the end."""
+        self.close()
+        self.process.wait()
+        for thread, pipe in ((self.transport, self.process.stdin), (self._reading, self.process.stderr)):
+            if thread is not None and thread.is_alive():
+                thread.join(SAYS_LAST_S)
+            if pipe:  # a child that outlives the program may read until its input is closed
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        with contextlib.suppress(OSError), self.process.stdout as output:
+            while data := output.read(PIECE_BYTES):
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._held) < HELD_BYTES or self._closed)
+                    self._held += data
+                    self._changed.notify_all()
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
 
-def end_proxy(sock: Any) -> None:
-    """Kill a ProxyCommand, which Paramiko does not, and close its pipes after the reading thread has seen the end."""
-    process = getattr(sock, "process", None)
-    if process is None:
-        return
-    process.kill()
-    process.wait()
-    reader = getattr(sock, "reader", None)
-    if reader is not None and reader.is_alive():
-        reader.join(SAYS_LAST_S)
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        with contextlib.suppress(OSError):
-            pipe.close()
-
-
-def last_words(proxy: Any) -> str:
+def last_words(proxy: ProxyProgram | None) -> str:
     """Return the last lines of a ProxyCommand's stderr."""
     said: list[bytes] = []
+    errors = proxy.process.stderr if proxy else None
 
     def listen() -> None:  # in a thread: a child of the command may hold its stderr open
         with contextlib.suppress(OSError, ValueError):
-            while data := proxy.process.stderr.read(1 << 12):
+            while errors and (data := errors.read(1 << 12)):
                 said.append(data)
 
     if proxy is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from deploy.pod.agent import agent, frames, ram, rendezvous, snapshots, verbs
 from deploy.pod.agent.agent import WITH_BODY
 from deploy.pod.agent.frames import BODY_BYTES, GREETING, LINE_BYTES, Ended, Misspoken, exactly, lengths, pack
 from deploy.pod.base import folder, processes
+from deploy.shell.awake import awake_s
 from deploy.shell.base import last_lines
 
 # The agent sends a heartbeat every two seconds. A connection silent for this long counts as dead, whatever the system
@@ -129,7 +130,7 @@ class Pending:
         self.verb = verb
         self.limit_s = limit_s
         self.most_bytes = most_bytes
-        self.sent = time.monotonic()
+        self.sent = awake_s()
         self._messages: deque[tuple[dict[str, Any], bytes]] = deque()
         self._bytes = 0
         self._is_over = False
@@ -141,7 +142,7 @@ class Pending:
             while self._bytes > QUEUE_BYTES or len(self._messages) > QUEUE_MESSAGES:
                 if self.link.broken:
                     return
-                self.link.heard = time.monotonic()  # this side is slow, not the machine
+                self.link.heard = awake_s()  # this side is slow, not the machine
                 self._changed.wait(0.5)
             self._messages.append((head, body))
             self._bytes += len(body)
@@ -161,17 +162,17 @@ class Pending:
                     kind = Misbehaves if self.link.misbehaves else LinkLost
                     raise kind(f"the connection broke: {self.link.broken}", evidence=self.link.stream.complaint())
                 until = min(self.sent + self.limit_s, self.link.give_up_at)
-                if time.monotonic() > until:
+                if awake_s() > until:
                     break
                 self._changed.wait(0.5)  # on Windows, Ctrl-C cannot interrupt a wait without a timeout
             else:
                 message = self._messages.popleft()
                 self._bytes -= len(message[1])
                 if message[0].get("more"):
-                    self.sent = time.monotonic()
+                    self.sent = awake_s()
                 self._changed.notify_all()
                 return message
-        waited_s = time.monotonic() - self.sent
+        waited_s = awake_s() - self.sent
         self.link.fail(f"no answer to {self.verb} within {waited_s:.0f} s")
         raise NoAnswer(f"the machine is connected, but did not answer {self.verb} within {waited_s:.0f} s")
 
@@ -189,10 +190,10 @@ class Link:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.heard = time.monotonic()
+        self.heard = awake_s()
         self.broken: str | None = None
         self.misbehaves = False  # broken because the machine sent invalid data
-        self.give_up_at = math.inf  # deadline of every wait, by the monotonic clock
+        self.give_up_at = math.inf  # deadline of every wait, in seconds awake
         self.round_trip_s = GREETING_LIMIT_S  # the shortest so far, including the agent's work
         self._chatter = bytearray()
         self._left = bytearray()
@@ -253,9 +254,9 @@ class Link:
         self.fail("closed")
 
     def _await_greeting(self) -> None:
-        limit_s = time.monotonic() + GREETING_LIMIT_S
+        limit_s = awake_s() + GREETING_LIMIT_S
         while not self._greeted.wait(0.2) and not self.broken:
-            if time.monotonic() > limit_s:
+            if awake_s() > limit_s:
                 self.fail(f"no answer within {GREETING_LIMIT_S:.0f} s")
         if self.broken:
             if len(self._chatter) > CHATTER_BYTES:
@@ -280,7 +281,7 @@ class Link:
             del self._left[:count]
             return count
         count = self.stream.read_into(view)
-        self.heard = time.monotonic()
+        self.heard = awake_s()
         return count
 
     def _listen(self) -> None:
@@ -305,7 +306,7 @@ class Link:
     def _watch(self) -> None:
         """Detect silence. Threads that wait for an answer or on a full pipe cannot do it."""
         while not self._ended.wait(0.5):
-            if self._greeted.is_set() and time.monotonic() - self.heard > SILENCE_S:
+            if self._greeted.is_set() and awake_s() - self.heard > SILENCE_S:
                 self.fail(f"no heartbeat for {SILENCE_S:.0f} s")
 
     def _skip_chatter(self) -> None:
@@ -338,7 +339,7 @@ class Link:
         if not frame.more:  # only now: a connection that breaks inside the body ends the wait for it
             with self._lock:
                 self._pending.pop(frame.number, None)
-        self.round_trip_s = min(self.round_trip_s, time.monotonic() - pending.sent)
+        self.round_trip_s = min(self.round_trip_s, awake_s() - pending.sent)
         pending.put(frame.head, body)
 
     def _awaited(self, number: int, more: bool) -> Pending:
@@ -357,13 +358,14 @@ class Link:
         """
         if "error" in head:
             told = head["error"]
-            if not isinstance(told, dict) or not isinstance(told.get("errno", ""), int | None):
-                raise self._misspoken("an error without a valid number")
+            if not isinstance(told, dict) or not isinstance(told.get("errno"), str):
+                raise self._misspoken("an error without a name")
             try:
                 words, path = (border.text(told.get(key) or "", "an error", 300) for key in ("text", "path"))
             except BadAnswer as error:
                 raise self._misspoken("an error without text") from error
-            raise OSError(told["errno"], words, path or None)
+            number = getattr(errno, told["errno"], None) if told["errno"] in errno.errorcode.values() else None
+            raise OSError(number, words, path or None)
         if verb == "run":
             if head.get("overdue"):
                 raise verbs.Overdue(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -38,4 +39,6 @@ class LocalShell(Shell):
         `without`: variables to remove. `env`: variables to add.
         """
         env = {**{name: value for name, value in os.environ.items() if name not in without}, **(env or {})}
-        return subprocess.call(list(argv), cwd=cwd, env=env)
+        # Windows would look along the PATH of this process, and for .exe files alone.
+        program = shutil.which(argv[0], path=env.get("PATH")) or argv[0]
+        return subprocess.call([program, *argv[1:]], cwd=cwd, env=env)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deploy.errors import NoMachine, StepFailed
 from deploy.pod.base import retry
 from deploy.shell import native
+from deploy.shell.awake import awake_s
 from deploy.shell.base import Request, Shell, attempt
 from deploy.shell.connect import ChannelStream, broken, connect, disconnect
 from deploy.shell.entry import entry_of
@@ -149,7 +150,7 @@ class SshShell(Shell):
         take: Callable[[Callable[[], Any]], Any] = lambda result: result(),
     ) -> list[Any]:
         """Return the answers to the requests of `ask`, with retries on new connections. `once`: a verb not to retry."""
-        began = time.monotonic()
+        began = awake_s()
         for tries in range(1, MOST_TRIES + 1):
             link = self._link_or_wait()
             try:
@@ -159,7 +160,7 @@ class SshShell(Shell):
                     words = f"{lost.message}; it is not known whether '{once}' was carried out"
                     self._drop_link(link)
                     raise StepFailed(words, evidence=lost.evidence) from lost
-                is_late = isinstance(lost, NoAnswer) and time.monotonic() - began > self.patience_s
+                is_late = isinstance(lost, NoAnswer) and awake_s() - began > self.patience_s
                 if tries == MOST_TRIES or is_late or isinstance(lost, Misbehaves):
                     raise
                 self._come_back(lost, link)
@@ -193,17 +194,17 @@ class SshShell(Shell):
         with self._connecting:
             if self._link is not None and self._link is not link and not self._link.broken:
                 return  # another thread has reconnected
-            if isinstance(lost, Misbehaves) or time.monotonic() > self.give_up_at:
+            if isinstance(lost, Misbehaves) or awake_s() > self.give_up_at:
                 raise lost
             self.close()
             self.on_loss(f"connection lost ({lost.message}); trying again")
             patience_s = self.patience_s if self._was_there else min(self.patience_s, retry.FIRST_PATIENCE_S)
-            limit_s = min(time.monotonic() + patience_s, self.give_up_at)
-            look_again = time.monotonic() + 1  # at first, its address is most likely unchanged
+            limit_s = min(awake_s() + patience_s, self.give_up_at)
+            look_again = awake_s() + 1  # at first, its address is most likely unchanged
             limits_s, pauses_s = retry.endless(retry.CONNECT_LIMITS_S), retry.endless(retry.CONNECT_PAUSES_S)
             while True:
-                if self.find is not None and time.monotonic() > look_again:
-                    look_again = time.monotonic() + FIND_EVERY_S
+                if self.find is not None and awake_s() > look_again:
+                    look_again = awake_s() + FIND_EVERY_S
                     self._look_up(lost)
                 self.reconnects += 1
                 try:
@@ -214,7 +215,7 @@ class SshShell(Shell):
                 except LinkLost as error:
                     lost = error
                     self.close()
-                if time.monotonic() > limit_s:
+                if awake_s() > limit_s:
                     raise lost
                 time.sleep(next(pauses_s))
 

@@ -5,7 +5,6 @@ Hashes on both sides show what is already there; an interrupted copy leaves no o
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -172,8 +171,7 @@ def fetch_checkpoint(
     there = border.read_document(note)
     _refuse_to_lose(destination, there, about)
     if there.get("sha256") != about["sha256"]:
-        with contextlib.suppress(FileNotFoundError):
-            note.unlink()
+        LocalShell().remove(note)
     most = border.FILE_BYTES["checkpoint"]
     sha256, expected = about["sha256"], about.get("bytes")
     fetch(shell, source, place, most_bytes=most, sha256=sha256, expected_bytes=expected, progress=progress)

@@ -275,7 +275,11 @@ EVALUATE = (
     ON,
     RUN,
     Flag("which", "latest, best, or a number: the epoch (default: every checkpoint of the run)", "WHICH"),
-    Flag("weights", "files of weights, such as 'runs/*/checkpoints/*.pt', instead of a run's checkpoints", "FILES"),
+    Flag(
+        "weights",
+        "files of weights, such as runs/*/checkpoints/*.pt in quotes, instead of a run's checkpoints",
+        "FILES",
+    ),
     Flag(
         "sets",
         "verification sets, separated by commas: .bin, .csv or images.npy (default: the held-out people)",

@@ -11,7 +11,7 @@ from typing import Any
 from deploy import border
 from deploy.border import Name, Place, chosen, place
 from deploy.errors import WrongUse
-from deploy.pod.base.folder import private_folder
+from deploy.pod.base.folder import private_folder, remove
 from deploy.pod.base.lock import Lock
 from deploy.runs import checkpoints, watchdog
 from deploy.runs.session import Reached
@@ -28,7 +28,7 @@ def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
     bring_record(reached)
     bring_files(reached, RESULTS)
     if not border.is_report(Path(reached.home.report)):
-        Path(reached.home.report).unlink()
+        remove(Path(reached.home.report))
         screen.complain(f"{reached.shell.name}: report.html of run {reached.record.run_id} is no report: removed")
     bring_folder(reached, reached.folder.mining, lambda name: name.endswith(".png"), border.PICTURE, "picture")
     bring_folder(reached, reached.folder.tensorboard, lambda name: ".tfevents." in name, border.CURVES, "curves")

@@ -144,12 +144,12 @@ def _refuse_missing_packages(settings: Settings, config: Mapping[str, Any]) -> N
     """
     if not settings.is_local:
         return
-    by_bootstrap = f"which is not installed here: `{bootstrap_command()} --set track=wandb` installs it"
+    by_bootstrap = f"which is not installed here: `{bootstrap_command('train --set track=wandb', 'wandb')}` installs it"
     if config.get("track") == "wandb" and find_spec("wandb") is None:
         raise WrongUse(f"track=wandb needs the package wandb, {by_bootstrap}, or give --set track=none")
     copies = settings.target.sync_to
     if watchdog.is_s3(copies) and find_spec("s3fs") is None:
-        raise WrongUse(sources.NO_S3.format(what=f"sync_to: {copies} of {settings.where}"))
+        raise sources.no_s3(f"sync_to: {copies} of {settings.where}")
 
 
 def _refuse_secrets(settings: Settings, **words_of: Sequence[str]) -> None:

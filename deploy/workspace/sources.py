@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Protocol
 
-from deploy.errors import WrongUse
+from deploy.errors import WrongUse, bootstrap_command
 from deploy.pod.base.addresses import open_address, request, shown
 from deploy.shell import LocalShell
 from deploy.shell.base import CHUNK_BYTES
@@ -63,13 +63,15 @@ class Url:
         return Url(f"{path}{mark}{query}")
 
 
-# What installs it: bootstrap.py sees the address in the command.
-NO_S3 = (
-    "{what} needs the package s3fs, which is not installed here: `python bootstrap.py invoke train --data "
-    "s3://BUCKET/images.npy` installs it, or give an https:// address"
-)
-
 Place = PurePath | Url
+
+
+def no_s3(what: str) -> WrongUse:
+    """The error for an address that needs a package. bootstrap.py installs it when it sees one in the command."""
+    fix = bootstrap_command("train --data s3://BUCKET/images.npy", "s3")
+    return WrongUse(
+        f"{what} needs the package s3fs, which is not installed here: `{fix}` installs it, or give an https:// address"
+    )
 
 
 class Files(Protocol):
@@ -246,7 +248,7 @@ def _fsspec(url: str) -> Any:
         return fsspec.url_to_fs(url)[0]
     except ImportError as error:  # fsspec imports the package of a scheme at its first use
         if scheme.lower() in ("s3", "s3a"):
-            raise WrongUse(NO_S3.format(what=f"--data {shown(url)}")) from error
+            raise no_s3(f"--data {shown(url)}") from error
         raise WrongUse(
             f"--data {shown(url)} needs the package fsspec and the package that it uses for {scheme}://, which are not "
             f"both installed here: install them with pip, or give an https:// address"

@@ -7,17 +7,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parents[2]
 WORK = "import sys; from app.said import say; say('one'); say('two'); print('three'); print('done', file=sys.stderr)"
+# A pipe without a reader as Windows tells it.
+WINDOWS = """
+import io, os, sys
+class Pipe(io.RawIOBase):
+    writable = lambda self: True
+    fileno = lambda self: 1
+    def write(self, data):
+        try:
+            return os.write(1, data)
+        except BrokenPipeError:
+            raise OSError(22, "Invalid argument") from None
+sys.platform, sys.stdout = "win32", io.TextIOWrapper(io.BufferedWriter(Pipe()))
+"""
 
 
-def test_work_goes_on_where_the_reader_is_gone() -> None:
+@pytest.mark.parametrize("system", ["", WINDOWS])
+def test_work_goes_on_where_the_reader_is_gone(system: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", WORK],
+            [sys.executable, "-c", system + WORK],
             cwd=PROJECT,
             env=environment,
             stdout=writer,
@@ -28,3 +44,11 @@ def test_work_goes_on_where_the_reader_is_gone() -> None:
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (0, "done\n")
+
+
+def test_a_name_that_the_output_cannot_hold_is_escaped() -> None:
+    """Redirected output of Windows has the encoding of the country. A folder may have a name of another one."""
+    code = "from app.said import say; say('\\u05d0 \\xfc \\udcff')"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, check=False)
+    assert done.stdout.split() == [b"\\u05d0", b"\xfc", b"\\udcff"], done.stderr

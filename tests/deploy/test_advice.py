@@ -10,7 +10,7 @@ import pytest
 
 import tasks
 from deploy.commands import command_line
-from deploy.errors import bootstrap_command, command, quoted
+from deploy.errors import bootstrap_command, command, program, quoted
 from tests.deploy.support import advice
 
 COMMANDS = {name: command.flags for name, command in tasks.COMMAND_LINE.commands.items()}
@@ -85,3 +85,22 @@ def test_a_printed_path_reaches_a_program_unchanged(path: str) -> None:
     done = subprocess.run(["sh", "-c", f"printf %s {quoted(path)}"], capture_output=True, text=True, check=True)
     assert done.stdout == path
     assert quoted("C:\\My files", windows=True) == '"C:\\My files"'
+
+
+@pytest.mark.parametrize(
+    ("path", "cmd", "typed"),
+    [
+        (r"C:\face\.venv\Scripts\python.exe", True, r"C:\face\.venv\Scripts\python.exe"),
+        (r"C:\face\.venv\Scripts\python.exe", False, r"C:\face\.venv\Scripts\python.exe"),
+        (r"C:\My files\python.exe", True, r'"C:\My files\python.exe"'),
+        (r"C:\My files\python.exe", False, r'& "C:\My files\python.exe"'),
+        (r"C:\a&b\python.exe", False, r'& "C:\a&b\python.exe"'),
+    ],
+)
+def test_a_printed_program_starts_in_cmd_and_in_powershell(
+    monkeypatch: pytest.MonkeyPatch, path: str, cmd: bool, typed: str
+) -> None:
+    """A quoted first word is a text in PowerShell, and & ends a command in cmd. Only cmd sets PROMPT."""
+    monkeypatch.setenv("PROMPT", "$P$G") if cmd else monkeypatch.delenv("PROMPT", raising=False)
+    assert program(path, windows=True) == typed
+    assert program("/a b", windows=False) == "'/a b'"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path, PureWindowsPath
@@ -12,6 +14,7 @@ import pytest
 
 from deploy.commands.doctor import LONGEST_PROJECT, folder_finding
 from deploy.pod.agent import verbs
+from deploy.shell import LocalShell
 from tests.deploy.conftest import Project
 
 STEPS = Path(__file__).with_name("steps.md").read_text(encoding="utf-8")
@@ -90,3 +93,19 @@ def test_a_process_that_may_not_start_is_an_error(tmp_path: Path) -> None:
     file.write_text("#!/bin/sh\n", encoding="utf-8")
     with pytest.raises(PermissionError):
         verbs.spawn([str(file)], str(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX: a script is a program")
+def test_a_program_is_looked_for_along_the_path_that_it_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`exec` puts the run's Python first. CreateProcess looks along the PATH of its caller, as `call` does here."""
+    call = subprocess.call
+
+    def create_process(argv: list[str], **more: Any) -> int:
+        return call([shutil.which(argv[0]) or "missing", *argv[1:]], **more)
+
+    monkeypatch.setattr(subprocess, "call", create_process)
+    program = tmp_path / "of-the-run"
+    program.write_text("#!/bin/sh\nexit 7\n", encoding="utf-8")
+    program.chmod(0o755)
+    env = {"PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]])}
+    assert LocalShell().foreground(["of-the-run"], cwd=tmp_path, env=env) == 7

@@ -37,7 +37,7 @@ from app.data.sources.writer import (
     hash_of,
     make_missing,
 )
-from app.files import atomic, replace, settle
+from app.files import atomic, remove, replace, settle
 
 KEPT = ("JPEG", "WEBP", "PNG")  # Pillow's names of the formats that are kept as they came
 
@@ -128,7 +128,7 @@ class UnfinishedEncoded:
                     with self.bytes(joined).open("rb") as block:
                         shutil.copyfileobj(block, file, COPY_BYTES)
                     file.flush()
-                    self.bytes(joined).unlink()
+                    remove(self.bytes(joined))
                 joined += 1
         return joined
 

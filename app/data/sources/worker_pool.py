@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MOST_ON_WINDOWS = 61  # it waits for at most 64 objects at once, and Python needs three of them
 
 
 class Pool(ProcessPoolExecutor):
@@ -39,7 +40,8 @@ def processes(workers: int) -> Iterator[Pool]:
     """
     context = get_context("spawn")
     alive, lifeline = context.Pipe(duplex=False)
-    pool = Pool(workers, mp_context=context, initializer=_follow, initargs=(alive,))
+    most = MOST_ON_WINDOWS if sys.platform == "win32" else workers
+    pool = Pool(min(workers, most), mp_context=context, initializer=_follow, initargs=(alive,))
     try:
         yield pool
         pool.shutdown()

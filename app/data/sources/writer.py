@@ -204,15 +204,15 @@ class Unfinished:
     def _claim(self) -> None:
         """Extend the file to its full size and write its header; keep its blocks. Raises WrongUse without room."""
         size = len(self.header) + self.count * ROW_BYTES
-        with self.path.open("r+b" if self.path.exists() else "wb") as file:
-            try:
+        try:
+            with self.path.open("r+b" if self.path.exists() else "wb") as file:
                 claim(file, size, f"{self.count} images")
-            except WrongUse:
-                self.forget()
-                raise
-            file.truncate(size)
-            file.seek(0)
-            file.write(self.header)
+                file.truncate(size)
+                file.seek(0)
+                file.write(self.header)
+        except WrongUse:
+            self.forget()
+            raise
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)

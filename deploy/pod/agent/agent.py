@@ -8,6 +8,7 @@ connection is alive during a long request.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -99,7 +100,9 @@ def _answer(head: dict[str, Any], body: bytes, send: Callable[..., None]) -> Non
     except verbs.Overdue as overdue:
         send({"id": number, "overdue": True}, overdue.output)
     except OSError as error:
-        told = {"errno": error.errno, "text": error.strerror or str(error), "path": str(error.filename or "")}
+        # By name: Windows and macOS have other numbers.
+        name = errno.errorcode.get(error.errno or 0, "")
+        told = {"errno": name, "text": error.strerror or str(error), "path": str(error.filename or "")}
         send({"id": number, "error": told})
 
 

@@ -24,6 +24,7 @@ from deploy.pod.agent.frames import BODY_BYTES, LINE_BYTES
 from deploy.pod.base import folder, processes
 
 CHUNK_BYTES = BODY_BYTES
+CMD = ("cmd", "/d", "/s", "/c")  # Windows' interpreter, before a command line of the user's
 NO_LIMIT_BYTES = 1 << 50  # larger than any memory, like the value that cgroups report without a limit
 
 
@@ -258,11 +259,7 @@ def listdir(path: str) -> list[str]:
 
 
 def remove(path: str) -> None:
-    if Path(path).is_dir():
-        shutil.rmtree(path)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+    folder.remove(Path(path))
 
 
 def free_bytes(path: str) -> int:
@@ -321,8 +318,10 @@ def _popen(
     argv: Sequence[str], cwd: str | None, env: Mapping[str, str | None] | None, *, stdin: int, stderr: int
 ) -> subprocess.Popen[bytes]:
     merged = {**os.environ, **(env or {})}
+    # cmd gets a command line as it was typed: in a list its quotes would be escaped, and cmd knows no such escapes.
+    is_line = sys.platform == "win32" and tuple(argv[:-1]) == CMD
     return subprocess.Popen(
-        list(argv),
+        f'{" ".join(CMD)} "{argv[-1]}"' if is_line else list(argv),
         cwd=cwd,
         env={name: value for name, value in merged.items() if value is not None},
         stdin=stdin,

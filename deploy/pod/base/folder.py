@@ -6,6 +6,8 @@ import contextlib
 import errno
 import json
 import os
+import shutil
+import stat
 import time
 from pathlib import Path, PurePath
 from typing import IO, Any
@@ -106,6 +108,37 @@ def replace(part: Path, path: Path) -> None:
             if not ON_WINDOWS or time.monotonic() > until or (part.is_dir() and path.exists()):
                 raise
             time.sleep(0.02)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it. Succeeds if it is already gone. Links are not followed.
+
+    Windows refuses for as long as another process has a file open: retries for RENAME_S. It refuses a read-only file,
+    such as an object of git, until it is writable.
+    """
+    until = time.monotonic() + RENAME_S
+    while True:
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            refused = isinstance(error, PermissionError) or error.errno == errno.ENOTEMPTY  # deleted, but still open
+            if not ON_WINDOWS or not refused or time.monotonic() > until:
+                raise
+            _make_writable(path)
+            time.sleep(0.02)
+
+
+def _make_writable(path: Path) -> None:
+    for file in [path, *(Path(folder, name) for folder, _, names in os.walk(path) for name in names)]:
+        with contextlib.suppress(OSError):
+            if not file.is_symlink() and not file.is_dir():
+                os.chmod(file, stat.S_IREAD | stat.S_IWRITE)
 
 
 def open_shared(path: Path) -> IO[bytes]:

@@ -7,8 +7,9 @@ Job Object end when its last handle closes, also if the process that holds the h
 from __future__ import annotations
 
 import ctypes
-import sys
 from typing import Any
+
+from deploy.pod.base.windows import kernel32
 
 KILL_ON_JOB_CLOSE = 0x2000
 EXTENDED_LIMITS, ACCOUNTING = 9, 1  # classes of information
@@ -94,9 +95,9 @@ class JobObject:
 
 
 def _kernel32() -> Any:
-    if sys.platform != "win32":
+    kernel = kernel32()
+    if kernel is None:
         return None
-    kernel = ctypes.WinDLL("kernel32", use_last_error=True)
     handle, word, pointer = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
     kernel.CreateJobObjectW.restype = handle
     kernel.CreateJobObjectW.argtypes = [pointer, pointer]

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deploy.pod.base.folder import read_json, write_json
+from deploy.pod.base.folder import read_json, remove, write_json
 from deploy.providers.runpod.api import Pod
 from deploy.providers.runpod.identity import Identity
 
@@ -34,10 +34,10 @@ class Notes:
             what = read_json(path)
             age = now - (what.get("made") or what.get("asked") or 0)
             if what.get("kind", "pod") == kind and path.stem not in there and age > KEEP_S:
-                path.unlink(missing_ok=True)
+                remove(path)
 
     def done_with(self, name: str) -> None:
-        (self.intents / f"{name}.json").unlink(missing_ok=True)
+        remove(self.intents / f"{name}.json")
 
     def identity(self, pod: Pod) -> Identity:
         """Return the identity noted for this start and address, else an empty one. A restart makes new keys."""
@@ -53,12 +53,12 @@ class Notes:
         )
 
     def forget(self, pod_id: str) -> None:
-        (self.pods / f"{pod_id}.json").unlink(missing_ok=True)
+        remove(self.pods / f"{pod_id}.json")
 
     def forget_cluster(self, cluster_id: str) -> None:
         for path in self.pods.glob("*.json"):
             if read_json(path).get("cluster") == cluster_id:
-                path.unlink(missing_ok=True)
+                remove(path)
 
 
 def _boot(pod: Pod) -> list[Any]:

@@ -54,7 +54,7 @@ def server_of(source: Source, listener: socket.socket, token: str) -> uvicorn.Se
     site = _Site(source, token)
     config = uvicorn.Config(
         Guard(site.application(), token, listener.getsockname()[1]),
-        loop="asyncio",
+        loop="asyncio:SelectorEventLoop",  # Windows' other loop prints a traceback when a browser drops a connection
         http="h11",
         ws="none",
         lifespan="off",

@@ -40,3 +40,10 @@ def test_an_interrupt_while_a_worker_starts_is_left_to_the_parent(tmp_path: Path
     command, environment = [sys.executable, str(tmp_path / "starting.py")], {**os.environ, "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("[(3, 3), (4, 4), (5, 5)]\n", "", 0)
+
+
+def test_a_computer_with_many_cores_may_run_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python refuses more than 61 processes there. `prepare` takes as many as there are cores."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    with processes(128) as pool:
+        assert pool._max_workers == 61  # type: ignore[attr-defined]  # none has started

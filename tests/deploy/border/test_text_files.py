@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import os
+import stat
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +117,43 @@ def test_a_rename_is_tried_again_on_windows(
     assert (tmp_path / "old").read_text() == ("new" if works else "old")
 
 
+class Unlinks:
+    """os.unlink as on Windows: never a read-only file, and the first `times` calls fail while a file is open."""
+
+    def __init__(self, times: int) -> None:
+        self.left, self.unlink = times, os.unlink
+
+    def __call__(self, path: Any, *, dir_fd: int | None = None) -> None:
+        self.left -= 1
+        if self.left >= 0 or not os.stat(path, dir_fd=dir_fd).st_mode & stat.S_IWUSR:
+            raise PermissionError(13, "Access is denied", str(path))
+        self.unlink(path, dir_fd=dir_fd)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX: a stand-in for os.unlink of Windows")
+@pytest.mark.parametrize("name", ["file", "folder"])
+@pytest.mark.parametrize(("on_windows", "times", "works"), [(True, 20, True), (False, 1, False), (True, 10**9, False)])
+def test_a_removal_is_tried_again_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, on_windows: bool, times: int, works: bool
+) -> None:
+    """`folder.remove` makes read-only files writable, such as git's objects, and retries until RENAME_S is over."""
+    monkeypatch.setattr(folder, "ON_WINDOWS", on_windows)
+    monkeypatch.setattr(folder, "RENAME_S", 1.0)
+    objects = tmp_path / "folder" / "objects"
+    objects.mkdir(parents=True)
+    for file in (tmp_path / "file", objects / "1", objects / "2"):
+        file.write_text("x")
+        file.chmod(0o444)
+    monkeypatch.setattr(os, "unlink", Unlinks(times))
+    if works:
+        folder.remove(tmp_path / name)
+        folder.remove(tmp_path / name)  # it is gone already
+    else:
+        with pytest.raises(PermissionError):
+            folder.remove(tmp_path / name)
+    assert (tmp_path / name).exists() is not works
+
+
 def test_a_folder_is_never_renamed_over_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two commands may create the same snapshot at once. The second fails immediately: the folder will not vanish."""
     monkeypatch.setattr(folder, "ON_WINDOWS", True)
@@ -141,6 +180,14 @@ def test_files_are_renamed_by_the_helpers_only() -> None:
         cwd=project, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert told == ["app/files.py", "bootstrap.py", "deploy/pod/base/folder.py"]
+
+
+def test_the_laptop_removes_files_by_the_helper_only() -> None:
+    told = subprocess.run(
+        ["git", "grep", "-lE", r"\b(unlink|rmtree)\(|os\.remove\(", "--", "deploy", ":!deploy/pod"],
+        cwd=Path(ssh_key.__file__).parents[2], capture_output=True, text=True, check=False,
+    ).stdout.split()  # fmt: skip
+    assert told == []
 
 
 def test_known_hosts_of_powershell_are_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -13,11 +14,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from invoke.exceptions import Exit
 from invoke.main import program
 
 import tasks
 from deploy.commands import command_line
-from deploy.commands.program import SHELLS
+from deploy.commands.program import SHELLS, telling
 from deploy.errors import WrongUse
 from deploy.specs.flags import JSON
 
@@ -303,7 +305,6 @@ def test_a_wrong_command_line_ends_in_one_sentence(line: str, capfd: pytest.Capt
     assert not [each for each in rest if not each.startswith("next: ")]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs a pipe that tells its writer: run on Linux or macOS")
 def test_a_reader_that_has_read_enough_is_no_error() -> None:
     """As with `invoke --list | head -1`."""
     reading, writing = os.pipe()
@@ -313,6 +314,26 @@ def test_a_reader_that_has_read_enough_is_no_error() -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("platform", "error", "code"),
+    [
+        ("win32", OSError(errno.EINVAL, "Invalid argument"), 141),
+        ("win32", OSError(errno.EINVAL, "Invalid argument", "a:b"), 1),
+        ("win32", OSError(errno.ENOSPC, "No space left on device"), 1),
+        ("linux", OSError(errno.EINVAL, "Invalid argument"), 1),
+        ("linux", BrokenPipeError(errno.EPIPE, "Broken pipe"), 141),
+    ],
+)
+def test_windows_has_another_error_for_a_reader_that_is_gone(
+    platform: str, error: OSError, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # the output of this process stays
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(Exit) as end, telling():
+        raise error
+    assert (end.value.code, bool(capfd.readouterr().err)) == (code, code == 1)
 
 
 def test_help_is_grouped_and_shows_what_each_flag_takes(capfd: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,23 @@ def test_an_entry_goes_the_way_that_openssh_goes() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("marked", ["utf-8-sig", "utf-16"])
+def test_a_users_entries_stay_as_they_are_in_any_encoding(tmp_path: Path, marked: str) -> None:
+    """A file of an old editor of Windows is kept byte for byte. Marks at the beginning, which ssh cannot read, go."""
+    own, entry = b"# der Schl\xfcssel\r\nHost mine\r\n", "Host sniperface-a\n  Port 1\n"
+    config = tmp_path / ".ssh" / "config"
+    config.parent.mkdir()
+    config.write_bytes(own)
+    included = install(tmp_path, "sniperface-a", entry)
+    line = f'Include "{included.as_posix()}"\n\n'.encode()
+    assert config.read_bytes() == line + own
+    install(tmp_path, "sniperface-a", entry)
+    assert config.read_bytes() == line + own
+    config.write_bytes("Host größe\r\n".encode(marked))
+    install(tmp_path, "sniperface-a", entry)
+    assert config.read_bytes() == line + "Host größe\r\n".encode()
+
+
 def test_an_entry_of_windows_has_slashes() -> None:
     address = Address("203.0.113.5", 40022, "root", r"C:\Users\me x\.sniperface\id")
     told = entry_of("a", Way("203.0.113.5", "root", 40022), address, "m", PureWindowsPath(r"C:\p\m.known_hosts"))

@@ -405,7 +405,7 @@ def test_what_is_said_is_shown_and_not_obeyed(
     assert "green\nafter" in outcome("logs", laptop, capsys)
     assert "why \\x1b]52" in outcome("status", laptop, capsys)
     assert "line \\x1b]52" in outcome("mine", laptop, capsys)
-    machine.lies["size"] = lambda _: Say(head={"error": {"errno": 13, "text": f"no {ESCAPE}", "path": ESCAPE}})
+    machine.lies["size"] = lambda _: Say(head={"error": {"errno": "EACCES", "text": f"no {ESCAPE}", "path": ESCAPE}})
     assert "\\x1b" in outcome("fetch-checkpoint", laptop, capsys)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -23,7 +24,7 @@ import pytest
 from deploy.border import REPORT_BEGINS
 from deploy.commands import ui
 from deploy.commands.ui_pages import Pages
-from deploy.errors import WrongUse
+from deploy.errors import WrongUse, bootstrap_command
 from deploy.pod.base.folder import write_json
 from deploy.ui.web import server
 from deploy.ui.web.guard import REPORT_POLICY, form_key
@@ -294,6 +295,16 @@ def test_ctrl_c_ends_it_with_a_page_open_and_a_run_can_be_stopped(project: Proje
     assert "Traceback" not in page.stderr.read()
 
 
+def test_a_browser_that_drops_a_connection_prints_nothing_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There asyncio's own choice is ProactorEventLoop, which shuts down a connection that is gone (CPython 83191)."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = server.server_of(Pages(tmp_path), listener, TOKEN)
+    assert made.config.get_loop_factory() is asyncio.SelectorEventLoop
+
+
 def test_wrong_use_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -304,8 +315,9 @@ def test_wrong_use_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
             ui._port(text)
     monkeypatch.setitem(sys.modules, "deploy.ui.web.server", None)
     monkeypatch.delattr("deploy.ui.web.server")
-    with pytest.raises(WrongUse, match=r"python bootstrap\.py installs them"):
+    with pytest.raises(WrongUse, match="packages that are not installed") as missing:
         ui._server()
+    assert missing.value.next_command == bootstrap_command("ui", "ui")
 
 
 # Headings of one word that take more than one line. A comparison has ids of runs as headings, which may break.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -127,3 +128,20 @@ def test_a_dry_run_without_a_network_answers_in_seconds(project: Project, nobody
     assert time.monotonic() - began < 2 * local_s + 20
     assert not [raw for raw in RAW if raw in done.stdout + done.stderr]
     assert "Plan of" in done.stdout
+
+
+def test_an_error_of_windows_sockets_has_its_own_words() -> None:
+    """os.strerror knows numbers of the C library alone, and calls all others unknown."""
+    words = "A socket operation encountered a dead network"
+    told = network.in_words(requests.ConnectionError(OSError(10050, words)))
+    assert told == f"the connection failed ({words})"
+    assert network.in_words(OSError(13, "x")) == f"the connection failed ({os.strerror(13)})"
+
+
+def test_a_certificate_of_a_companys_proxy_has_a_remedy() -> None:
+    """requests brings certificates of its own, and does not look into those of Windows."""
+    told = network.in_words(requests.exceptions.SSLError("CERTIFICATE_VERIFY_FAILED: unable to get local issuer"))
+    assert told.startswith(
+        "its certificate failed verification (CERTIFICATE_VERIFY_FAILED: unable to get local issuer)"
+    )
+    assert "set REQUESTS_CA_BUNDLE" in told

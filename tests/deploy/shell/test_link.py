@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -82,6 +84,14 @@ def test_errors_come_back_as_they_are(link: Link, tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "no")
     exit_code, out, err = link.submit("run", argv=["sh", "-c", "cat; echo ü >&2; exit 7"], stdin=b"\xff\0").result()
     assert (exit_code, out, err) == (7, b"\xff\0", "ü\n".encode())
+
+
+def test_an_error_keeps_its_meaning_where_it_has_another_number(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows and macOS have numbers of their own for errors of sockets."""
+    monkeypatch.setattr(errno, "EADDRINUSE", 10048)
+    with socket.create_server(("", 0)) as taken, pytest.raises(OSError, match="in use") as caught:
+        link.submit("open_rendezvous", port=taken.getsockname()[1], word="x").result()
+    assert caught.value.errno == 10048
 
 
 def test_login_scripts_may_print() -> None:

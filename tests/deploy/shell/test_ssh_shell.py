@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import shutil
 import subprocess
@@ -15,12 +16,14 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+import paramiko
 import pytest
 
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse, quoted
 from deploy.shell import link as links
 from deploy.shell import native
 from deploy.shell.host_keys import HostKeys
+from deploy.shell.jump_hosts import ProxyProgram
 from deploy.shell.link import BOOTSTRAP, LinkLost, NoAgent
 from deploy.shell.ssh import SshShell
 from deploy.shell.ssh_config import parts
@@ -661,14 +664,42 @@ while data := os.read(0, 1 << 16):
 
 
 def test_a_proxy_command_carries_the_connection(
-    server: Server, home: Path, tmp_path: Path, open_shell: Callable[..., SshShell]
+    server: Server, home: Path, tmp_path: Path, open_shell: Callable[..., SshShell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def only_sockets(*_: object) -> None:
+        raise OSError(10038, "An operation was attempted on something that is not a socket")
+
+    monkeypatch.setattr(select, "select", only_sockets)  # as Windows answers for the pipes of a program
     (tmp_path / "tunnel.py").write_text(TUNNEL)
     command = f"{sys.executable} {tmp_path / 'tunnel.py'} %h %p"
     (home / ".ssh" / "config").write_text(f"Host *\n  ProxyCommand {command}\n")
     shell, data = open_shell(server.machine()), os.urandom(1 << 20)
     shell.write(tmp_path / "there", data)
     assert shell.read(tmp_path / "there") == data
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX: a file whose name is a command line")
+def test_a_proxy_command_of_windows_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows starts programs by a command line, with its backslashes. Here a file has the whole line as name."""
+    line = r"C:\tools\proxy.exe -W box:22"
+    (tmp_path / line).write_text("#!/bin/sh\ncat\n")
+    (tmp_path / line).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(sys, "platform", "win32")
+    proxy = ProxyProgram(line)
+    proxy.settimeout(30)
+    assert proxy.send(b"there and back") == 14
+    assert proxy.recv(5) + proxy.recv(100) == b"there and back"
+    proxy.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        proxy.recv(1)
+    monkeypatch.setattr("deploy.shell.jump_hosts.SAYS_LAST_S", 20)
+    started = time.monotonic()
+    proxy.end()
+    assert time.monotonic() - started < 15, "the child of the program was waited for, which reads until its input ends"
+    assert (proxy.recv(1), proxy.recv(1)) == (b"", b"")
+    with pytest.raises(paramiko.ProxyCommandFailure):
+        proxy.send(b"too late")
 
 
 def test_the_advice_about_a_changed_host_key_works(

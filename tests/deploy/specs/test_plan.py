@@ -113,6 +113,13 @@ def test_the_whole_plan() -> None:
     )
 
 
+@pytest.mark.parametrize("windows", [False, True])
+def test_ranks_on_windows_meet_at_its_own_address(windows: bool) -> None:
+    """torchrun would take the computer's full name."""
+    plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, windows=windows), tryout=True)
+    assert ("--local-addr=127.0.0.1" in plan.argv, plan.env.get("USE_LIBUV")) == (windows, "0" if windows else None)
+
+
 def test_the_job_is_told_how_many_gpus_it_must_find() -> None:
     """Before the machine is queried, the variable is not set."""
     a4500 = Hardware(3, 24, gpu="NVIDIA RTX A4500", gpu_memory_bytes=20 << 30, capability=(8, 6))

@@ -18,7 +18,7 @@ from deploy.specs.shards import Shard
 from deploy.steps import resolve
 from deploy.steps.resolve import Checked
 from deploy.workspace import compression, sources
-from deploy.workspace.sources import HERE, MACHINE, NO_S3, URL, Origin, UrlFiles, parse
+from deploy.workspace.sources import HERE, MACHINE, URL, Origin, UrlFiles, no_s3, parse
 from tests.deploy.specs.test_plan import CONFIG, FACTS
 from tests.deploy.support.rented import Rented
 
@@ -61,7 +61,7 @@ class Without:
         (("s3fs",), "wandb", None, None),
         (("wandb",), "none", "s3://a/b", None),
         (("wandb",), "wandb", None, "track=wandb needs the package wandb, which is not installed here"),
-        (("s3fs",), "none", "s3://a/b", NO_S3.format(what="sync_to: s3://a/b of conf/deploy/local.yaml")),
+        (("s3fs",), "none", "s3://a/b", no_s3("sync_to: s3://a/b of conf/deploy/local.yaml").message),
     ],
 )
 def test_a_package_that_is_installed_on_request_only(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,26 @@ def test_a_command_that_fails_is_told(
     gone = replace(rented.settings, project=tmp_path / "gone")
     notify.run_notify_command(gone, rented.record(), Screen())
     assert "notify_command failed: " in said(capsys)
+
+
+HOSTILE = "he said \"done\" & calc | %PATH% ^ !x! $(id) `id` 'a' \u2018b\u2019 <c> \\d; 90%"
+
+
+@posix
+def test_cmd_gets_the_command_as_it_was_typed_and_obeys_no_word_of_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Windows starts a program by one line, which here is the name of a file. cmd expands variables, then reads."""
+    line = tmp_path / "cmd " / "d " / "s " / 'c "msg * "a b" & echo %SNIPERFACE_TEXT%"'
+    line.parent.mkdir(parents=True)
+    line.write_text('#!/bin/sh\nprintf %s "$SNIPERFACE_TEXT" > told\n', encoding="utf-8")
+    line.chmod(0o755)
+    monkeypatch.setattr(sys, "platform", "win32")
+    rented = Rented(tmp_path, options={"notify_command": 'msg * "a b" & echo %SNIPERFACE_TEXT%'})
+    notify.run_notify_command(rented.settings, rented.record(reason=HOSTILE), Screen())
+    assert said(capsys) == ""
+    told = (tmp_path / "told").read_text(encoding="utf-8")
+    assert " ".join(told.split()) == "run a succeeded: he said done calc PATH x (id) id a b c d 90"
 
 
 # Flags of a continued run

@@ -136,7 +136,8 @@ class _File:
         if name == "command" and node.args:
             return [f"invoke {text}" for text in self.texts(node.args[0], at)]
         if name == "bootstrap_command":
-            return ["python bootstrap.py invoke train"]
+            told = self.texts(node.args[0], at) if node.args else ["train"]
+            return [f"python bootstrap.py invoke {text}" for text in told]
         if name == "strip" and isinstance(node.func, ast.Attribute):
             return self.texts(node.func.value, at)
         return [KNOWN_CALLS.get(name, ANY)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import json
 import shutil
@@ -168,7 +169,8 @@ class Hostile:
             try:
                 value = VERBS[verb](**arguments)
             except OSError as error:
-                yield {"error": {"errno": error.errno, "text": str(error), "path": str(error.filename or "")}}, b""
+                name = errno.errorcode.get(error.errno or 0, "")
+                yield {"error": {"errno": name, "text": str(error), "path": str(error.filename or "")}}, b""
                 return
             if verb == "run":
                 yield {"ended": [value[0], len(value[1])]}, value[1] + value[2]
