@@ -102,8 +102,7 @@ def _without_shared_directions(
 ) -> tuple[Clustered, int]:
     """Return what is found without the directions that images of different people share, and their number.
 
-    A direction that may tell people apart is removed if more images have a neighbour then, or those of the cluster that
-    shares it went to others.
+    A direction that may tell people apart is removed if the images of its cluster are in clusters with others then.
     """
     for removed in range(MOST_SHARED):
         shared = shared_direction(
@@ -118,8 +117,7 @@ def _without_shared_directions(
         if shared is None:
             return of, removed
         further = clustered(without(of.rows, shared.direction), config, here, seed=seed, poll=poll)
-        brings_more = shared.sure or further.near.sum() > of.near.sum()
-        if not brings_more and not shared.went_to_others(further.strict.labels):
+        if not shared.sure and not shared.went_to_others(further.strict.labels):
             return of, removed
         of = further
     return of, MOST_SHARED

@@ -14,8 +14,8 @@ images with a neighbour than to chance is a hint.
 The direction is then removed from all images. This brings the images that lie as far along m as the cluster. It costs
 all others what they differ along m, as a share of their variance. In embeddings of few dimensions each direction is
 needed. But where all images drift along m, some more than others, that variance tells nobody apart. So after a mere
-hint, or where the cost seems larger, the removal is tried. It is undone unless more images have a neighbour then, or
-the images of the cluster have gone to clusters of others: what remains of the images of one person does not.
+hint, or where the cost seems larger, the removal is tried. It is undone unless the images of the cluster are in
+clusters with others then: what remains of the images of one person is noise, and mostly alone.
 
 Blurry images of people who have no other image look like one person to this test, and stay a cluster.
 
@@ -44,6 +44,7 @@ EXAMINED = 16  # clusters, the largest ones: a cluster of many people harms by t
 LEAST = 32  # images of a cluster that is judged; of fewer the share is not sure
 FEWEST_PEOPLE = 4  # other clusters, to read quartiles from
 SURE = 4.0  # standard deviations; of normal measures one in 30,000 is above, and one of 16 is enough to lose a person
+SEVERAL = 3  # images of a cluster; two may be near by chance
 LOOKED_AT = 128  # images of a cluster
 STRANGERS = 512  # images from which the cosine that chance gives is read
 QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
@@ -63,13 +64,13 @@ class Shared(NamedTuple):
     outside: Mask  # [N]: those of other clusters; images that take no part are neither
 
     def went_to_others(self, labels: NDArray[np.int64]) -> bool:
-        """Return whether the images of the cluster are in large clusters of others, `labels` [N] without the direction.
+        """Return whether the images of the cluster are in clusters with others, `labels` [N] without the direction.
 
         As for `resembles_strangers`, their share must be nearer to that of the images outside than to none.
         """
         own, others = np.bincount(labels, self.inside), np.bincount(labels, self.outside)
-        large, of_others = (own + others >= EVIDENCE)[labels], (own <= others)[labels]
-        went, are = (large & of_others)[self.inside], large[self.outside]
+        several = (own + others >= SEVERAL)[labels]
+        went, are = (several & (others > 0)[labels])[self.inside], several[self.outside]
         return bool(went.any() and 2 * went.mean() > are.mean())
 
 
