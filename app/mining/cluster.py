@@ -213,19 +213,8 @@ def propagate(
     for number in range(SWEEPS):
         poll()
         own = [
-            (
-                ids[each],
-                degree,
-                weight[each],
-                first + each.start,
-                labels,
-                changed,
-                pending[each],
-                seed,
-                number,
-                new[each],
-            )
-            for each in some
+            (ids[i], degree, weight[i], first + i.start, labels, changed, pending[i], seed, number, new[i])
+            for i in some
         ]
         waiting = sum(on_cores(sweep, own))
         after = gather(new, here)

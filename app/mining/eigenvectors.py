@@ -23,11 +23,7 @@ def widest_eigenvectors(matrices: NDArray[np.float32], vectors: NDArray[np.float
     The matrices are symmetric, and overwritten. Returns how many of them LAPACK did not solve.
     """
     m, s, _ = matrices.shape
-    compute, some, upper = (
-        np.array([ord("V")], np.uint8),
-        np.array([ord("I")], np.uint8),
-        np.array([ord("U")], np.uint8),
-    )
+    letters = np.array([ord("V"), ord("I"), ord("U")], np.uint8)  # vectors, those asked for by place, of the upper half
     size, found, failed = np.array([s], np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32)
     unused, values, support = np.zeros(1, np.float32), np.empty(s, np.float32), np.empty(2 * s, np.int32)
     room, whole_room = np.array([70 * s], np.int32), np.array([10 * s], np.int32)  # 70: blocks of 64 columns, and 6
@@ -35,9 +31,9 @@ def widest_eigenvectors(matrices: NDArray[np.float32], vectors: NDArray[np.float
     unsolved = 0
     for each in range(m):
         _ssyevr(
-            compute.ctypes,
-            some.ctypes,
-            upper.ctypes,
+            letters.ctypes,
+            letters[1:].ctypes,
+            letters[2:].ctypes,
             size.ctypes,
             matrices[each].ctypes,
             size.ctypes,
