@@ -103,6 +103,7 @@ def by_overlap(
     floor: float | FloatArray,
     min_overlap: float,
     max_size: int,
+    strict: bool = True,
     poll: Poll = undisturbed,
 ) -> Clusters:
     """Cluster all images from each process's lists [n, k]; an image without edges keeps its own label.
@@ -116,7 +117,8 @@ def by_overlap(
     centre is close to that of a large one joins it: an image is then close by chance to many images of the large one.
 
     If all entries of a list reach the first floor, the person likely has more than k images. `weigh` then accepts
-    less overlap, and `with_pieces` adds the images and pieces of such a person that have no edge to it.
+    less overlap, and `with_pieces` adds the images and pieces of such a person that have no edge to it. Above a floor
+    that is not `strict`, strangers may fill a list, so scattered pieces of a person do not join.
 
     A cluster larger than `max_size` is clustered again, a few times, with a higher floor and overlap; this separates
     people joined by mistake. What stays together is cut into pieces (`_cut`). If it is too large to be one person it is
@@ -144,7 +146,7 @@ def by_overlap(
                 ]
                 on_cores(weigh, own)
             poll()
-        again = with_pieces(propagate(ids, longer, weight, attempt, here, poll), ids, full, here)
+        again = with_pieces(propagate(ids, longer, weight, attempt, here, poll), ids, full, here, strict=strict)
         labels = by_smallest_member(np.where(oversize, again, labels))
         sizes = np.bincount(labels, minlength=n)[labels]
         oversize = sizes > max_size
@@ -225,34 +227,45 @@ def propagate(
     return labels
 
 
-def with_pieces(labels: IntArray, ids: IntArray, full: NDArray[np.bool_], here: World) -> IntArray:
+def with_pieces(
+    labels: IntArray, ids: IntArray, full: NDArray[np.bool_], here: World, *, strict: bool = True
+) -> IntArray:
     """Return labels [N] where a cluster joins a larger one that most entries of its images' lists [n, k] are in.
 
     A `full` [N] image likely shows a person of more than k images. Some images of such a person are in no list, so they
     have no mutual edge; and a few images may form a cluster of their own. But their own lists name the person. The
     lists of other images count as if their entries were in no cluster. An image that is alone is a cluster, too.
+
+    A person of a hundred times k images may be in so many pieces that none has most entries of another. A cluster is
+    such a piece if its own images are not even most of those that its lists would name first. Above a `strict` floor it
+    joins the larger cluster that has more of its entries than any other.
     """
     n, k = len(labels), ids.shape[1]
     first = first_row(n, here)
     rows = np.flatnonzero(full[first : first + len(ids)])
     own = rows + first
     while True:
-        size = np.bincount(labels, minlength=n)
+        size, filled = np.bincount(labels, minlength=n), np.bincount(labels[full], minlength=n)
         outside = np.zeros(n, np.int64)
         add_outside(ids, first, labels, full, outside)
         outside = total(torch.from_numpy(outside), here).numpy()
-        piece = (2 * outside > size * k)[labels[own]]
-        entries = np.stack([np.repeat(labels[own[piece]], k), labels[ids[rows[piece]]].ravel()], axis=1)
+        piece = 2 * outside > size * k
+        scattered = strict & piece & (2 * (filled * k - outside) < filled * np.minimum(size - 1, k))
+        row = piece[labels[own]]
+        entries = np.stack([np.repeat(labels[own[row]], k), labels[ids[rows[row]]].ravel()], axis=1)
         entries = dealt(entries, entries[:, 0] % here.size, here)  # each cluster is judged by one process
         pairs, count = np.unique(entries[:, 0].astype(np.int64) * n + entries[:, 1], return_counts=True)
         one, other = pairs // max(n, 1), pairs % max(n, 1)
         larger = (size[other] > size[one]) | ((size[other] == size[one]) & (other < one))
-        joins = larger & (2 * count > size[one] * k)
+        one, other, count = one[larger], other[larger], count[larger]
+        most = np.zeros(n, np.int64)
+        np.maximum.at(most, one, count)
+        joins = (count == most[one]) & (scattered[one] | (2 * count > size[one] * k))
         joined = gather(np.stack([one[joins], other[joins]], axis=1), here)
         if not len(joined):
             return labels
         into = np.arange(n, dtype=np.int32)
-        into[joined[:, 0]] = joined[:, 1]
+        into[joined[::-1, 0]] = joined[::-1, 1]  # of several that have most, the first
         labels = into[labels]
 
 

@@ -92,8 +92,10 @@ def clusters_above(
     config: MiningConfig,
     here: World,
     poll: Poll,
+    *,
+    strict: bool = True,
 ) -> Clusters:
-    """Cluster by `config.method`, by overlap above `floors` [k].
+    """Cluster by `config.method`, by overlap above `floors` [k]; `strict`: strangers hardly fill a list above them.
 
     A near-copy of an image (`original` [N]) joins its cluster if neither `max_cluster` nor the gate forbids its size.
     """
@@ -114,6 +116,7 @@ def clusters_above(
         floor=floors,
         min_overlap=config.min_overlap,
         max_size=config.max_cluster,
+        strict=strict,
         poll=poll,
     )
     copy = original != np.arange(len(original))

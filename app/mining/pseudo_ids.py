@@ -125,7 +125,7 @@ def _without_shared_directions(
 
 def _people(of: Clustered, config: MiningConfig, here: World, poll: Poll) -> Clusters:
     """Return the clusters that likely show one person each."""
-    loose = clusters_above(of.second, of.kept, of.original, config, here, poll)
+    loose = clusters_above(of.second, of.kept, of.original, config, here, poll, strict=False)
     clusters = with_looser(of.strict, loose, config.max_cluster)
     people = apart(clusters.labels, of.rows, of.original, here, poll)
     people = without_strangers(people, of.rows, of.original, of.sample, config.max_cluster, here, poll)

@@ -235,6 +235,29 @@ def test_more_copies_than_a_list_is_long_are_one_cluster() -> None:
     assert len(set(find(bank, k=10)[200:].tolist()) - {NO_ID}) == 1
 
 
+def test_a_person_in_many_pieces_is_one_cluster_above_a_strict_floor() -> None:
+    """No piece of ten images has most of the entries of another. Above a low floor they may be of strangers."""
+    random, count, k = np.random.default_rng(0), 2000, 16
+    person = np.arange(count) // 1000
+    ids = np.stack([random.choice(np.flatnonzero(person == each), k, replace=False) for each in person]).astype(
+        np.int32
+    )
+    pieces, full = (np.arange(count) // 10 * 10).astype(np.int32), np.ones(count, np.bool_)
+    assert np.array_equal(with_pieces(pieces, ids, full, ALONE) // 1000, person)
+    assert len(np.unique(with_pieces(pieces, ids, full, ALONE))) == 2
+    assert np.array_equal(with_pieces(pieces, ids, full, ALONE, strict=False), pieces)
+
+
+def test_people_whose_lists_name_their_own_images_first_do_not_join_those_who_look_alike() -> None:
+    """Each has 10 images, whose lists name the other 9, and 23 of three people who look alike."""
+    random, person = np.random.default_rng(0), np.arange(40) // 10
+    own = [np.flatnonzero((person == each) & (np.arange(40) != image)) for image, each in enumerate(person)]
+    others = [random.choice(np.flatnonzero(person != each), 23, replace=False) for each in person]
+    ids = np.concatenate([np.array(own), np.array(others)], axis=1).astype(np.int32)
+    labels = (person * 10).astype(np.int32)
+    assert np.array_equal(with_pieces(labels, ids, np.ones(40, np.bool_), ALONE), labels)
+
+
 def test_random_vectors_form_next_to_no_clusters() -> None:
     bank, _ = planted([1] * 1000, 32, 0.0)
     assert (find(bank) != NO_ID).mean() < 0.1
