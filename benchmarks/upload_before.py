@@ -30,8 +30,10 @@ try:
     from deploy.shell import transfer
     from deploy.specs.machine import Address, Machine
 except ImportError:
-    from deploy import transfer
-    from deploy.machine import Address, Machine
+    from deploy import machine, transfer
+    from deploy.machine import Address
+    def Machine(name, *words, **more):
+        return machine.Machine(name, "ssh", *words, **more)
 from deploy.shell import open_shell
 host, port, user, key, host_key, root, source, notes = sys.argv[1:]
 address = Address(host, int(port), user, key, (host_key,))
@@ -51,7 +53,7 @@ def upload(there: Far, source: Path, root: Path) -> Cost:
     try:
         return script(there, UPLOAD, *words, str(source), str(there.project / ".sniperface"))
     finally:
-        (root / "uploaded").unlink()
+        (root / "uploaded").unlink(missing_ok=True)
 
 
 def main() -> int:
