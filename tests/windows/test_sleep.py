@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import Any
 
@@ -18,26 +19,26 @@ NIGHT_S = 8 * 3600.0
 awake_here = time.monotonic  # as kernel32 tells it
 
 
-class Kernel:
-    def QueryUnbiasedInterruptTime(self, told: Any) -> int:  # noqa: N802
-        told._obj.value = int(awake_here() * 1e7)
-        return 1
-
-
 class Night:
-    """`fall` puts the computer to sleep, and wakes it eight hours later."""
+    """`fall` puts the computer to sleep, and wakes it eight hours later. It is also kernel32."""
 
-    slept_s = 0.0
+    def __init__(self) -> None:
+        self.slept_s, self.asked = 0.0, threading.Event()
 
     def fall(self) -> None:
         self.slept_s += NIGHT_S
+
+    def QueryUnbiasedInterruptTime(self, told: Any) -> int:  # noqa: N802
+        told._obj.value = int(awake_here() * 1e7)
+        self.asked.set()
+        return 1
 
 
 @pytest.fixture
 def night(monkeypatch: pytest.MonkeyPatch) -> Night:
     made = Night()
     monkeypatch.setattr(time, "monotonic", lambda: awake_here() + made.slept_s)
-    monkeypatch.setattr(awake, "_kernel", Kernel)
+    monkeypatch.setattr(awake, "_kernel", lambda: made)
     return made
 
 
@@ -61,9 +62,10 @@ def test_an_answer_that_is_under_way_is_awaited_after_a_sleep(night: Night) -> N
 
 def test_work_in_the_background_goes_on_after_a_sleep(night: Night) -> None:
     def ask() -> str:
-        time.sleep(0.6)  # until the wait for it has begun
+        assert night.asked.wait(30)  # the wait for this has begun
         night.fall()
-        time.sleep(0.6)
+        night.asked.clear()
+        assert night.asked.wait(30)  # and goes on
         return "done"
 
     assert Work(ask).result(30) == "done"

@@ -35,7 +35,7 @@ def test_a_habit_is_answered_with_the_word_for_here(words: list[str], answer: st
 
 def test_the_words_for_here_work() -> None:
     """Each is a key=value, and all of them together compose. The value of `rec` also names the command for the file."""
-    words = [word.split(", which")[0].strip("'") for word in KEYS.values()]
+    words = [word.split(", which")[0].strip('"') for word in KEYS.values()]
     names = [word.partition("=")[0] for word in words]
     assert set(names) - {"backbone"} <= defaults().keys()
     assert load(["recipe=supervised", "recipe.head.name=combined", *words]).backbone.name == "iresnet"
