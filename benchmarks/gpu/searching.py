@@ -37,8 +37,10 @@ def embedding(rig: Rig) -> Records:
 
         # On a GPU convolutions round differently, and folding keeps the BN of a network that it would change.
         network = trainer.recipe.embedder
-        left = [sum(isinstance(m, nn.BatchNorm2d) for m in each.modules())
-                for each in (network, folded(network, trainer.config.backbone.image_size))]  # fmt: skip
+        left = [
+            sum(isinstance(m, nn.BatchNorm2d) for m in each.modules())
+            for each in (network, folded(network, trainer.config.backbone.image_size))
+        ]
         yield {
             "precision": precision,
             "images": len(rows),
