@@ -10,7 +10,7 @@ import sys
 def say(text: str, *, end: str = "\n") -> None:
     """Print `text` at once. Where the reader is gone, as after `| head`, the work goes on without output.
 
-    Letters that the encoding of the output lacks are escaped. On Windows, a file or a pipe has the encoding of the country.
+    Letters that the encoding of the output lacks are escaped. On Windows, a file or a pipe has that of the country.
     """
     encoding = sys.stdout.encoding or "ascii"
     try:
