@@ -1,4 +1,4 @@
-"""Generate synthetic identities that are no round clouds around a centre. Seeds 1 and 2 served to choose the method."""
+"""Generate synthetic identities that are no round clouds. Seed 1 and even ones served to choose the method."""
 
 from __future__ import annotations
 
@@ -95,6 +95,62 @@ def unlike(random: Random, labels: Ints, level: float) -> Rows:
     return clouds(random, labels, level) * np.exp(random.normal(0, 0.5, DIM))
 
 
+def domains(random: Random, labels: Ints, level: float) -> Rows:
+    """All images have one of two offsets, as in infrared and in colour; everybody has images of both."""
+    return _in_domains(random, labels, level, 2)
+
+
+def four_domains(random: Random, labels: Ints, level: float) -> Rows:
+    """All images have one of four offsets."""
+    return _in_domains(random, labels, level, 4)
+
+
+def _in_domains(random: Random, labels: Ints, level: float, count: int) -> Rows:
+    of_domain = directions(random, count)[random.integers(0, count, len(labels))]
+    return 0.6 * of_domain + clouds(random, labels, level)
+
+
+def wide(random: Random, labels: Ints, level: float) -> Rows:
+    """Three numbers of an embedding vary much and tell nobody apart."""
+    rows = clouds(random, labels, level)
+    rows[:, :3] = 0.4 * random.normal(size=(len(labels), 3))
+    return rows
+
+
+def young(random: Random, labels: Ints, level: float) -> Rows:
+    """A network of a few epochs: everything lies in 30 directions, and some of them have most of it."""
+    people = random.normal(size=(labels[-1] + 1, 30)) * np.exp(-np.arange(30) / 10)
+    images = random.normal(size=(len(labels), 30)) * np.exp(-np.arange(30) / 15)
+    return (people[labels] + 0.35 * level * images) @ random.normal(size=(30, DIM))
+
+
+def pose_twins(random: Random, labels: Ints, level: float) -> Rows:
+    """As `pose`, and every second person looks like the one before."""
+    place = random.uniform(-0.8, 0.8, (len(labels), 2))
+    centre = _look_alikes(random, labels[-1] + 1, 0.55)
+    return centre[labels] + place @ directions(random, 2) + 0.8 * level * noise(random, labels)
+
+
+def curve_twins(random: Random, labels: Ints, level: float) -> Rows:
+    """As `curve`, and every second person looks like the one before where the arcs meet."""
+    side, angle = directions(random, labels[-1] + 1), random.uniform(-1, 1, (len(labels), 1))
+    centre = _look_alikes(random, labels[-1] + 1, 0.6)
+    return np.cos(angle) * centre[labels] + np.sin(angle) * side[labels] + 0.6 * level * noise(random, labels)
+
+
+def converging(random: Random, labels: Ints, level: float) -> Rows:
+    """As `curve`, but towards one of eight directions, as faces in profile resemble each other."""
+    centre, side = directions(random, labels[-1] + 1), directions(random, 8)[random.integers(0, 8, labels[-1] + 1)]
+    angle = random.uniform(-1, 1, (len(labels), 1))
+    return np.cos(angle) * centre[labels] + np.sin(angle) * side[labels] + 0.6 * level * noise(random, labels)
+
+
+def _look_alikes(random: Random, people: int, apart: float) -> Rows:
+    centre = directions(random, people)
+    centre[1::2] = centre[: people - people % 2 : 2] + apart * directions(random, people // 2)
+    return centre / np.linalg.norm(centre, axis=1, keepdims=True)
+
+
 SHAPES: dict[str, Callable[[Random, Ints, float], Rows]] = {
     "offset": offset,
     "drift": drift,
@@ -104,4 +160,11 @@ SHAPES: dict[str, Callable[[Random, Ints, float], Rows]] = {
     "groups": groups,
     "tails": tails,
     "unlike": unlike,
+    "domains": domains,
+    "four_domains": four_domains,
+    "wide": wide,
+    "young": young,
+    "pose_twins": pose_twins,
+    "curve_twins": curve_twins,
+    "converging": converging,
 }

@@ -1,8 +1,9 @@
 """Pseudo-IDs at default settings on people who are no round clouds, against peers at their best settings.
 
 The kinds of `kinds.py` scatter around a centre each. Real embeddings also share an offset, drift, lie along curves,
-have two modes, come in groups, or have heavy tails (`_shapes.py`). Peers, lists and choice of their settings are as in
-`kinds.py`, but their thresholds are quantiles of the cosines, because an offset moves these.
+have two modes, come in groups, have heavy tails, or vary along directions that tell nobody apart (`_shapes.py`). Peers,
+lists and choice of their settings are as in `kinds.py`, but their thresholds are quantiles of the cosines, because an
+offset moves these.
 
 `--images 20000` leaves out the peers that compare all pairs, and writes `shapes_20000.json`.
 """

@@ -1,4 +1,4 @@
-"""Search the neighbours of embeddings, and cluster them above the first floor.
+"""Search the neighbours of embeddings, and cluster them above two floors.
 
 Letters: N images mined, n of this process (its contiguous share), S sampled ones, D embedding size, k neighbours.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.config import MiningConfig
-from app.mining.cluster import Clusters, by_components, by_overlap, first_row, gather, similarity_floors
+from app.mining.cluster import Clusters, by_components, by_overlap, first_row, gather, similarity_floors, with_looser
 from app.mining.knn import SearchInexact
 from app.mining.lists import NONE, Neighbours
 from app.mining.sample import recall, sample_rows
@@ -39,13 +39,13 @@ class Clustered(NamedTuple):
     rows: Tensor  # [n, D] of this rank
     sample: NDArray[np.float32]  # [S, D] of all ranks, without copies
     first: Floors  # [k]
-    second: Floors  # [k], lower
     listed: Neighbours  # of all images
     how: str  # the search was made
     recall: float
     original: NDArray[np.int32]  # [N]: the image that an image is a near-copy of, else itself
     kept: Neighbours  # the lists to cluster, without near-copies
     strict: Clusters  # above the first floor
+    likely: Clusters  # with those above the second floor that the first splits
     near: NDArray[np.bool_]  # [N]: an image has a neighbour above the first floor
 
 
@@ -65,9 +65,13 @@ def clustered(rows: Tensor, config: MiningConfig, here: World, *, seed: int, pol
         tell(f"search: exact, because {because}", started, here)
     _refuse_below(config.min_recall, share, how)
     original, kept = _lists_without_copies(rows, listed, config, here, first, poll)
-    strict = clusters_above(first, kept, original, config, here, poll)
+    strict = _clusters_above(first, kept, original, config, here, poll)
+    likely = strict
+    if config.method == "overlap":
+        loose = _clusters_above(second, kept, original, config, here, poll, strict=False)
+        likely = with_looser(strict, loose, config.max_cluster)
     near = gather(kept.cosine[:, 0] >= first[0], here)
-    return Clustered(rows, sample, first, second, listed, how, share, original, kept, strict, near)
+    return Clustered(rows, sample, first, listed, how, share, original, kept, strict, likely, near)
 
 
 def _checked(
@@ -85,7 +89,7 @@ def sample_of(rows: Tensor, here: World) -> NDArray[np.float32]:
     return different(sample_rows(rows, here, FLOOR_SAMPLE, SEED))
 
 
-def clusters_above(
+def _clusters_above(
     floors: Floors,
     listed: Neighbours,
     original: NDArray[np.int32],

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.config import NO_ID, MiningConfig
-from app.mining.cluster import RESOLVED, Clusters, first_row, gather, number, with_looser
-from app.mining.clustered import Clustered, clustered, clusters_above, originals, sample_of, without_copies
+from app.mining.cluster import RESOLVED, Clusters, first_row, gather, number
+from app.mining.clustered import Clustered, clustered, originals, sample_of, without_copies
 from app.mining.curves import joined
 from app.mining.doubt import doubts
 from app.mining.gate import Report, effective_rank, judge, keep_ids
@@ -20,8 +20,9 @@ from app.mining.lists import NONE, Neighbours, usable
 from app.mining.look_alikes import apart
 from app.mining.offset import without_offset
 from app.mining.order import move_rows, order_of, places_in
-from app.mining.shared_direction import shared_direction, without
+from app.mining.shared_direction import Shared, shared_direction, without
 from app.mining.strangers import without_strangers
+from app.mining.wide_directions import without_wide_directions
 from app.runtime.dist import World, any_rank, from_main
 from app.runtime.stop import Poll, undisturbed
 
@@ -55,11 +56,13 @@ def find_pseudo_ids(
         raise ValueError("embeddings must have length 1; scale each row, as torch.nn.functional.normalize does")
     order = order_of(shard, here)
     move_rows(shard, places_in(order), here)
-    rows, offset, removed = shard, 0.0, 0
+    rows, offset, wide, removed = shard, 0.0, 0, 0
     sample = sample_of(rows, here)
     spread = from_main(effective_rank(sample), here)
     if config.method == "overlap":
         rows, offset = without_offset(shard, sample, here)
+        sample = sample if rows is shard else sample_of(rows, here)
+        rows, wide = without_wide_directions(rows, sample, len(previous), config.false_edges_per_image, here, poll)
     of = clustered(rows, config, here, seed=seed, poll=poll)
     clusters = of.strict
     if config.method == "overlap":
@@ -87,7 +90,7 @@ def find_pseudo_ids(
         sure=float(sure.mean()) if len(sure) else 0.0,
         by_chance=chance_coverage(config),
         offset=offset,
-        shared=removed,
+        shared=wide + removed,
         cut=int(np.count_nonzero(clusters.cut)),
         left_out=int((np.bincount(clusters.labels)[clusters.labels] > config.max_cluster).sum()),
         loose={str(name): cosine for name, cosine in doubtful.loose.items()},
@@ -105,15 +108,7 @@ def _without_shared_directions(
     A direction that may tell people apart is removed if the images of its cluster are in clusters with others then.
     """
     for removed in range(MOST_SHARED):
-        shared = shared_direction(
-            of.strict.labels,
-            without_copies(of.rows, of.original, here),
-            of.near,
-            of.sample,
-            config.false_edges_per_image,
-            here,
-        )
-        poll()
+        shared = common_direction(of, config, here, poll)
         if shared is None:
             return of, removed
         further = clustered(without(of.rows, shared.direction), config, here, seed=seed, poll=poll)
@@ -123,14 +118,27 @@ def _without_shared_directions(
     return of, MOST_SHARED
 
 
+def common_direction(of: Clustered, config: MiningConfig, here: World, poll: Poll) -> Shared | None:
+    """Return a direction that the images of a cluster share, or None.
+
+    Among many images the first floor is high. The images that share a direction may be in pieces above it, and in one
+    cluster only above the second. Strangers may be in one there, too, so it must pay.
+    """
+    rows, chance = without_copies(of.rows, of.original, here), config.false_edges_per_image
+    shared = shared_direction(of.strict.labels, rows, of.near, of.sample, chance, here)
+    poll()
+    if shared is None and not np.array_equal(of.strict.labels, of.likely.labels):
+        shared = shared_direction(of.likely.labels, rows, of.near, of.sample, chance, here, must_pay=True)
+        poll()
+    return shared
+
+
 def _people(of: Clustered, config: MiningConfig, here: World, poll: Poll) -> Clusters:
     """Return the clusters that likely show one person each."""
-    loose = clusters_above(of.second, of.kept, of.original, config, here, poll, strict=False)
-    clusters = with_looser(of.strict, loose, config.max_cluster)
-    people = apart(clusters.labels, of.rows, of.original, here, poll)
+    people = apart(of.likely.labels, of.rows, of.original, here, poll)
     people = without_strangers(people, of.rows, of.original, of.sample, config.max_cluster, here, poll)
     people = joined(people, of.rows, of.kept, float(of.first[0]), of.original, config.max_cluster, here, poll)
-    return clusters._replace(labels=people)
+    return of.likely._replace(labels=people)
 
 
 def chance_coverage(config: MiningConfig) -> float:

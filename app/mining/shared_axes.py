@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.float64]
 Ids = NDArray[np.int64]
+ROUNDING = 1e-6  # of the largest variance; directions of less have no images
 
 
 class Axes(NamedTuple):
@@ -43,11 +44,12 @@ def shared_axes(pool: Rows, owner: Ids) -> Axes:
         return Axes(np.zeros((0, dim)), np.zeros(0))
     variance, directions = np.linalg.eigh(pool.T @ pool / count)  # ascending
     variance, directions = np.maximum(variance[::-1], 0), directions.T[::-1]
+    span = int(np.count_nonzero(variance > ROUNDING * variance[0]))
     wide, before = 0, -1
     while wide != before:  # each axis found lowers the noise that is left
         before = wide
-        noise = float(variance[wide:].sum()) / max(1, dim - wide)
-        wide = int(np.count_nonzero(variance > noise * (1 + (dim / free) ** 0.5) ** 2))
+        noise = float(variance[wide:span].mean())
+        wide = int(np.count_nonzero(variance > noise * (1 + (span / free) ** 0.5) ** 2))
     along = (pool @ directions[:wide].T) ** 2
     each = np.zeros((len(images), wide))
     np.add.at(each, place, along)

@@ -121,9 +121,12 @@ def shared_direction(
     sample: NDArray[np.float32],
     false_edges_per_image: float,
     here: World,
+    *,
+    must_pay: bool = False,
 ) -> Shared | None:
     """Return the direction of the largest cluster that shows no person, or None. The same on every rank.
 
+    With `must_pay` more images must lie along it than the others differ along it.
     `labels` [N] are clusters, `shard` [n, D] this rank's unit embeddings, a row of zeros for an image that takes no
     part. `near` [N]: the image has a neighbour above the floor. `sample` [S, D]: random embeddings without copies.
     """
@@ -151,7 +154,7 @@ def shared_direction(
             resembles_strangers(each, chance, others),
         )
         # All ranks follow rank 0: CPUs of several kinds may round the last bit of a product differently.
-        if from_main(stands or resembles, here):
+        if from_main((stands or resembles) and (each.pays or not must_pay), here):
             return Shared(direction, from_main(stands and each.pays, here), place == at, apart)
     return None
 

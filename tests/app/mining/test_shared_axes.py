@@ -48,3 +48,13 @@ def test_a_few_or_equal_differences_have_no_axes(count: int) -> None:
     rows = np.zeros((count, DIM))
     axes = shared_axes(rows, np.zeros(count, np.int64))
     assert np.array_equal(axes.shrunk(rows), rows)
+
+
+def test_differences_that_lie_in_few_directions_keep_the_noise_of_those() -> None:
+    few = pool(3, 4.0)[:, :12]
+    turned = few @ np.linalg.qr(np.random.default_rng(1).normal(size=(DIM, 12)))[0].T
+    axes = shared_axes(turned, OWNER)
+    assert len(axes.kept) == 3
+    spread = np.linalg.svd(axes.shrunk(turned), compute_uv=False)[:12] / len(OWNER) ** 0.5
+    assert spread.min() > 0.8
+    assert spread.max() < 1.25

@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from app.config import NO_ID, MiningConfig
+from app.mining.cluster import Clusters
+from app.mining.clustered import clustered
 from app.mining.gate import Report, pair_f
-from app.mining.pseudo_ids import find_pseudo_ids
+from app.mining.pseudo_ids import common_direction, find_pseudo_ids
 from app.mining.shared_direction import (
     NEVER,
     Facts,
@@ -22,6 +24,7 @@ from app.mining.shared_direction import (
     without,
 )
 from app.runtime.dist import World
+from app.runtime.stop import undisturbed
 from benchmarks._planted import plant
 from tests.app.support.planted import blurred, planted, unit
 
@@ -162,9 +165,22 @@ def test_blurry_images_go_to_their_people_where_others_differ_by_more_than_chanc
     """Other clusters resemble strangers, too, so it is only a hint; and fewer images have a neighbour without it."""
     truth = plant("everything", 2000, "medium", 256, 21)
     found, report = find(truth.images, truth.labels)
-    assert report.shared == 1
+    assert report.shared >= 1
     assert report.largest < 200
     assert pair_f(found, truth.labels) > 0.85
+
+
+def test_a_direction_is_found_by_a_cluster_that_is_one_above_the_second_floor_only() -> None:
+    alone, config = World(0, 1, torch.device("cpu")), MiningConfig()
+    truth = plant("cone", 2000, "medium", 256, 2)
+    of = clustered(torch.from_numpy(truth.images), config, alone, seed=0, poll=undisturbed)
+    pieces = Clusters(np.arange(2000), np.zeros(2000, np.bool_))
+    assert truth.blur is not None
+    for strict, likely in ((of.strict, of.strict), (pieces, of.strict)):
+        shared = common_direction(of._replace(strict=strict, likely=likely), config, alone, undisturbed)
+        assert shared is not None
+        assert float(shared.direction @ torch.from_numpy(truth.blur)) > 0.9
+    assert common_direction(of._replace(strict=pieces, likely=pieces), config, alone, undisturbed) is None
 
 
 PEOPLE_APART = [0] * 20 + [1] * 20  # clusters of the images outside

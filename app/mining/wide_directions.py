@@ -1,0 +1,136 @@
+"""Find directions along which everybody's images differ more than people do, and remove them from all embeddings.
+
+Pose, light, or the camera may move all embeddings along a few directions. If these are wide, strangers of one pose
+resemble each other more than images of one person do, and hardly an image has a neighbour above the floor. Without the
+directions, the floor is lower, and many more images have one. Directions along which people differ are wide, too. But
+without those, images lose the neighbours that they have.
+
+So the widest directions are tried: the first, the first two, and so on. A sample of images is compared with all images,
+without a search for the others. The ranks of a list that are filled above the floor count, since an image with one
+neighbour may gain or lose others. The floor allows as many neighbours by chance in each trial. Numbers of directions
+without which images lose neighbours do not count. Of the others, the one that helps most is removed if it surely helps;
+of numbers that may be equally good, the smallest.
+
+Letters: n images of this process (its contiguous share), D embedding size, S sampled ones, Q of them that are compared
+with all, r directions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from app.mining.candidates import full_precision
+from app.mining.cluster import similarity_floors
+from app.mining.clustered import COPY
+from app.mining.lists import usable
+from app.mining.shared_axes import ROUNDING
+from app.mining.shared_direction import without
+from app.runtime.dist import World, from_main, total
+from app.runtime.stop import Poll
+
+TRIED = 8  # directions, and no more than PART of those that the embeddings have
+PART = 1 / 4
+EVERYBODY = 1 / 3  # of the median square of normal places along a direction
+NORMAL = 0.4549  # median of the squares of standard normal numbers
+FEWEST = 64  # images that are compared with all; of fewer, a gain is not sure
+SCREENED, ASKED = 128, 512  # images that are compared; the others only where the first ones may gain
+FOR_FLOORS = 512  # images whose pairs give a floor
+RANKS = (1, 2, 4, 8, 16)  # of a list
+LOST = (
+    0.1  # share of the ranks that are filled with all directions; without some that tell people apart, a third or more
+)
+MAYBE, SURE = 1.0, 4.0  # standard errors of a gain
+EQUAL = 2.0  # standard errors by which fewer directions may help less and are preferred
+PRODUCTS_AT_ONCE = 2**22
+Rows = NDArray[np.float32]
+Counts = NDArray[np.int64]
+
+
+def without_wide_directions(
+    shard: Tensor, sample: Rows, count: int, false_edges_per_image: float, here: World, poll: Poll
+) -> tuple[Tensor, int]:
+    """Return this rank's unit rows [n, D] without directions that hide people, and how many these are.
+
+    `sample` [S, D] are embeddings of random images among `count`, without copies. The same on every rank. Where there
+    is no such direction the rows are `shard` itself.
+    """
+    directions = from_main(widest(sample).tolist() if len(sample) >= FEWEST else [], here)
+    if not directions:
+        return shard, 0
+    wide = torch.tensor(directions, dtype=shard.dtype, device=shard.device)
+    rows = torch.from_numpy(np.random.default_rng(0).permutation(sample)[:ASKED]).to(shard.device)
+    some = rows[:FOR_FLOORS]
+    floors = [
+        float(similarity_floors(_left(some, wide[:removed]).cpu().numpy(), count, 1, false_edges_per_image)[0])
+        for removed in range(len(wide) + 1)
+    ]
+    removed = 0
+    for asked, errors in ((SCREENED, MAYBE), (ASKED, SURE)):
+        filled = _filled(rows[:asked], wide, from_main(floors, here), shard, here)
+        removed = from_main(chosen(filled, errors), here)
+        poll()
+        if not removed:
+            return shard, 0
+    for direction in wide[:removed]:
+        shard = without(shard, direction)
+    return shard, removed
+
+
+def widest(sample: Rows) -> NDArray[np.float64]:
+    """Return the widest directions [r, D] of a `sample` [S, D] that everybody's images lie along, the widest first.
+
+    A few people of many images make a direction wide as well, but then most images lie hardly along it.
+    """
+    rows = sample.astype(np.float64)
+    width, directions = np.linalg.eigh(rows.T @ rows)  # ascending
+    most = min(TRIED, int(PART * np.count_nonzero(width > ROUNDING * width[-1:])))
+    directions = directions[:, ::-1]
+    squared = (rows @ directions) ** 2
+    everybody = np.median(squared, axis=0) >= EVERYBODY * NORMAL * squared.mean(axis=0)
+    return directions[:, everybody][:, :most].T
+
+
+def chosen(filled: Counts, errors: float) -> int:
+    """Return how many directions to remove. `filled` [r + 1, Q]: ranks of the lists without the first 0, 1, … r.
+
+    They must help by more than `errors` standard errors, and hide hardly anything that is there with them.
+    """
+    lost = np.maximum(filled[0] - filled, 0).mean(axis=1)
+    harmless = np.flatnonzero(lost <= LOST * filled[0].mean())  # 0 is among them
+    best = harmless[filled[harmless].mean(axis=1).argmax()]
+    if gain(filled[0], filled[best]) <= errors:
+        return 0
+    return int(next(fewer for fewer in harmless[1:] if gain(filled[fewer], filled[best]) <= EQUAL))
+
+
+def gain(before: Counts, after: Counts) -> float:
+    """Return the mean of `after` [Q] minus `before` [Q], in standard errors; 0 if they are equal."""
+    more = after - before
+    error = more.std() / len(more) ** 0.5
+    return float(more.mean() / error) if error else float(np.inf * np.sign(more.mean())) if more.any() else 0.0
+
+
+def _filled(rows: Tensor, wide: Tensor, floors: list[float], shard: Tensor, here: World) -> Counts:
+    """Return [r + 1, Q] which of RANKS the lists of `rows` [Q, D] fill above `floors`, without the first directions.
+
+    Copies of an image, such as itself, are no neighbours.
+    """
+    near = torch.zeros((len(floors), len(rows)), dtype=torch.int64, device=shard.device)
+    with full_precision(shard.device):
+        asked = [_left(rows, wide[:removed]) for removed in range(len(floors))]
+        for part in shard[usable(shard)].split(PRODUCTS_AT_ONCE // len(rows)):
+            others = rows @ part.T < floors[0] + COPY * (1 - floors[0])
+            for removed, floor in enumerate(floors):
+                above = asked[removed] @ _left(part, wide[:removed]).T >= floor
+                near[removed] += above.logical_and_(others).sum(1)
+    counts = total(near, here).cpu().numpy()
+    return (counts[:, :, None] >= np.array(RANKS)).sum(axis=2)
+
+
+def _left(rows: Tensor, directions: Tensor) -> Tensor:
+    """Return unit `rows` [*, D] without their part along the orthogonal `directions` [r, D]."""
+    return normalize(rows - (rows @ directions.T) @ directions)
