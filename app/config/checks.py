@@ -6,9 +6,12 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from app.config.schema import Config, DistillConfig, HeadConfig, defaults
+
+MOST = 2**63  # the first whole number that torch and numpy do not take
 
 
 def faults(config: Config) -> Iterator[str]:
@@ -31,9 +34,9 @@ def faults(config: Config) -> Iterator[str]:
         yield "train.optimizer.momentum=0 does not work with Nesterov momentum; add train.optimizer.nesterov=false"
     yield from _faults_of_head(config)
     yield from _faults_of_distillation(config)
-    if train.seed >= 2**63:
-        yield f"train.seed={train.seed} is too large; give one below {2**63}"
     yield from _faults_of_ranges(config)
+    if any(one >= other for one, other in pairwise(positives.epochs)):
+        yield f"recipe.positives.epochs={positives.epochs} must ascend, such as [0, 5, 10]"
     if len(positives.epochs) != len(positives.probability):
         yield (
             f"recipe.positives.epochs has {len(positives.epochs)} entries and recipe.positives.probability "
@@ -69,13 +72,17 @@ def _faults_of_keys(section: Any, prefix: str = "") -> Iterator[str]:
         if dataclasses.is_dataclass(set_to):
             yield from _faults_of_keys(set_to, f"{key}.")
         for value in set_to if isinstance(set_to, list) else [set_to]:
-            if rule and value is not None and (words := _fault(value, rule, each.default)):
-                yield f"{key}={value if isinstance(value, str) or 'least' in rule else f'{value:g}'} {words}"
+            if value is not None and (words := _fault(value, rule, each.default)):
+                yield f"{key}={f'{value:g}' if isinstance(value, float) else value} {words}"
 
 
 def _fault(value: Any, rule: Mapping[str, Any], default: Any) -> str | None:
     """Return what is wrong with a value, and one that works."""
     such_as = rule.get("such_as", default)
+    if isinstance(value, list):  # inside a list
+        return "must be a single value; give a list such as [1,2]"
+    if isinstance(value, int) and value >= MOST:
+        return f"is too large; give less than {MOST}"
     if "choices" in rule and value not in rule["choices"]:
         return f"is not known; {nearest(value, rule['choices'])}"
     if "share_or" in rule and value not in rule["share_or"] and not _is_share(value):
@@ -91,7 +98,10 @@ def _fault(value: Any, rule: Mapping[str, Any], default: Any) -> str | None:
     if "probability" in rule and not 0 <= value <= 1:
         return "is out of range; give a number from 0 to 1"
     if "most" in rule and not 0 <= value <= rule["most"]:
-        return f"must be from 0 to {rule['most']:g}, such as {such_as:g}"
+        return f"must be from {rule.get('least', 0)} to {rule['most']:.10g}, such as {such_as:g}"
+    in_a_list = default is dataclasses.MISSING  # the checks of ranges name the whole list
+    if isinstance(value, float) and not math.isfinite(value) and not in_a_list:
+        return "is not a finite number; give one" + (f" such as {such_as:g}" if isinstance(such_as, float) else "")
     return None
 
 
