@@ -111,6 +111,33 @@ def test_a_stop_between_two_epochs_leaves_the_checkpoint_of_the_epoch_alone(
     assert_equal_bits(undisturbed / "checkpoints" / "epoch_002.pt", tmp_path / "checkpoints" / "epoch_002.pt")
 
 
+def test_an_epoch_that_ends_with_skipped_updates_is_saved(small_data: Path, tmp_path: Path, alone: World) -> None:
+    run(small_data, tmp_path, alone, "train.epochs=1", stop_at=3)
+    # fp16 searches its scale: the one update that is left overflows, so the epoch ends at the step of its beginning.
+    seen = run(small_data, tmp_path, alone, "train.epochs=1", "train.resume=auto", "train.precision=fp16")
+    assert [e["step"] for e in seen if e["event"] == "skipped"] == [3]
+    assert (seen[-1]["reason"], seen[-1]["step"]) == ("done", 3)
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "epoch_000.pt"
+    assert checkpoint.newest(RunFolder(tmp_path)) == tmp_path / "checkpoints" / "epoch_000.pt"
+
+
+def test_a_checkpoint_before_the_newest_of_its_folder_is_continued_in_another(
+    small_data: Path, tmp_path: Path, alone: World
+) -> None:
+    """In the same folder, a restart with `auto` would continue the newest one, which the user went back behind."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    run(small_data, one, alone)
+    first = one / "checkpoints" / "epoch_000.pt"
+    before = events(one)
+    with pytest.raises(WrongUse, match=r"before epoch_002\.pt, .* give another run\.dir, or train\.resume=auto"):
+        run(small_data, one, alone, f"train.resume={first}")
+    assert [e["event"] for e in events(one)[len(before) :]] == []
+    seen = run(small_data, other, alone, f"train.resume={first}", stop_at=6)
+    assert seen[-1]["reason"] == "stopped"
+    seen = run(small_data, other, alone, "train.resume=auto")[len(seen) :]
+    assert next(e for e in seen if e["event"] == "start")["resumed_from"] == "epoch_001_step_00000006.pt"
+
+
 def test_accumulated_micro_batches_make_one_update(small_data: Path, tmp_path: Path, alone: World) -> None:
     seen = run(small_data, tmp_path, alone, "train.batch.size=4", "train.batch.grad_accum_steps=2", "train.epochs=1")
     start = next(e for e in seen if e["event"] == "start")
