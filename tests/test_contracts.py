@@ -118,7 +118,9 @@ def test_both_sides_name_the_same_checkpoint_the_newest(notes: list[tuple[int, b
             path.with_suffix(".json").write_text(json.dumps(note))
         told = deploy_checkpoints.newest(DeployFolder(Path(place)))
         found = app_checkpoint.newest(AppFolder(Path(place)))
-        assert told and found and told["file"] == found.name
+        assert told
+        assert found
+        assert told["file"] == found.name
 
 
 @pytest.mark.parametrize("plan", [{}, {"gpus": 1}, {"attempt": 2, "gpus": 1, "command": "a"}], ids=["no", "old", "new"])
