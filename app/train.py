@@ -272,10 +272,14 @@ def diverging(t: Training) -> Iterator[None]:
 
 
 def refuse_idle_epoch(t: Training) -> None:
-    """Raise NotFinite if no step of the epoch was taken: the epoch trained nothing."""
-    if t.taken_this_epoch:
-        return
+    """Raise NotFinite if no step of the epoch was taken: the epoch trained nothing.
+
+    An epoch of few updates may end while fp16 still searches its scale; then the next epoch goes on with the search.
+    """
     settings = t.config.train
+    searches = t.scaler.get_scale() > 1 and t.state.epoch + 1 < settings.epochs
+    if t.taken_this_epoch or searches:
+        return
     other = "train.precision=fp32, or a lower " if settings.precision == "fp16" else "a lower "
     raise NotFinite(
         f"no step of epoch {t.state.epoch} was taken, as no loss or gradient was finite: continue with "

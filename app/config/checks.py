@@ -61,8 +61,12 @@ def faults(config: Config) -> Iterator[str]:
         yield f"backbone.layers={backbone.layers} must be a number from 1 on, such as [12]"
     if config.data.train_labels_path and not config.has_head:
         yield f"data.train_labels_path is for recipe supervised; give {_for_a_head(config)}, or leave it out"
-    if backbone.name == "mobilefacenet" and (backbone.width % 64 or len(backbone.layers) != 4):
-        yield "backbone mobilefacenet takes four layers and a width of 64, 128 or 256; give backbone=mobilefacenet"
+    fits = len(backbone.layers) == 4 and min(backbone.layers) >= 1 and backbone.width % 64 == 0
+    if backbone.name == "mobilefacenet" and not fits:
+        yield (
+            "backbone mobilefacenet takes four numbers of layers from 1 on, and a width of 64, 128 or 256; "
+            "give backbone=mobilefacenet"
+        )
 
 
 def _faults_of_keys(section: Any, prefix: str = "") -> Iterator[str]:

@@ -76,9 +76,10 @@ def judge(
     """Measure the labelling `found` [N] and decide whether it may replace `previous` [N].
 
     Both are NO_ID where an image has no pseudo-ID, and share one numbering (`keep_ids`). Labels [N] affect only
-    metrics, those below 0 not even them. `spread` is the effective rank of a sample of the embeddings (`effective_rank`), `distinct` the share of
-    images that are no copies, `sure` the share in clusters above the first floor (default: the coverage), `by_chance`
-    the share that chance neighbours alone may put there. `min_coverage` 0 accepts any coverage.
+    metrics, those below 0 not even them. `spread` is the effective rank of a sample of the embeddings
+    (`effective_rank`), `distinct` the share of images that are no copies, `sure` the share in clusters above the
+    first floor (default: the coverage), `by_chance` the share that chance neighbours alone may put there.
+    `min_coverage` 0 accepts any coverage.
     """
     labelled = found != NO_ID
     sizes = np.unique(found[labelled], return_counts=True)[1]

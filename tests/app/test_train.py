@@ -217,9 +217,21 @@ def test_a_loss_that_stays_not_finite_ends_the_run_and_names_the_last_checkpoint
     assert seen[-1]["message"].endswith("; there is no checkpoint yet")
 
 
-def test_an_epoch_without_a_step_is_a_failure_and_leaves_no_checkpoint(small_data: Path, tmp_path: Path) -> None:
-    """In fp16 the first updates are skipped until the scale fits; an epoch of three may be over before that."""
+def test_fp16_searches_its_scale_longer_than_an_epoch_of_few_updates(small_data: Path, tmp_path: Path) -> None:
+    """Such epochs come from a small part of the data, as in a trial before the whole run."""
     words = [*TINY, "recipe=supervised", f"data.binary_cache_path={small_data}", f"run.dir={tmp_path}"]
+    words += ["train.precision=fp16", "train.batch.size=16", "recipe.head.scale=1e3", "train.epochs=8"]
+    assert train.main(words) == 0
+    seen = events(tmp_path)
+    assert len([e for e in seen if e["event"] == "skipped" and e["epoch"] == 0]) == 2, "the whole epoch"
+    assert seen[-1]["step"] > 0
+    assert checkpoint.newest(RunFolder(tmp_path)) == tmp_path / "checkpoints" / "epoch_007.pt"
+
+
+def test_an_epoch_without_a_step_is_a_failure_and_leaves_no_checkpoint(small_data: Path, tmp_path: Path) -> None:
+    """In fp16 the first updates are skipped until the scale fits; a run of three may be over before that."""
+    words = [*TINY, "recipe=supervised", f"data.binary_cache_path={small_data}", f"run.dir={tmp_path}"]
+    words += ["train.epochs=1"]
     # With this scale of the head, gradients overflow at every scale of the loss that three updates reach.
     assert train.main([*words, "train.precision=fp16", "train.batch.size=12", "recipe.head.scale=1e6"]) == 1
     seen = events(tmp_path)

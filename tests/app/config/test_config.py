@@ -158,6 +158,12 @@ def test_a_wrong_word_beside_a_commands_own_is_answered_too(word: str, sentence:
         own_words(["sets=a.bin", word], ("weights", "sets"))
 
 
+@pytest.mark.parametrize("layers", ["[-1,1,1,1]", "[1,0,1,1]", "[1,1,1]"])
+def test_a_mobilefacenet_without_a_stage_is_refused(layers: str) -> None:
+    with pytest.raises(WrongUse, match="four numbers of layers from 1 on"):
+        load(["backbone=mobilefacenet", f"backbone.layers={layers}"])
+
+
 def test_of_two_words_for_one_key_the_wrong_one_is_named() -> None:
     for words in (["train.epochs=3", "train.epochs=many"], ["train.epochs=many", "train.epochs=3"]):
         with pytest.raises(WrongUse, match=r"^train\.epochs=many does not fit"):
