@@ -105,7 +105,7 @@ def _fault(value: Any, rule: Mapping[str, Any], default: Any) -> str | None:
         return f"must be from {rule.get('least', 0)} to {rule['most']:.10g}, such as {such_as:g}"
     in_a_list = default is dataclasses.MISSING  # the checks of ranges name the whole list
     if isinstance(value, float) and not math.isfinite(value) and not in_a_list:
-        return "is not a finite number; give one" + (f" such as {such_as:g}" if isinstance(such_as, float) else "")
+        return f"is not a finite number; give one such as {such_as:g}"
     return None
 
 
@@ -149,8 +149,11 @@ def _faults_of_head(config: Config) -> Iterator[str]:
             f"recipe.head.margins={head.margins} must be three numbers, above 0, from 0 to 1.57 (radians) and from 0 "
             "to 1, such as [1.0, 0.5, 0.0]"
         )
-    most = 4.0 if head.name == "sphereface" else 1.2 if head.name == "magface" else 1.57
-    if head.margin is not None and not 0 <= head.margin <= most:
+    most = 1.2 if head.name == "magface" else 1.57
+    if head.name == "sphereface":
+        if head.margin is not None and not 1 <= head.margin <= 4:
+            yield f"recipe.head.margin={head.margin:g} must be from 1 to 4 (a factor of the angle), such as 1.7"
+    elif head.margin is not None and not 0 <= head.margin <= most:
         yield f"recipe.head.margin={head.margin:g} must be from 0 to {most:g} (radians, not degrees), such as 0.4"
     if head.name != "combined" and head.margins != unset.margins:
         yield f"recipe.head.margins applies to head combined, not to {head.name}; give recipe.head.name=combined"

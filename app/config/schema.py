@@ -162,11 +162,13 @@ class HeadConfig:
     # combined, arcface, cosface, sphereface, adaface, magface or curricularface
     name: str = field(default="arcface", metadata={"choices": HEADS})
     scale: float = field(default=64.0, metadata=ABOVE_ZERO)  # of the logits
-    margin: float | None = None  # null: the head's published margin; magface: the margin at the smallest norm
+    # null: the head's published margin; magface: the margin at the smallest norm; sphereface: a factor of the angle
+    margin: float | None = field(default=None, metadata={"such_as": 0.4})
     margins: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.0])  # combined: cos(m1 * angle + m2) - m3
     # arcface, combined, sphereface: leave the margin out of the gradient, as published since 2022
     straight_through: bool = True
-    filter_above: float | None = None  # ignore other classes above this cosine: they may be the same person
+    # ignore other classes above this cosine: they may be the same person
+    filter_above: float | None = field(default=None, metadata={"such_as": 0.4})
     # Share of class centres per step (Partial FC); always includes the batch's classes. 0: those alone.
     sample_rate: float = field(default=1.0, metadata={"most": 1.0, "such_as": 0.3})
     # lazy: centres not sampled stay; dense: weight decay and momentum move them, as published
@@ -298,7 +300,8 @@ class RunConfig:
 
 @dataclass
 class PlanConfig:
-    images_per_s: float | None = None  # measured rate of one process; used only to estimate the time in the plan
+    # measured rate of one process; used only to estimate the time in the plan
+    images_per_s: float | None = field(default=None, metadata={"above_zero": True, "such_as": 500})
 
 
 @dataclass

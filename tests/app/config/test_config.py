@@ -130,7 +130,7 @@ def test_the_keys_that_users_type_work() -> None:
         ("mining.false_edges_per_image=nan", "from 0 on"),
         ("train.batch.size=1000000000000", "from 2 to 1048576,"),
         ("train.lr_schedule.milestones=[-1]", "at least 0"),
-        ("plan.images_per_s=inf", "not a finite number"),
+        ("plan.images_per_s=inf", "above 0, such as 500"),
         ("--mutlirun", "key=value"),
         ("train.epochs", "key=value"),
     ],
