@@ -29,6 +29,7 @@ from app.runtime.foreign import is_safetensors, what_it_is
 from app.runtime.optimizer import take_state
 from app.runtime.resume import Facts, Verdict, judge, recorded
 
+OPTIONAL = ("bank.features",)  # tensors that a changed setting, here mining.features, adds empty or drops
 PARTS = ("state", "modules", "tables", "optimizer", "scaler")  # of a checkpoint
 
 
@@ -153,9 +154,10 @@ def examine(
             verdict = judge(path.name, saved, facts, epoch=state["epoch"], seen=state["seen"], own=own)
             if "note" in content:
                 verdict = replace(verdict, notes=(content.pop("note"), *verdict.notes))
-            if verdict.other_data:
-                wanted = modules.state_dict()
-                content["modules"] |= {name: wanted[name].cpu() for name in of_data(modules) if name in wanted}
+            wanted, own = modules.state_dict(), content["modules"]
+            new = {name for name in of_data(modules) if verdict.other_data or (name in OPTIONAL and name not in own)}
+            kept = {name: tensor for name, tensor in own.items() if name in wanted or name not in OPTIONAL}
+            content["modules"] = kept | {name: wanted[name].cpu() for name in new if name in wanted}
             refuse_misfit(path, content["modules"], modules.state_dict())
             refuse_not_finite(path, content, modules)
     agreed = from_main(verdict, here)

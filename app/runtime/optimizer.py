@@ -61,6 +61,6 @@ def take_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
     for p, state in optimizer.state.items():
         for name, moment in state.items():
-            if moment.shape == p.shape and moment.stride() != p.stride():
+            if isinstance(moment, Tensor) and moment.shape == p.shape and moment.stride() != p.stride():
                 state[name] = torch.empty_like(p, dtype=moment.dtype).copy_(moment)
     fill_momentum(optimizer)  # a checkpoint with momentum 0, or of an older version, may lack buffers

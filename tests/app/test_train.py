@@ -354,6 +354,20 @@ def test_features_met_while_training_can_be_mined(small_data: Path, tmp_path: Pa
     assert_equal_bits(tmp_path / "whole" / final, tmp_path / "cut" / final)
 
 
+@pytest.mark.parametrize("features", [("fresh", "bank"), ("bank", "fresh")], ids=["fresh-bank", "bank-fresh"])
+def test_a_resumed_run_may_mine_other_features(
+    features: tuple[str, str], small_data: Path, tmp_path: Path, alone: World
+) -> None:
+    """The bank begins empty. Until an image was met it has no pseudo-ID, and labels of too few images are rejected."""
+    before, after = (f"mining.features={each}" for each in features)
+    seen = run(small_data, tmp_path, alone, before, stop_at=8)
+    seen = run(small_data, tmp_path, alone, after, "train.epochs=4", "train.resume=auto")[len(seen) :]
+    assert seen[-1]["reason"] == "done"
+    mined = {e["epoch"]: e["accepted"] for e in seen if e["event"] == "mining"}
+    assert mined == {2: features[1] == "fresh", 3: True}
+    assert ("bank.features" in tensors(tmp_path / "checkpoints" / "epoch_003.pt")) == (features[1] == "bank")
+
+
 def test_a_stop_while_embedding_is_heard_and_the_run_goes_on_from_there(
     undisturbed: Path, small_data: Path, tmp_path: Path, alone: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
