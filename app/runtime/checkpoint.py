@@ -154,10 +154,10 @@ def examine(
             verdict = judge(path.name, saved, facts, epoch=state["epoch"], seen=state["seen"], own=own)
             if "note" in content:
                 verdict = replace(verdict, notes=(content.pop("note"), *verdict.notes))
-            wanted, own = modules.state_dict(), content["modules"]
-            new = {name for name in of_data(modules) if verdict.other_data or (name in OPTIONAL and name not in own)}
-            kept = {name: tensor for name, tensor in own.items() if name in wanted or name not in OPTIONAL}
-            content["modules"] = kept | {name: wanted[name].cpu() for name in new if name in wanted}
+            wanted, given = modules.state_dict(), content["modules"]
+            kept = {name: tensor for name, tensor in given.items() if name in wanted or name not in OPTIONAL}
+            anew = of_data(modules) if verdict.other_data else set(OPTIONAL) - given.keys()
+            content["modules"] = kept | {name: wanted[name].cpu() for name in anew if name in wanted}
             refuse_misfit(path, content["modules"], modules.state_dict())
             refuse_not_finite(path, content, modules)
     agreed = from_main(verdict, here)
