@@ -23,10 +23,10 @@ from app.report import page
 from app.report.__main__ import make
 from app.report.facts import read, read_plan
 from app.report.verdict import sentence
-from app.runtime import checkpoint as app_checkpoint
+from app.runtime import checkpoint
 from app.runtime.folder import RunFolder as AppFolder
 from deploy import border
-from deploy.pod.base import checkpoints as deploy_checkpoints
+from deploy.pod.base import checkpoints
 from deploy.pod.base.folder import RunFolder as DeployFolder
 from deploy.runs.records import carried_out, home
 from deploy.shell import LocalShell
@@ -113,11 +113,11 @@ def test_both_sides_name_the_same_checkpoint_the_newest(notes: list[tuple[int, b
         for number, (epoch, complete, step) in enumerate(notes):
             path = folder / f"epoch_{number}.pt"
             path.write_bytes(b"%d" % number)
-            note = {"file": path.name, "bytes": 1, "sha256": app_checkpoint.sha256(path)}
+            note = {"file": path.name, "bytes": 1, "sha256": checkpoint.sha256(path)}
             note |= {"epoch": epoch, "epoch_complete": complete, "step": step}
             path.with_suffix(".json").write_text(json.dumps(note))
-        told = deploy_checkpoints.newest(DeployFolder(Path(place)))
-        found = app_checkpoint.newest(AppFolder(Path(place)))
+        told = checkpoints.newest(DeployFolder(Path(place)))
+        found = checkpoint.newest(AppFolder(Path(place)))
         assert told
         assert found
         assert told["file"] == found.name
