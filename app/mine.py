@@ -3,7 +3,7 @@ or from an array: python -m app.mine embeddings=FILE.npy [labels=FILE.npy] out=D
 
     checkpoint=PATH      a checkpoint of a run; the settings are those of the run's config.yaml
     embeddings=FILE.npy  float [N, D], one row an image; rows are scaled to length 1
-    labels=FILE.npy      integers [N]: the person of each image; they affect only metrics
+    labels=FILE.npy      integers [N]: the person of each image, below 0 if unknown; they affect only metrics
     out=DIR              where the results go (default: mining/<name of the checkpoint> in the run's folder)
     key=value            changes a setting, such as data.binary_cache_path=… or mining.method=parity
 
@@ -112,16 +112,23 @@ def mine_array(argv: list[str], here: World) -> str:
     refuse_without_faiss(config.backend, config.search)
     make_folder(out, "out")
     shard = unit_rows(share(embeddings, here)).to(here.device)
-    truth = None if labels is None else np.unique(labels, return_inverse=True)[1].astype(np.int32)
+    truth = None if labels is None else numbered(labels)
     ids, judged = find_pseudo_ids(shard, np.full(len(embeddings), NO_ID, np.int64), truth, config, here, seed=0)
     report = judged.as_dict()
     if truth is not None:
-        report |= {"bcubed_f": bcubed_f(ids, truth), "precision": pair_precision(ids, truth)}
+        known = truth >= 0
+        of = ids[known], truth[known]
+        report |= {"bcubed_f": bcubed_f(*of), "precision": pair_precision(*of)}
     if here.is_main:
         with atomic(out / "pseudo_ids.npy") as file:
             np.save(file, ids.astype(np.int32))
         write_json(out / "report.json", report)
     return sentence(report, out) + agreement(report)
+
+
+def numbered(labels: NDArray[Any]) -> NDArray[np.int32]:
+    """Number the people of labels [N] of any size from 0 on; -1 where the person is unknown."""
+    return np.where(labels < 0, NO_ID, np.unique(labels, return_inverse=True)[1]).astype(np.int32)
 
 
 def load_array(name: str, word: str, dimensions: int, kinds: str) -> NDArray[Any]:

@@ -49,7 +49,7 @@ class Training:
     facts: dict[str, Any]  # for a later run that resumes from a checkpoint of this one
     state: TrainState = field(default_factory=TrainState)
     first_image: int = 0  # images done, over all epochs, when this process started
-    saved_step: int = 0  # step of the last checkpoint; 0: nothing to save before the first step
+    saved: tuple[int, int] = (0, 0)  # epoch and images done in it, of the last checkpoint
     skipped_in_a_row: int = 0
     taken_this_epoch: int = 0  # steps taken; in a resumed epoch at least one
     pending: Update | None = None  # the last update, whose verdict is not read yet
@@ -106,6 +106,9 @@ def begin(t: Training) -> None:
         own = in_this_folder and settings.resume == "auto"
         foreign = partial(recipe.foreign, optimizer=t.optimizer)
         found = checkpoint.examine(resumed_from, recipe.modules, t.facts, t.here, own=own, foreign=foreign)
+        with dist.together(t.here):
+            if t.here.is_main and in_this_folder and not own:
+                checkpoint.refuse_earlier(resumed_from, recipe.modules)
     with dist.together(t.here):
         if t.here.is_main:  # only now: config.yaml describes the checkpoints in the folder
             save_resolved(t.config, t.folder.config)
@@ -113,8 +116,9 @@ def begin(t: Training) -> None:
     untrained = list(t.meter.baselines())  # before loading: each run records its baselines
     if found is not None:
         t.state = checkpoint.load(found, recipe.modules, recipe.take_tables, t.optimizer, t.scaler, t.here)
+        t.sets.measured_step = t.state.step
         if in_this_folder:
-            t.saved_step = t.state.step
+            t.saved = t.state.epoch, t.state.seen
     elif settings.warm_start is not None:
         recipe.warm_start(Path(settings.warm_start))
         recipe.calibrate(backbone=False)

@@ -144,6 +144,7 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
             while state.seen < t.rows and not (stopped := stopped or t.stopping_soon()):
                 step(t, micro_batches, pace)
                 if t.sets.due(t.state.step):
+                    settle(t, pace)  # the weights are of the update that is launched already
                     measure_sets(t)
             settle(t, pace)
             recipe.catch_up()
@@ -153,8 +154,8 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
             measured = end_epoch(t, pace, time.monotonic() - epoch_started)
         stopped = stopped or t.stopping()  # checked in each round, so that no loop runs for ever
         due = checkpoint.is_due(settings.checkpoint.every_epochs, state.epoch, settings.epochs)
-        # For a stop between two epochs the checkpoint may be written already.
-        if (stopped or (epoch_complete and due)) and state.step != t.saved_step:
+        # For a stop between two epochs the checkpoint may be written already. Before the first step there is none.
+        if (stopped or (epoch_complete and due)) and state.step and (state.epoch, state.seen) != t.saved:
             save(t, measured)
     reason = "done" if state.epoch == settings.epochs else "stopped"
     track.event("end", state, reason=reason, message="", seconds=time.monotonic() - t.started)
@@ -271,10 +272,14 @@ def diverging(t: Training) -> Iterator[None]:
 
 
 def refuse_idle_epoch(t: Training) -> None:
-    """Raise NotFinite if no step of the epoch was taken: the epoch trained nothing."""
-    if t.taken_this_epoch:
-        return
+    """Raise NotFinite if no step of the epoch was taken: the epoch trained nothing.
+
+    An epoch of few updates may end while fp16 still searches its scale; then the next epoch goes on with the search.
+    """
     settings = t.config.train
+    searches = t.scaler.get_scale() > 1 and t.state.epoch + 1 < settings.epochs
+    if t.taken_this_epoch or searches:
+        return
     other = "train.precision=fp32, or a lower " if settings.precision == "fp16" else "a lower "
     raise NotFinite(
         f"no step of epoch {t.state.epoch} was taken, as no loss or gradient was finite: continue with "
@@ -285,7 +290,7 @@ def refuse_idle_epoch(t: Training) -> None:
 def save(t: Training, measured: dict[str, Any] | None) -> None:
     """Write a checkpoint on rank 0; the others send their shards. Raises WrongUse and NotFinite."""
     tables, saved = t.recipe.tables(), {}
-    t.saved_step = t.state.step
+    t.saved = t.state.epoch, t.state.seen
     with dist.together(t.here), diverging(t):  # a full disk or a value that is not finite ends all ranks
         if t.here.is_main:
             saved = checkpoint.save(

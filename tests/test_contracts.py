@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ from app.report import page
 from app.report.__main__ import make
 from app.report.facts import read, read_plan
 from app.report.verdict import sentence
+from app.runtime import checkpoint
 from app.runtime.folder import RunFolder as AppFolder
 from deploy import border
+from deploy.pod.base import checkpoints
 from deploy.pod.base.folder import RunFolder as DeployFolder
 from deploy.runs.records import carried_out, home
 from deploy.shell import LocalShell
@@ -96,6 +99,28 @@ def test_a_run_folder_has_the_same_names_on_both_sides() -> None:
     names = ["path", "plan", "placement", "run", "config", "metrics", "status", "report", "verification"]
     names += ["checkpoints", "latest"]
     assert [getattr(app, name) for name in names] == [getattr(deploy, name) for name in names]
+
+
+NOTES = st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.integers(0, 3)), min_size=1, max_size=6, unique=True)
+
+
+@given(notes=NOTES)
+@settings(max_examples=50, deadline=None)
+def test_both_sides_name_the_same_checkpoint_the_newest(notes: list[tuple[int, bool, int]]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "checkpoints"
+        folder.mkdir()
+        for number, (epoch, complete, step) in enumerate(notes):
+            path = folder / f"epoch_{number}.pt"
+            path.write_bytes(b"%d" % number)
+            note = {"file": path.name, "bytes": 1, "sha256": checkpoint.sha256(path)}
+            note |= {"epoch": epoch, "epoch_complete": complete, "step": step}
+            path.with_suffix(".json").write_text(json.dumps(note))
+        told = checkpoints.newest(DeployFolder(Path(place)))
+        found = checkpoint.newest(AppFolder(Path(place)))
+        assert told
+        assert found
+        assert told["file"] == found.name
 
 
 @pytest.mark.parametrize("plan", [{}, {"gpus": 1}, {"attempt": 2, "gpus": 1, "command": "a"}], ids=["no", "old", "new"])

@@ -6,9 +6,12 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from app.config.schema import Config, DistillConfig, HeadConfig, defaults
+
+MOST = 2**63  # the first whole number that torch and numpy do not take
 
 
 def faults(config: Config) -> Iterator[str]:
@@ -31,9 +34,9 @@ def faults(config: Config) -> Iterator[str]:
         yield "train.optimizer.momentum=0 does not work with Nesterov momentum; add train.optimizer.nesterov=false"
     yield from _faults_of_head(config)
     yield from _faults_of_distillation(config)
-    if train.seed >= 2**63:
-        yield f"train.seed={train.seed} is too large; give one below {2**63}"
     yield from _faults_of_ranges(config)
+    if any(one >= other for one, other in pairwise(positives.epochs)):
+        yield f"recipe.positives.epochs={positives.epochs} must ascend, such as [0, 5, 10]"
     if len(positives.epochs) != len(positives.probability):
         yield (
             f"recipe.positives.epochs has {len(positives.epochs)} entries and recipe.positives.probability "
@@ -58,8 +61,12 @@ def faults(config: Config) -> Iterator[str]:
         yield f"backbone.layers={backbone.layers} must be a number from 1 on, such as [12]"
     if config.data.train_labels_path and not config.has_head:
         yield f"data.train_labels_path is for recipe supervised; give {_for_a_head(config)}, or leave it out"
-    if backbone.name == "mobilefacenet" and (backbone.width % 64 or len(backbone.layers) != 4):
-        yield "backbone mobilefacenet takes four layers and a width of 64, 128 or 256; give backbone=mobilefacenet"
+    fits = len(backbone.layers) == 4 and min(backbone.layers) >= 1 and backbone.width % 64 == 0
+    if backbone.name == "mobilefacenet" and not fits:
+        yield (
+            "backbone mobilefacenet takes four numbers of layers from 1 on, and a width of 64, 128 or 256; "
+            "give backbone=mobilefacenet"
+        )
 
 
 def _faults_of_keys(section: Any, prefix: str = "") -> Iterator[str]:
@@ -69,13 +76,17 @@ def _faults_of_keys(section: Any, prefix: str = "") -> Iterator[str]:
         if dataclasses.is_dataclass(set_to):
             yield from _faults_of_keys(set_to, f"{key}.")
         for value in set_to if isinstance(set_to, list) else [set_to]:
-            if rule and value is not None and (words := _fault(value, rule, each.default)):
-                yield f"{key}={value if isinstance(value, str) or 'least' in rule else f'{value:g}'} {words}"
+            if value is not None and (words := _fault(value, rule, each.default)):
+                yield f"{key}={f'{value:g}' if isinstance(value, float) else value} {words}"
 
 
 def _fault(value: Any, rule: Mapping[str, Any], default: Any) -> str | None:
     """Return what is wrong with a value, and one that works."""
     such_as = rule.get("such_as", default)
+    if isinstance(value, list):  # inside a list
+        return "must be a single value; give a list such as [1,2]"
+    if isinstance(value, int) and value >= MOST:
+        return f"is too large; give less than {MOST}"
     if "choices" in rule and value not in rule["choices"]:
         return f"is not known; {nearest(value, rule['choices'])}"
     if "share_or" in rule and value not in rule["share_or"] and not _is_share(value):
@@ -91,7 +102,10 @@ def _fault(value: Any, rule: Mapping[str, Any], default: Any) -> str | None:
     if "probability" in rule and not 0 <= value <= 1:
         return "is out of range; give a number from 0 to 1"
     if "most" in rule and not 0 <= value <= rule["most"]:
-        return f"must be from 0 to {rule['most']:g}, such as {such_as:g}"
+        return f"must be from {rule.get('least', 0)} to {rule['most']:.10g}, such as {such_as:g}"
+    in_a_list = default is dataclasses.MISSING  # the checks of ranges name the whole list
+    if isinstance(value, float) and not math.isfinite(value) and not in_a_list:
+        return f"is not a finite number; give one such as {such_as:g}"
     return None
 
 
@@ -135,8 +149,11 @@ def _faults_of_head(config: Config) -> Iterator[str]:
             f"recipe.head.margins={head.margins} must be three numbers, above 0, from 0 to 1.57 (radians) and from 0 "
             "to 1, such as [1.0, 0.5, 0.0]"
         )
-    most = 4.0 if head.name == "sphereface" else 1.2 if head.name == "magface" else 1.57
-    if head.margin is not None and not 0 <= head.margin <= most:
+    most = 1.2 if head.name == "magface" else 1.57
+    if head.name == "sphereface":
+        if head.margin is not None and not 1 <= head.margin <= 4:
+            yield f"recipe.head.margin={head.margin:g} must be from 1 to 4 (a factor of the angle), such as 1.7"
+    elif head.margin is not None and not 0 <= head.margin <= most:
         yield f"recipe.head.margin={head.margin:g} must be from 0 to {most:g} (radians, not degrees), such as 0.4"
     if head.name != "combined" and head.margins != unset.margins:
         yield f"recipe.head.margins applies to head combined, not to {head.name}; give recipe.head.name=combined"

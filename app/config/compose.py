@@ -80,13 +80,17 @@ def _composed(overrides: Sequence[Override], known: Mapping[str, Any]) -> Any:
     """
     from hydra.core.override_parser.types import OverrideType
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     plain = all(each.type is OverrideType.CHANGE and each.package is None for each in overrides)
     values = [each for each in overrides if plain and each.key_or_group not in known]
     words = tuple(each.input_line or "" for each in overrides if each not in values)
     composed = pickle.loads(_pickled(words, _fingerprint()))  # noqa: S301 - made by this process
     for each in values:
-        OmegaConf.update(composed, each.key_or_group, each.value(), merge=True)
+        try:
+            OmegaConf.update(composed, each.key_or_group, each.value(), merge=True)
+        except OmegaConfBaseException as error:  # names this word, not another one of the same key
+            raise WrongUse(_one_sentence(error, [each.input_line or ""])) from error
     return composed
 
 

@@ -89,13 +89,15 @@ class BackboneConfig:
 
 @dataclass
 class MocoConfig:
-    projection_hidden: int = 2048  # width of the hidden layer between backbone and loss
-    projection_dim: int = 128  # size of the vectors that the loss compares
+    projection_hidden: int = field(
+        default=2048, metadata={"least": 1}
+    )  # width of the hidden layer between backbone and loss
+    projection_dim: int = field(default=128, metadata={"least": 1})  # size of the vectors that the loss compares
     queue_size: int = field(default=65536, metadata={"least": 1})  # keys of earlier batches, the negatives
     # of the momentum encoder, per step: its share of its own old weights
     momentum: float = field(default=0.999, metadata=BELOW_ONE)
     temperature: float = field(default=0.05, metadata=ABOVE_ZERO)  # divides the cosines
-    margin: float = 0.15  # subtracted from the positive's cosine
+    margin: float = field(default=0.15, metadata={"most": 2.0})  # subtracted from the positive's cosine
     # most similar negatives per query left out: they may be the same person
     mask_most_similar: int = field(default=8, metadata={"least": 0})
     multi_positive: bool = False  # queue entries of the same pseudo-ID are positives instead of being masked
@@ -105,7 +107,8 @@ class MocoConfig:
 class PositiveMixConfig:
     """Probability by epoch that the positive is another image of the same pseudo-ID."""
 
-    epochs: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 35])  # first epoch of each probability
+    # first epoch of each probability, ascending
+    epochs: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 35], metadata={"least": 0})
     # one for each entry of `epochs`
     probability: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.6, 0.85, 0.9], metadata=PROBABILITY)
     # least probability of two views of one image, in every epoch
@@ -116,14 +119,14 @@ class PositiveMixConfig:
 class MiningConfig:
     """Mining of pseudo-IDs: embed, search nearest neighbours, cluster, check the result."""
 
-    start_epoch: int = 2  # the first epoch that begins with mining
+    start_epoch: int = field(default=2, metadata={"least": 0})  # the first epoch that begins with mining
     every_epochs: int = field(default=2, metadata={"least": 1})  # epochs between two refreshes
     # fresh: embed every image again; bank: reuse the momentum encoder's training embeddings
     features: str = field(default="fresh", metadata={"choices": ("fresh", "bank")})
     batch_size: int = field(default=512, metadata={"least": 1})  # images per process and batch
     flip_sum: bool = False  # add the embedding of the mirrored image: twice the work, fewer false neighbours
     # the search:
-    neighbours: int = field(default=32, metadata={"least": 1})  # per image
+    neighbours: int = field(default=32, metadata={"least": 1, "most": 2048})  # per image
     backend: str = field(default="auto", metadata={"choices": ("auto", "faiss", "torch")})  # auto, faiss or torch
     # exact: compare all pairs; ivf: compare within near cells, by FAISS; auto: exact up to 5 million images
     search: str = field(default="auto", metadata={"choices": ("auto", "exact", "ivf")})
@@ -136,7 +139,8 @@ class MiningConfig:
     method: str = field(default="overlap", metadata={"choices": ("overlap", "parity")})
     # overlap: share of common neighbours; give 0.2 for 20 neighbours or fewer
     min_overlap: float = field(default=0.25, metadata=PROBABILITY)
-    false_edges_per_image: float = 0.05  # overlap: expected number above the floor of the nearest neighbour
+    # overlap: expected number above the floor of the nearest neighbour
+    false_edges_per_image: float = field(default=0.05, metadata=FROM_ZERO)
     # parity: each image is among the other's first `mutual_top` neighbours
     mutual_top: int = field(default=5, metadata={"least": 1})
     similarity: float = field(default=0.6, metadata=PROBABILITY)  # parity: least cosine of an edge
@@ -158,11 +162,13 @@ class HeadConfig:
     # combined, arcface, cosface, sphereface, adaface, magface or curricularface
     name: str = field(default="arcface", metadata={"choices": HEADS})
     scale: float = field(default=64.0, metadata=ABOVE_ZERO)  # of the logits
-    margin: float | None = None  # null: the head's published margin; magface: the margin at the smallest norm
+    # null: the head's published margin; magface: the margin at the smallest norm; sphereface: a factor of the angle
+    margin: float | None = field(default=None, metadata={"such_as": 0.4})
     margins: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.0])  # combined: cos(m1 * angle + m2) - m3
     # arcface, combined, sphereface: leave the margin out of the gradient, as published since 2022
     straight_through: bool = True
-    filter_above: float | None = None  # ignore other classes above this cosine: they may be the same person
+    # ignore other classes above this cosine: they may be the same person
+    filter_above: float | None = field(default=None, metadata={"such_as": 0.4})
     # Share of class centres per step (Partial FC); always includes the batch's classes. 0: those alone.
     sample_rate: float = field(default=1.0, metadata={"most": 1.0, "such_as": 0.3})
     # lazy: centres not sampled stay; dense: weight decay and momentum move them, as published
@@ -202,7 +208,7 @@ class RecipeConfig:
 
 @dataclass
 class BatchConfig:
-    size: int = field(default=128, metadata={"least": 2})  # images per process
+    size: int = field(default=128, metadata={"least": 2, "most": 2**20})  # images per process
     grad_accum_steps: int = field(default=1, metadata={"least": 1})  # batches per step of the optimizer
     parity_sum: bool = False  # add accumulated losses instead of averaging: not one large batch, but as published
 
@@ -232,7 +238,7 @@ class LrScheduleConfig:
     name: str = field(default="cosine", metadata={"choices": ("cosine", "poly", "multistep")})
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     final_lr: float = field(default=0.0, metadata=FROM_ZERO)  # for cosine and poly
-    milestones: list[int] = field(default_factory=lambda: [20, 40, 60])  # epochs, for multistep
+    milestones: list[int] = field(default_factory=lambda: [20, 40, 60], metadata={"least": 0})  # epochs, for multistep
     gamma: float = field(default=0.5, metadata=FROM_ZERO)  # for multistep
     power: float = field(default=1.0, metadata=FROM_ZERO)  # for poly
 
@@ -294,7 +300,8 @@ class RunConfig:
 
 @dataclass
 class PlanConfig:
-    images_per_s: float | None = None  # measured rate of one process; used only to estimate the time in the plan
+    # measured rate of one process; used only to estimate the time in the plan
+    images_per_s: float | None = field(default=None, metadata={"above_zero": True, "such_as": 500})
 
 
 @dataclass

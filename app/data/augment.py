@@ -158,7 +158,12 @@ class Augment:
         return x.index_copy(0, chosen, changed)
 
     def _crop(self, x: Tensor, draw: _Values) -> Tensor:
-        """Crop, flip and rotate in one resampling, [B, 3, S, S] -> [B, 3, T, T]."""
+        """Crop, flip and rotate in one resampling, [B, 3, S, S] -> [B, 3, T, T].
+
+        Views smaller than the image alias, unlike those of `to_float`: at 56 pixels, differences of neighbouring pixels
+        are a fifth stronger. Without aliasing, two pairs of runs of experiment=tryout lost 1.5 and 0.8 points of
+        accuracy on held-out people and gained 2 points of rank-1 each. At 112 pixels and above there is none.
+        """
         area, ratio, angle = draw.flat("area"), draw.flat("ratio").exp(), draw.flat("angle")
         sides = torch.stack([area * ratio, area / ratio]).sqrt_().clamp_(max=1.0)  # [2, B] width and height
         # The centre, in half sides, lies in [-(1 - width), 1 - width], so that the crop stays inside the image.

@@ -7,7 +7,7 @@ Letters: N images, D embedding size, P pairs, T templates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -27,6 +27,7 @@ from app.evaluation.verification import (
     best_threshold,
     fold_thresholds,
     normalise,
+    rank_k,
     verification_accuracy,
 )
 from app.runtime.dist import World, gather_rows, share
@@ -255,17 +256,3 @@ def pool(features: Embeddings, template: NDArray[np.int64], media: NDArray[np.in
     means = np.add.reduceat(features[order], first, axis=0) / frames[:, None].astype(np.float32)
     of_medium = t[first]
     return np.add.reduceat(means, np.append(0, np.flatnonzero(of_medium[1:] != of_medium[:-1]) + 1), axis=0)
-
-
-def rank_k(cosine: Embeddings, labels: NDArray[np.int32], ranks: Sequence[int]) -> list[float]:
-    """For each k, the share of images [N] with an image of the same person among the k most similar other images.
-
-    cosine [N, N]. People with one image are no queries, but they stay in the gallery. Equal scores count against the
-    network, so that one with equal embeddings finds nobody.
-    """
-    same = labels[:, None] == labels[None, :]
-    np.fill_diagonal(same, False)
-    best = np.where(same, cosine, -np.inf).max(axis=1)
-    before = ((cosine >= best[:, None]) & (labels[:, None] != labels[None, :])).sum(axis=1)
-    before = before[same.any(axis=1)]
-    return [float((before < k).mean()) for k in ranks]

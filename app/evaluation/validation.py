@@ -45,7 +45,10 @@ def held_out_people(data: Dataset, config: EvalConfig) -> HeldOut:
 
     Raises WrongUse for a share that leaves one part too few pairs.
     """
-    rows = data.held_out_rows[: config.max_images]
+    rows = data.held_out_rows
+    if data.labels is not None:
+        rows = rows[data.labels[rows] >= 0]  # of the others nobody knows who they are
+    rows = rows[: config.max_images]
     labels = None if data.labels is None else data.labels[rows]
     everyone = np.arange(len(rows))
     if labels is None or not enough(labels):  # nothing is measured

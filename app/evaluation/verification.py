@@ -5,6 +5,7 @@ Letters: N images, D embedding size, P pairs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,14 +87,23 @@ def best_threshold(score: NDArray[np.float32], same: NDArray[np.bool_]) -> float
 
 
 def rank1(embeddings: Embeddings, labels: NDArray[np.int32]) -> float:
-    """Share of images whose nearest other image shows the same person; people with one image are no queries."""
+    """Share of images whose nearest other image shows the same person; see `rank_k`."""
     unit = normalise(embeddings)
-    cosine = unit @ unit.T
-    np.fill_diagonal(cosine, -np.inf)
-    nearest = labels[np.argmax(cosine, axis=1)]
-    _, person, sizes = np.unique(labels, return_inverse=True, return_counts=True)  # a label may be any number
-    answerable = sizes[person] > 1
-    return float((nearest == labels)[answerable].mean())
+    return rank_k(unit @ unit.T, labels, (1,))[0]
+
+
+def rank_k(cosine: Embeddings, labels: NDArray[np.int32], ranks: Sequence[int]) -> list[float]:
+    """For each k, the share of images [N] with an image of the same person among the k most similar other images.
+
+    cosine [N, N]. People with one image are no queries, but they stay in the gallery. Equal scores count against the
+    network, so that one with equal embeddings finds nobody.
+    """
+    same = labels[:, None] == labels[None, :]
+    np.fill_diagonal(same, False)
+    best = np.where(same, cosine, -np.inf).max(axis=1)
+    before = ((cosine >= best[:, None]) & (labels[:, None] != labels[None, :])).sum(axis=1)
+    before = before[same.any(axis=1)]
+    return [float((before < k).mean()) for k in ranks]
 
 
 def normalise(embeddings: Embeddings) -> Embeddings:

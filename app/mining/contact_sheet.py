@@ -83,7 +83,7 @@ def contact_sheet(
                 face = Image.fromarray(np.asarray(images[rows[member]])).resize((FACE, FACE), Image.Resampling.LANCZOS)
                 corner = (MARGIN + CAPTION + place * (FACE + GAP), top)
                 sheet.paste(face, corner)
-                if labels is not None and labels[member] != person:
+                if labels is not None and labels[member] >= 0 and labels[member] != person:
                     opposite = (corner[0] + FACE - 1, corner[1] + FACE - 1)
                     draw.rectangle((corner, opposite), outline=ALARM, width=FRAME)
             top += FACE + ROW_GAP
@@ -107,9 +107,10 @@ def _head(report: Report | None, *, marked: bool, partial: bool) -> list[tuple[s
     return lines
 
 
-def _commonest(labels: NDArray[np.int32]) -> int:
-    names, counts = np.unique(labels, return_counts=True)
-    return int(names[counts.argmax()])
+def _commonest(labels: NDArray[np.int32]) -> int | None:
+    """The label of most images; None if none has one, which is a number from 0 on."""
+    names, counts = np.unique(labels[labels >= 0], return_counts=True)
+    return int(names[counts.argmax()]) if len(names) else None
 
 
 def _sample(pseudo_ids: IdArray, report: Report | None, rng: np.random.Generator) -> dict[str, Sequence[Row]]:

@@ -76,12 +76,15 @@ def judge(
     """Measure the labelling `found` [N] and decide whether it may replace `previous` [N].
 
     Both are NO_ID where an image has no pseudo-ID, and share one numbering (`keep_ids`). Labels [N] affect only
-    metrics. `spread` is the effective rank of a sample of the embeddings (`effective_rank`), `distinct` the share of
-    images that are no copies, `sure` the share in clusters above the first floor (default: the coverage), `by_chance`
-    the share that chance neighbours alone may put there. `min_coverage` 0 accepts any coverage.
+    metrics, those below 0 not even them. `spread` is the effective rank of a sample of the embeddings
+    (`effective_rank`), `distinct` the share of images that are no copies, `sure` the share in clusters above the
+    first floor (default: the coverage), `by_chance` the share that chance neighbours alone may put there.
+    `min_coverage` 0 accepts any coverage.
     """
     labelled = found != NO_ID
     sizes = np.unique(found[labelled], return_counts=True)[1]
+    known = np.ones(len(found), np.bool_) if labels is None else labels >= 0  # others are not one person
+    person = labels if known.any() else None
     coverage = float(labelled.mean()) if len(found) else 0.0
     sure = coverage if sure is None else sure
     largest, turned = int(sizes.max(initial=0)), churn(previous, found)
@@ -109,8 +112,8 @@ def judge(
         size_95=float(np.quantile(sizes, 0.95)) if len(sizes) else 0.0,
         sizes=histogram(sizes),
         churn=turned,
-        purity=None if labels is None else purity(found[labelled], labels[labelled]),
-        pair_f=None if labels is None else pair_f(found, labels),
+        purity=None if person is None else purity(found[labelled & known], person[labelled & known]),
+        pair_f=None if person is None else pair_f(found[known], person[known]),
         cosine=cosine,
         floor=floor,
         search=search,

@@ -85,10 +85,7 @@ def _moments(
             continue
         tensors = [value for value in state.values() if isinstance(value, Tensor)]
         if tensors and len(tensors) == len(state) and all(t.shape in (p.shape, ()) for t in tensors):
-            # Fused optimizers read moments in the memory layout of the weights, which may be channels last.
-            found[number] = {
-                key: torch.empty_like(p, device="cpu").copy_(t) if t.shape == p.shape else t for key, t in state.items()
-            }
+            found[number] = dict(state)
     return found
 
 

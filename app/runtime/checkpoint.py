@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import math
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from app.runtime.foreign import is_safetensors, what_it_is
 from app.runtime.optimizer import take_state
 from app.runtime.resume import Facts, Verdict, judge, recorded
 
+OPTIONAL = ("bank.features",)  # tensors that a changed setting, here mining.features, adds empty or drops
 PARTS = ("state", "modules", "tables", "optimizer", "scaler")  # of a checkpoint
 
 
@@ -154,9 +154,10 @@ def examine(
             verdict = judge(path.name, saved, facts, epoch=state["epoch"], seen=state["seen"], own=own)
             if "note" in content:
                 verdict = replace(verdict, notes=(content.pop("note"), *verdict.notes))
-            if verdict.other_data:
-                wanted = modules.state_dict()
-                content["modules"] |= {name: wanted[name].cpu() for name in of_data(modules) if name in wanted}
+            wanted, given = modules.state_dict(), content["modules"]
+            kept = {name: tensor for name, tensor in given.items() if name in wanted or name not in OPTIONAL}
+            anew = of_data(modules) if verdict.other_data else set(OPTIONAL) - given.keys()
+            content["modules"] = kept | {name: wanted[name].cpu() for name in anew if name in wanted}
             refuse_misfit(path, content["modules"], modules.state_dict())
             refuse_not_finite(path, content, modules)
     agreed = from_main(verdict, here)
@@ -206,10 +207,23 @@ def refuse_not_finite(path: Path, content: Mapping[str, Any], modules: nn.Module
     fault = not_finite(content, modules)
     if fault is None:
         return
-    before = _intact(path.parent, _step(path.with_suffix(".json")))
+    own = _age(path.with_suffix(".json"))
+    before = (file for file, age in _intact(path.parent) if age < own)
     older = next((file for file in before if not_finite(read_tensors(file, in_place=True), modules) is None), None)
     instead = f"give train.resume={older}" if older else "start without it, or with train.warm_start of another file"
     raise WrongUse(f"{path} holds values that are not finite in {fault}; {instead}")
+
+
+def refuse_earlier(path: Path, modules: nn.Module) -> None:
+    """Raise WrongUse if its folder has a newer checkpoint than `path`: `auto`, as of a restart, would continue that."""
+    own = _age(path.with_suffix(".json"))
+    after = (file for file, age in _intact(path.parent) if age > own)
+    newer = next((file for file in after if not_finite(read_tensors(file, in_place=True), modules) is None), None)
+    if newer is not None:
+        raise WrongUse(
+            f"train.resume={path} would continue before {newer.name}, in the same folder, from which a restart would "
+            "continue; give another run.dir, or train.resume=auto"
+        )
 
 
 def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
@@ -275,16 +289,16 @@ def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, 
 
 
 def newest(folder: RunFolder) -> Path | None:
-    """The intact checkpoint with the highest step, or None. Skips damaged ones."""
-    return next(_intact(folder.checkpoints), None)
+    """The intact checkpoint of the most advanced training, or None. Skips damaged ones."""
+    return next((path for path, _ in _intact(folder.checkpoints)), None)
 
 
-def _intact(folder: Path, before_step: float = math.inf) -> Iterator[Path]:
-    """The intact checkpoints of a folder from before a step, newest first."""
-    for file in sorted(folder.glob("*.json"), key=_step, reverse=True):
+def _intact(folder: Path) -> Iterator[tuple[Path, Age]]:
+    """The intact checkpoints of a folder, newest first. Hashes a file only when it is asked for."""
+    for file in sorted(folder.glob("*.json"), key=_age, reverse=True):
         path = file.with_suffix(".pt")
-        if _step(file) < before_step and path.is_file() and read_json(file).get("sha256") == sha256(path):
-            yield path
+        if path.is_file() and read_json(file).get("sha256") == sha256(path):
+            yield path, _age(file)
 
 
 def prune(folder: RunFolder, keep: int, spare: Path) -> None:
@@ -293,7 +307,7 @@ def prune(folder: RunFolder, keep: int, spare: Path) -> None:
     The most accurate one of each measure stays: `fetch-checkpoint --which best` must find it at the end of a long run.
     `spare`, the one just written, stays too: after resuming from an earlier checkpoint, later ones may exist.
     """
-    described = sorted(folder.checkpoints.glob("*.json"), key=_step)
+    described = sorted(folder.checkpoints.glob("*.json"), key=_age)
     stay = {spare.stem, *most_accurate({file.stem: read_json(file) for file in described})}
     for file in described[:-keep]:
         if file.stem in stay:
@@ -348,5 +362,14 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _step(described: Path) -> int:
-    return int(read_json(described).get("step", -1))
+Age = tuple[int, bool, int]
+
+
+def _age(described: Path) -> Age:
+    """How far training had come, to sort the checkpoints of a run by their JSON.
+
+    Not by the step alone: skipped updates end an epoch at the step of a checkpoint in its middle. The laptop and the
+    supervisor sort alike: deploy/pod/base/checkpoints.py.
+    """
+    note = read_json(described)
+    return int(note.get("epoch") or 0), bool(note.get("epoch_complete", True)), int(note.get("step", -1))

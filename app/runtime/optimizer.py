@@ -53,6 +53,14 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> Tensor:
 
 
 def take_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load the saved state of an optimizer of the same kind, but keep the options of this one."""
+    """Load the saved state of an optimizer of the same kind, but keep the options of this one.
+
+    Moments get the memory layout of their weights, as fused optimizers read both in the order of memory. The saved run
+    may have had another one: see `train.channels_last`.
+    """
     optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    for p, state in optimizer.state.items():
+        for name, moment in state.items():
+            if isinstance(moment, Tensor) and moment.shape == p.shape and moment.stride() != p.stride():
+                state[name] = torch.empty_like(p, dtype=moment.dtype).copy_(moment)
     fill_momentum(optimizer)  # a checkpoint with momentum 0, or of an older version, may lack buffers

@@ -166,7 +166,7 @@ class Wandb:
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self.run: Any = None
-        self.folder, self.keeps_artifacts = folder, config.wandb.artifacts
+        self.folder, self.keeps_artifacts, self.name = folder, config.wandb.artifacts, name_of(folder)
         try:
             import wandb
 
@@ -174,8 +174,8 @@ class Wandb:
             self.run = wandb.init(
                 project=config.wandb.project,
                 entity=config.wandb.entity,
-                name=folder.path.name,
-                id=folder.path.name,
+                name=self.name,
+                id=self.name,
                 resume="allow",
                 dir=str(folder.path),
                 config=config.as_dict(),
@@ -208,7 +208,7 @@ class Wandb:
 
         path = self.folder.checkpoints / record["file"]
         about = {key: record[key] for key in ("epoch", "step", "sha256")}
-        artifact = wandb.Artifact(f"{self.folder.path.name}-checkpoint", type="model", metadata=about)
+        artifact = wandb.Artifact(f"{self.name}-checkpoint", type="model", metadata=about)
         for file in (path, path.with_suffix(".json")):
             artifact.add_file(str(file))
         self.run.log_artifact(artifact, aliases=["latest", path.stem])
@@ -217,6 +217,12 @@ class Wandb:
         # No error of a tracker (network, quota, version) may cost hours of training.
         print(f"W&B stopped logging ({type(error).__name__}: {error}); metrics.jsonl continues", flush=True)
         self.run = None
+
+
+def name_of(folder: RunFolder) -> str:
+    """The name of a run in W&B, which is also its id. A run of a sweep, in the folder SWEEP/NUMBER, is SWEEP-NUMBER."""
+    path = folder.path.absolute()
+    return f"{path.parent.name}-{path.name}" if path.name.isdigit() else path.name
 
 
 def _netrc_has_key() -> bool:

@@ -54,6 +54,31 @@ def test_a_set_is_measured_every_so_many_steps(small_data: Path, sets: Path, tmp
     assert measured[:2] == [2, 4]
 
 
+def test_a_resumed_run_measures_at_the_next_multiple(
+    small_data: Path, sets: Path, tmp_path: Path, alone: World
+) -> None:
+    words = ("train.epochs=2", f"train.eval.sets={sets}", "train.eval.every_steps=3", "train.eval.every_epochs=9")
+    told = run(small_data, tmp_path / "run", alone, *words, stop_at=4)
+    told = run(small_data, tmp_path / "run", alone, *words, "train.resume=auto")[len(told) :]
+    measured = [event["step"] for event in told if event["event"] == "eval" and event["what"].startswith("sets/")]
+    assert measured == [6, 8]  # 8: the end
+
+
+def test_the_step_of_a_measurement_is_that_of_its_weights(
+    small_data: Path, sets: Path, tmp_path: Path, alone: World
+) -> None:
+    """Without a line of the log at that step, the next update is launched before the host knows the one before it."""
+    words = (f"train.eval.sets={sets}", "train.eval.every_steps=2", "train.eval.every_epochs=9")
+    told = run(small_data, tmp_path / "run", alone, *words, "train.epochs=1", "train.log_every_steps=99")
+    of_sets = [event for event in told if event["event"] == "eval" and event["what"].startswith("sets/")]
+    run(small_data, tmp_path / "stopped", alone, "train.epochs=1", stop_at=of_sets[0]["step"])
+    (weights,) = (tmp_path / "stopped" / "checkpoints").glob("*.pt")
+    assert evaluate.main([f"weights={weights}", f"sets={sets}", f"out={tmp_path}/eval"]) == 0
+    (row,) = json.loads((tmp_path / "eval" / "eval.json").read_text())["weights"]
+    measured = row["sets"]["it's a set"]["thresholds"]["ten_folds"]["cosine"]
+    assert measured == pytest.approx(of_sets[0]["threshold"], abs=1e-5)
+
+
 def test_a_run_that_is_measured_on_nothing_says_so(tmp_path: Path, alone: World) -> None:
     (tmp_path / "data").mkdir()
     np.save(tmp_path / "data" / "images.npy", faces(people=8, each=4, seed=7))

@@ -97,6 +97,20 @@ def test_embeddings_of_anybody_are_clustered_and_measured(tmp_path: Path, capsys
     assert f"BCubed F {report['bcubed_f']:.3f}" in capsys.readouterr().out
 
 
+def test_labels_below_0_are_of_nobody(tmp_path: Path) -> None:
+    bank, labels = planted([30] * 20 + [1] * 50, 64, 0.6)
+    labels[::3] = -1
+    known = labels >= 0
+    np.save(tmp_path / "x.npy", bank)
+    np.save(tmp_path / "y.npy", labels.astype(np.int64))
+    words = [f"embeddings={tmp_path / 'x.npy'}", f"labels={tmp_path / 'y.npy'}", f"out={tmp_path / 'out'}"]
+    assert mine.main(words) == 0
+    ids = np.load(tmp_path / "out" / "pseudo_ids.npy").astype(np.int64)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["pair_f"] == pair_f(ids[known], labels[known]) > 0.95
+    assert report["bcubed_f"] == bcubed_f(ids[known], labels[known]) > 0.95
+
+
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
 def test_the_order_and_the_length_of_embeddings_change_nothing(factor: float, tmp_path: Path) -> None:
     bank = planted([20] * 10, 32, 0.5)[0]

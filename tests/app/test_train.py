@@ -111,6 +111,33 @@ def test_a_stop_between_two_epochs_leaves_the_checkpoint_of_the_epoch_alone(
     assert_equal_bits(undisturbed / "checkpoints" / "epoch_002.pt", tmp_path / "checkpoints" / "epoch_002.pt")
 
 
+def test_an_epoch_that_ends_with_skipped_updates_is_saved(small_data: Path, tmp_path: Path, alone: World) -> None:
+    run(small_data, tmp_path, alone, "train.epochs=1", stop_at=3)
+    # fp16 searches its scale: the one update that is left overflows, so the epoch ends at the step of its beginning.
+    seen = run(small_data, tmp_path, alone, "train.epochs=1", "train.resume=auto", "train.precision=fp16")
+    assert [e["step"] for e in seen if e["event"] == "skipped"] == [3]
+    assert (seen[-1]["reason"], seen[-1]["step"]) == ("done", 3)
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "epoch_000.pt"
+    assert checkpoint.newest(RunFolder(tmp_path)) == tmp_path / "checkpoints" / "epoch_000.pt"
+
+
+def test_a_checkpoint_before_the_newest_of_its_folder_is_continued_in_another(
+    small_data: Path, tmp_path: Path, alone: World
+) -> None:
+    """In the same folder, a restart with `auto` would continue the newest one, which the user went back behind."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    run(small_data, one, alone)
+    first = one / "checkpoints" / "epoch_000.pt"
+    before = events(one)
+    with pytest.raises(WrongUse, match=r"before epoch_002\.pt, .* give another run\.dir, or train\.resume=auto"):
+        run(small_data, one, alone, f"train.resume={first}")
+    assert [e["event"] for e in events(one)[len(before) :]] == []
+    seen = run(small_data, other, alone, f"train.resume={first}", stop_at=6)
+    assert seen[-1]["reason"] == "stopped"
+    seen = run(small_data, other, alone, "train.resume=auto")[len(seen) :]
+    assert next(e for e in seen if e["event"] == "start")["resumed_from"] == "epoch_001_step_00000006.pt"
+
+
 def test_accumulated_micro_batches_make_one_update(small_data: Path, tmp_path: Path, alone: World) -> None:
     seen = run(small_data, tmp_path, alone, "train.batch.size=4", "train.batch.grad_accum_steps=2", "train.epochs=1")
     start = next(e for e in seen if e["event"] == "start")
@@ -190,9 +217,21 @@ def test_a_loss_that_stays_not_finite_ends_the_run_and_names_the_last_checkpoint
     assert seen[-1]["message"].endswith("; there is no checkpoint yet")
 
 
-def test_an_epoch_without_a_step_is_a_failure_and_leaves_no_checkpoint(small_data: Path, tmp_path: Path) -> None:
-    """In fp16 the first updates are skipped until the scale fits; an epoch of three may be over before that."""
+def test_fp16_searches_its_scale_longer_than_an_epoch_of_few_updates(small_data: Path, tmp_path: Path) -> None:
+    """Such epochs come from a small part of the data, as in a trial before the whole run."""
     words = [*TINY, "recipe=supervised", f"data.binary_cache_path={small_data}", f"run.dir={tmp_path}"]
+    words += ["train.precision=fp16", "train.batch.size=16", "recipe.head.scale=1e3", "train.epochs=8"]
+    assert train.main(words) == 0
+    seen = events(tmp_path)
+    assert len([e for e in seen if e["event"] == "skipped" and e["epoch"] == 0]) == 2, "the whole epoch"
+    assert seen[-1]["step"] > 0
+    assert checkpoint.newest(RunFolder(tmp_path)) == tmp_path / "checkpoints" / "epoch_007.pt"
+
+
+def test_an_epoch_without_a_step_is_a_failure_and_leaves_no_checkpoint(small_data: Path, tmp_path: Path) -> None:
+    """In fp16 the first updates are skipped until the scale fits; a run of three may be over before that."""
+    words = [*TINY, "recipe=supervised", f"data.binary_cache_path={small_data}", f"run.dir={tmp_path}"]
+    words += ["train.epochs=1"]
     # With this scale of the head, gradients overflow at every scale of the loss that three updates reach.
     assert train.main([*words, "train.precision=fp16", "train.batch.size=12", "recipe.head.scale=1e6"]) == 1
     seen = events(tmp_path)
@@ -313,6 +352,20 @@ def test_features_met_while_training_can_be_mined(small_data: Path, tmp_path: Pa
     run(small_data, tmp_path / "cut", alone, *words, "train.resume=auto")
     final = Path("checkpoints") / "epoch_004.pt"
     assert_equal_bits(tmp_path / "whole" / final, tmp_path / "cut" / final)
+
+
+@pytest.mark.parametrize("features", [("fresh", "bank"), ("bank", "fresh")], ids=["fresh-bank", "bank-fresh"])
+def test_a_resumed_run_may_mine_other_features(
+    features: tuple[str, str], small_data: Path, tmp_path: Path, alone: World
+) -> None:
+    """The bank begins empty. Until an image was met it has no pseudo-ID, and labels of too few images are rejected."""
+    before, after = (f"mining.features={each}" for each in features)
+    seen = run(small_data, tmp_path, alone, before, stop_at=8)
+    seen = run(small_data, tmp_path, alone, after, "train.epochs=4", "train.resume=auto")[len(seen) :]
+    assert seen[-1]["reason"] == "done"
+    mined = {e["epoch"]: e["accepted"] for e in seen if e["event"] == "mining"}
+    assert mined == {2: features[1] == "fresh", 3: True}
+    assert ("bank.features" in tensors(tmp_path / "checkpoints" / "epoch_003.pt")) == (features[1] == "bank")
 
 
 def test_a_stop_while_embedding_is_heard_and_the_run_goes_on_from_there(

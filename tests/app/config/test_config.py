@@ -115,6 +115,22 @@ def test_the_keys_that_users_type_work() -> None:
         ("recipe.augment.saturation=nan", "from 0 to 1,"),
         ("recipe.augment.noise_std=5", "from 0 to 1,"),
         ("recipe.augment.rotation_deg=1000", "from 0 to 180,"),
+        ("recipe.moco.projection_dim=0", "at least 1"),
+        ("recipe.moco.projection_hidden=-1", "at least 1"),
+        ("recipe.moco.margin=nan", "from 0 to 2,"),
+        ("recipe.moco.margin=-0.1", "from 0 to 2,"),
+        ("recipe.moco.queue_size=100000000000000000000", "too large"),
+        ("recipe.positives.epochs=[0,5,5,20,35]", "ascend"),
+        ("recipe.positives.epochs=[-1,5,10,20,35]", "at least 0"),
+        ("recipe.positives.probability=[[1]]", "a single value"),
+        ("recipe.head.margins=[[1]]", "a single value"),
+        ("backbone.layers=[[1]]", "a single value"),
+        ("mining.start_epoch=-1", "at least 0"),
+        ("mining.neighbours=100000", "from 1 to 2048,"),
+        ("mining.false_edges_per_image=nan", "from 0 on"),
+        ("train.batch.size=1000000000000", "from 2 to 1048576,"),
+        ("train.lr_schedule.milestones=[-1]", "at least 0"),
+        ("plan.images_per_s=inf", "above 0, such as 500"),
         ("--mutlirun", "key=value"),
         ("train.epochs", "key=value"),
     ],
@@ -140,6 +156,18 @@ def test_a_wrong_word_is_answered_with_one_sentence_that_helps(override: str, wo
 def test_a_wrong_word_beside_a_commands_own_is_answered_too(word: str, sentence: str) -> None:
     with pytest.raises(WrongUse, match=f"^{re.escape(sentence)}"):
         own_words(["sets=a.bin", word], ("weights", "sets"))
+
+
+@pytest.mark.parametrize("layers", ["[-1,1,1,1]", "[1,0,1,1]", "[1,1,1]"])
+def test_a_mobilefacenet_without_a_stage_is_refused(layers: str) -> None:
+    with pytest.raises(WrongUse, match="four numbers of layers from 1 on"):
+        load(["backbone=mobilefacenet", f"backbone.layers={layers}"])
+
+
+def test_of_two_words_for_one_key_the_wrong_one_is_named() -> None:
+    for words in (["train.epochs=3", "train.epochs=many"], ["train.epochs=many", "train.epochs=3"]):
+        with pytest.raises(WrongUse, match=r"^train\.epochs=many does not fit"):
+            load(words)
 
 
 def test_a_commands_own_words_are_taken_out_and_the_others_left() -> None:

@@ -246,3 +246,4 @@ def test_identification_among_the_first_k() -> None:
         expected.append(np.mean(hits))
     assert found == pytest.approx(expected)
     assert found[0] == pytest.approx(rank1(x, labels))
+    assert rank1(np.ones_like(x), labels) == 0, "equal embeddings tell nobody apart"

@@ -99,6 +99,22 @@ def test_another_value_is_refused_with_those_that_work(value: str) -> None:
         load([f"train.eval.validation={value}"])
 
 
+def test_held_out_images_without_a_label_are_not_one_person(many_people: Path, tmp_path: Path) -> None:
+    config = load([f"data.binary_cache_path={many_people}"])
+    whole = open_configured(config.data)
+    assert whole.labels is not None
+    unknown = whole.held_out_rows[1::5]
+    told = np.array(whole.labels)
+    told[unknown] = -1
+    np.save(tmp_path / "labels.npy", told)
+    config.data.labels_path = str(tmp_path / "labels.npy")
+    found = held_out_people(open_configured(config.data), config.train.eval)
+    assert found.rows.tolist() == np.setdiff1d(whole.held_out_rows, unknown).tolist()
+    assert found.labels is not None
+    assert (found.labels >= 0).all()
+    assert held_out(config).count == len(found.result)
+
+
 def test_a_share_that_does_not_fit_the_data_writes_nothing(
     small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -217,3 +217,14 @@ def test_bcubed_and_precision_by_hand() -> None:
     precision, recall = (2 / 3 + 2 / 3 + 1 / 3 + 1) / 4, (1 + 1 + 1 / 2 + 1 / 2) / 4
     assert bcubed_f(found, labels) == pytest.approx(2 * precision * recall / (precision + recall))
     assert bcubed_f(found[:0], labels[:0]) == pair_precision(found[:0], labels[:0]) == 1.0
+
+
+def test_images_whose_person_is_unknown_are_not_one_person() -> None:
+    found = np.array([0, 0, 0, 1, 1, 2, 2, NO_ID])
+    labels = np.array([4, 4, -1, 5, 6, -1, -1, -1], np.int32)
+    known = labels >= 0
+    report = judge(found, found, labels, MiningConfig(max_largest_share=1), floor=0.5)
+    assert report.purity == purity(found[known], labels[known]) == pytest.approx(3 / 4)
+    assert report.pair_f == pair_f(found[known], labels[known])
+    nobody = judge(found, found, np.full(8, -1, np.int32), MiningConfig(max_largest_share=1), floor=0.5)
+    assert (nobody.purity, nobody.pair_f) == (None, None)

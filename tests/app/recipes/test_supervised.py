@@ -19,6 +19,7 @@ from app.recipes import Supervised
 from app.recipes.update import batches, update
 from app.runtime import checkpoint
 from app.runtime.dist import World
+from app.runtime.folder import RunFolder
 from app.runtime.optimizer import build_optimizer
 from app.runtime.weights import load_backbone
 from app.train import main
@@ -205,8 +206,8 @@ def test_a_folder_of_another_run_is_refused_and_what_was_just_written_is_never_r
     assert main(words) == 2
     assert "train.resume=auto" in capsys.readouterr().err
     first = folder / "checkpoints" / "epoch_000.pt"
-    run(small_data, folder, alone, *SUPERVISED, f"train.resume={first}", "train.checkpoint.keep=1", stop_at=5)
-    assert (folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text()).is_file()
+    checkpoint.prune(RunFolder(folder), keep=1, spare=first)
+    assert first.is_file()
 
 
 def test_images_without_a_label_are_left_out_and_labels_of_any_kind_are_numbered(small_data: Path) -> None:
@@ -240,7 +241,8 @@ def test_images_without_a_label_are_left_out_and_labels_of_any_kind_are_numbered
         (["recipe.head.name=cosface", "recipe.head.margins=[1,0,0.4]"], "recipe.head.name=combined"),
         (["recipe.head.name=combined", "recipe.head.margin=0.3"], "recipe.head.margins"),
         (["recipe.head.margin=28.6"], "radians"),
-        (["recipe.head.margin=nan"], "radians"),
+        (["recipe.head.margin=nan"], "is not a finite number; give one such as 0.4"),
+        (["recipe.head.name=sphereface", "recipe.head.margin=0.5"], "from 1 to 4 (a factor of the angle)"),
         (["recipe.head.warm_start=true"], "train.warm_start=PATH"),
         (["train.optimizer.momentum=0"], "nesterov=false"),
         (["train.optimizer.weight_decay=-1"], "from 0 on"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from app.config.schema import OptimizerConfig
-from app.runtime.optimizer import build_optimizer, fill_momentum
+from app.runtime.optimizer import build_optimizer, fill_momentum, take_state
 
 
 def network() -> nn.Module:
@@ -98,3 +98,23 @@ def test_buffers_that_a_loaded_state_lacks_are_made() -> None:
     assert not state_of(optimizer)
     fill_momentum(optimizer)
     assert [value.count_nonzero() for value in state_of(optimizer)] == [0] * 6
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_loaded_state_takes_the_memory_layout_of_the_weights(name: str) -> None:
+    """Fused optimizers read both in the order of memory: `train.channels_last` may change between two runs."""
+    config, saved_of = OptimizerConfig(name=name, lr=0.1), network().to(memory_format=torch.channels_last)
+    before = build_optimizer(config, [{"params": list(saved_of.parameters())}])
+    gradients(saved_of, 0)
+    before.step()
+    after = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        model = copy.deepcopy(saved_of).to(memory_format=layout)
+        model.zero_grad()
+        optimizer = build_optimizer(config, [{"params": list(model.parameters())}])
+        take_state(optimizer, copy.deepcopy(before.state_dict()))
+        gradients(model, 1)
+        optimizer.step()
+        after.append([p for p in model.parameters() if p.ndim > 1])  # BN leaves the bias before it noise as gradient
+    for one, other in zip(*after, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)

@@ -23,7 +23,7 @@ from app.runtime.durations import clock
 from app.runtime.folder import RunFolder
 from app.runtime.schedule import by_epoch, learning_rate
 from app.runtime.start import refuse_unfit_files
-from app.runtime.track import end_last_line, tracker
+from app.runtime.track import end_last_line, name_of, tracker
 from tests.app.support.ranks import run_ranks
 from tests.support.load import under_load
 
@@ -192,6 +192,15 @@ def test_what_wandb_writes_offline_holds_no_secret(tmp_path: Path) -> None:
     ]
     assert found == []
     assert not any(value in done.stdout + done.stderr for value in planted.values())
+
+
+def test_runs_of_two_sweeps_have_names_of_their_own_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B continues a run of the same id, so run 0 of each sweep would be one run."""
+    folders = ("runs/a", "runs/sweep-1/0", "runs/sweep-2/0")
+    assert [name_of(RunFolder(Path(each))) for each in folders] == ["a", "sweep-1-0", "sweep-2-0"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert name_of(RunFolder(Path("."))) == "here"
 
 
 WANDB_TWICE = """
