@@ -245,6 +245,18 @@ def test_a_folder_without_git_names_what_stays(tmp_path: Path) -> None:
     assert code.look(tmp_path).left_out == ("mine",)
 
 
+def test_what_a_system_writes_beside_the_code_is_no_code(tmp_path: Path, machine: Path) -> None:
+    """macOS writes .DS_Store into folders that are opened, and ._NAME on disks without extended attributes."""
+    project, shell = tmp_path / "unpacked", LocalShell()
+    (project / "app").mkdir(parents=True)
+    (project / "app" / "train.py").write_text("1")
+    before = code.place(project, shell, machine, None)
+    for name in ("app/.DS_Store", "app/._train.py", "app/.ipynb_checkpoints/train.py"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_bytes(b"\0\5\x16\7")
+    assert code.place(project, shell, machine, None) == before
+
+
 def test_what_is_refused_leaves_no_run(project: Project) -> None:
     """A file that is too large, and a binary file marked as text, are refused before a run is recorded."""
     git(project.path, "init", "--quiet")
