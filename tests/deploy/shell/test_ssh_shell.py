@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import select
 import shlex
 import shutil
@@ -39,6 +41,10 @@ needs_sshd = pytest.mark.skipif(SSHD is None, reason="needs an SSH server: apt-g
 needs_ssh = pytest.mark.skipif(
     shutil.which("ssh") is None, reason="needs an SSH client: apt-get install openssh-client"
 )
+SPLIT_BY_SOME = [
+    "", "a b", "a\\\\b", "a\\b", "it's", "\\'", "$HOME", "`id`", "!x", "a!b", "!!", "a\nb", "~", "*", "?", "=foo",
+    "%1", "{a,b}", "^x^y", "#c", "a=b", "a\tb", "é", ";", "&&", "(", "[a]",
+]  # fmt: skip
 MAKERS: dict[str, Callable[..., Any]] = {"openssh": openssh, "asyncssh": asyncssh_server}
 
 
@@ -772,15 +778,44 @@ def words_of(line: str) -> list[str]:
 @pytest.mark.parametrize("word", [*HOSTILE_NAMES, "", 'a"b', "c:\\x\\", '\\\\"', "%PATH%", "^&|<>", "a\tb"])
 def test_a_windows_command_line_reaches_the_machine(word: str, tmp_path: Path) -> None:
     """ssh.exe gets its arguments as one line and joins the command's words. The machine's shell splits them again."""
-    import shlex
-
     machine = Machine("box", tmp_path, "python", address=None)
     machine = replace(machine, address=Server(22, tmp_path, "ssh-ed25519 AAAA", tmp_path).machine().address)
     argv = native.command(tmp_path / "a b.config", machine, ["echo", word], terminal=True)
     received = words_of(subprocess.list2cmdline(argv))
     assert received == argv
-    assert shlex.split(" ".join(received[received.index("127.0.0.1") + 1 :])) == ["echo", word]
+    line = " ".join(received[received.index("127.0.0.1") + 1 :])
+    assert line == native.for_any_shell(["echo", word])
     assert words_of(subprocess.list2cmdline(["ssh", BOOTSTRAP])) == ["ssh", BOOTSTRAP]
+
+
+@pytest.mark.parametrize("name", ["sh", "bash", "dash", "zsh", "fish", "tcsh", "busybox sh"])
+def test_every_login_shell_passes_the_words_on(name: str) -> None:
+    """As the machine's sshd does: SHELL -c LINE."""
+    shell = name.split()
+    if not shutil.which(shell[0]):
+        pytest.skip(f"needs {name}")
+    told = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    for words in ([*HOSTILE_NAMES], [*SPLIT_BY_SOME], *([word] for word in SPLIT_BY_SOME)):
+        line = native.for_any_shell([sys.executable, "-c", told, *words])
+        done = subprocess.run([*shell, "-c", line], capture_output=True, check=False)
+        assert done.stdout, (words, done.stderr)
+        assert json.loads(done.stdout) == words
+
+
+@pytest.mark.parametrize("word", SPLIT_BY_SOME)
+def test_a_line_holds_nothing_that_shells_read_differently(word: str) -> None:
+    """The shells may be missing here."""
+    line = native.for_any_shell(["printf", word])
+    quoted = re.findall(r"'[^'\\!\n]*'|(?:^|(?<= ))[\w@%+:,./-][\w@%+:,./=-]*(?= |$)", line, re.ASCII)
+    assert " ".join(quoted) == line
+
+
+def test_a_decoded_program_has_the_usual_signals() -> None:
+    """`yes` ends without a word when nobody reads it any more."""
+    line = native.for_any_shell(["sh", "-c", "printf '%s\n' 'it'\\''s'; yes | head -n 1"])
+    assert line.startswith("python3 -IS -c ")
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"it's\ny\n", b"")
 
 
 def test_windows_paths_in_ssh_config(tmp_path: Path) -> None:
