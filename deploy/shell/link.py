@@ -36,10 +36,11 @@ SLOWEST_BYTES_PER_S = 16 << 10  # for a body on its way to the machine
 LINES_SILENCE_S = 3600.0  # between two lines of a command whose output is streamed, such as mining
 GREETING_LIMIT_S = 30.0  # login scripts may be slow
 CHATTER_BYTES = 64 << 10  # limit of what login scripts may print before the agent's greeting
-NOT_FOUND, TOO_OLD = 127, 86  # exit codes: of every shell, and of `program`
+NOT_FOUND, TOO_OLD, REPLACED = 127, 86, 85  # exit codes: of every shell, of `program`, and of its first line
 # The same command works in every shell: the program itself comes over standard input. -I and -S: no module in the home
 # folder or in an environment there is loaded or searched for.
-BOOTSTRAP = "python3 -IS -c 'import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))'"
+BOOTSTRAP = "python3 -IS -c 'import sys;b=sys.stdin.buffer;b.readline();exec(b.read(int(b.readline())))'"
+LOGIN_SCRIPT = "a login script there, such as ~/.bashrc,"
 
 
 class LinkLost(StepFailed):
@@ -84,7 +85,10 @@ class Stream(Protocol):
 
 
 def program() -> bytes:
-    """Return the agent and all its modules as source text for a bare Python, after a line with its length."""
+    """Return the agent and all its modules as source text for a bare Python, after two lines.
+
+    The first ends a shell that a login script has started in Python's place. The second is the length of the text.
+    """
     parts = {"deploy": "", "deploy.pod": "", "deploy.pod.base": "", "deploy.pod.agent": ""}
     for module in (frames, folder, processes, verbs, ram, snapshots, rendezvous, agent):
         parts[module.__name__] = Path(str(module.__file__)).read_text(encoding="utf-8")
@@ -103,7 +107,7 @@ for name, source in {parts!r}.items():
 sys.modules["deploy.pod.agent.agent"].main()
 """
     source = text.encode("utf-8")
-    return b"%d\n" % len(source) + source
+    return b"exit %d\n%d\n" % (REPLACED, len(source)) + source
 
 
 def limit_of(verb: str, arguments: Mapping[str, Any], body_bytes: int) -> float:
@@ -257,7 +261,12 @@ class Link:
         limit_s = awake_s() + GREETING_LIMIT_S
         while not self._greeted.wait(0.2) and not self.broken:
             if awake_s() > limit_s:
-                self.fail(f"no answer within {GREETING_LIMIT_S:.0f} s")
+                self.fail("no greeting")
+                raise LinkLost(
+                    f"the machine accepts the login, but `python3` did not answer within {GREETING_LIMIT_S:.0f} s: "
+                    f"{LOGIN_SCRIPT} may wait for input or start another program",
+                    evidence=[*last_lines(self._chatter), *self.stream.complaint()],
+                )
         if self.broken:
             if len(self._chatter) > CHATTER_BYTES:
                 raise NoAgent("a login script on the machine prints too much text", evidence=last_lines(self._chatter))
@@ -393,4 +402,14 @@ def _why(exit_code: int, said: Sequence[str]) -> str:
         return "the machine is reachable, but has no `python3`: install Python 3.9 or newer there"
     if exit_code == TOO_OLD:
         return f"the machine is reachable, but its `python3` is {said[-1] if said else 'old'}: 3.9 or newer is needed"
+    if exit_code == REPLACED:
+        return (
+            f"the machine is reachable, but {LOGIN_SCRIPT} starts another shell in place of each command: start it "
+            "in terminals only, as in [ -t 0 ] && exec zsh"
+        )
+    if exit_code == 0:
+        return (
+            f"the machine is reachable, but {LOGIN_SCRIPT} or a ForceCommand of its sshd ends the session before "
+            "`python3` runs: let commands run there"
+        )
     return f"the machine is reachable, but `python3` does not run there: it ended with exit code {exit_code}"

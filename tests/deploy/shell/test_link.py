@@ -110,6 +110,9 @@ def test_login_scripts_may_print() -> None:
         (BOOTSTRAP.replace("python3", "python3-that-is-not-there"), "has no `python3`"),
         ("echo Please log in as ubuntu >&2; exit 142", "ended with exit code 142"),
         (BOOTSTRAP.replace("import sys", 'import sys;sys.version_info=3,6,8;sys.version="3.6.8 (old)"'), "is 3.6.8"),
+        ("exec sh", "~/.bashrc, starts another shell in place of each command"),
+        ("exec bash", "starts another shell in place of each command"),
+        ("exit 0", "or a ForceCommand of its sshd ends the session before `python3` runs"),
     ],
 )
 def test_a_machine_that_cannot_run_it_is_told_in_a_sentence(command: str, words: str) -> None:
@@ -120,6 +123,15 @@ def test_a_machine_that_cannot_run_it_is_told_in_a_sentence(command: str, words:
     assert "\n" not in caught.value.message
     if "ubuntu" in command:
         assert "Please log in as ubuntu" in caught.value.evidence
+
+
+def test_a_login_script_that_takes_the_input_is_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fish and Python read a script to its end before they run any of it, so no line of it can end them."""
+    monkeypatch.setattr(links, "GREETING_LIMIT_S", 1.0)
+    with pytest.raises(
+        LinkLost, match=r"did not answer within 1 s: a login script there, such as ~/\.bashrc, may wait"
+    ):
+        agent("python3")
 
 
 @pytest.mark.parametrize("python", EVERY_PYTHON, ids=[Path(each).name for each in EVERY_PYTHON])
@@ -158,6 +170,7 @@ from deploy.pod.agent.frames import GREETING, LENGTHS, pack
 said, heard = sys.stdout.buffer, sys.stdin.buffer
 said.write(GREETING)
 said.flush()
+heard.readline()
 heard.read(int(heard.readline()))
 heard.read(sum(LENGTHS.unpack(heard.read(LENGTHS.size))))
 said.write(pack({"id": 0, "bytes": True}, bytes(100)) + bytes(10))
