@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from deploy import border
 from deploy.errors import BadAnswer, StepFailed
 from deploy.pod.agent import agent, frames, ram, rendezvous, snapshots, verbs
-from deploy.pod.agent.agent import WITH_BODY
+from deploy.pod.agent.agent import EXHAUSTED, WITH_BODY
 from deploy.pod.agent.frames import BODY_BYTES, GREETING, LINE_BYTES, Ended, Misspoken, exactly, lengths, pack
 from deploy.pod.base import folder, processes
 from deploy.shell.awake import awake_s
@@ -38,8 +38,8 @@ GREETING_LIMIT_S = 30.0  # login scripts may be slow
 CHATTER_BYTES = 64 << 10  # limit of what login scripts may print before the agent's greeting
 NOT_FOUND, TOO_OLD, REPLACED = 127, 86, 85  # exit codes: of every shell, of `program`, and of its first line
 # The same command works in every shell: the program itself comes over standard input. -I and -S: no module in the home
-# folder or in an environment there is loaded or searched for.
-BOOTSTRAP = "python3 -IS -c 'import sys;b=sys.stdin.buffer;b.readline();exec(b.read(int(b.readline())))'"
+# folder or in an environment there is loaded or searched for. Names are UTF-8, whatever the locale there.
+BOOTSTRAP = "python3 -X utf8 -IS -c 'import sys;b=sys.stdin.buffer;b.readline();exec(b.read(int(b.readline())))'"
 LOGIN_SCRIPT = "a login script there, such as ~/.bashrc,"
 
 
@@ -271,6 +271,8 @@ class Link:
             if len(self._chatter) > CHATTER_BYTES:
                 raise NoAgent("a login script on the machine prints too much text", evidence=last_lines(self._chatter))
             said = [*last_lines(self._chatter), *self.stream.complaint()]
+            if self._exit_code == EXHAUSTED:
+                raise LinkLost("the machine lets this user start no further thread: see `ulimit -u` there")
             if self._exit_code is None:
                 raise (Misbehaves if self.misbehaves else LinkLost)(
                     f"the connection broke: {self.broken}", evidence=said

@@ -15,10 +15,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deploy.pod.agent.frames import BODY_BYTES, LINE_BYTES
 from deploy.pod.base import folder, processes
@@ -27,6 +27,8 @@ CHUNK_BYTES = BODY_BYTES
 CMD = ("cmd", "/d", "/s", "/c")  # Windows' interpreter, before a command line of the user's
 NO_LIMIT_BYTES = 1 << 50  # larger than any memory, like the value that cgroups report without a limit
 
+T = TypeVar("T")
+R = TypeVar("R")
 
 running: set[int] = set()  # pids of commands whose caller waits for them
 
@@ -246,12 +248,20 @@ def hashes(path: str, ranges: Sequence[Sequence[int]], holes: bool = False) -> l
                 left -= len(chunk)
         return digest.hexdigest()
 
-    if len(ranges) == 1:
-        return [of(ranges[0])]
+    return in_threads(of, ranges, min(8, cores()))
+
+
+def in_threads(work: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:
+    """Return `work` of each item, computed in up to `most` threads, or in this one if the user may start no more."""
+    if len(items) <= 1:
+        return [work(each) for each in items]
     from concurrent.futures import ThreadPoolExecutor  # here, or each agent and supervisor would start later
 
-    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
-        return list(pool.map(of, ranges))
+    try:
+        with ThreadPoolExecutor(max_workers=most) as pool:
+            return list(pool.map(work, items))
+    except RuntimeError:
+        return [work(each) for each in items]
 
 
 def listdir(path: str) -> list[str]:

@@ -86,6 +86,44 @@ def test_errors_come_back_as_they_are(link: Link, tmp_path: Path) -> None:
     assert (exit_code, out, err) == (7, b"\xff\0", "ü\n".encode())
 
 
+def test_an_error_of_another_kind_ends_no_connection(link: Link) -> None:
+    """A name that no system has is no reason to connect again twenty times."""
+    for verb, arguments in (("size", {"path": "a\0b"}), ("run", {"argv": ["echo", "a\0b"]})):
+        with pytest.raises(OSError, match="ValueError: embedded null") as caught:
+            link.submit(verb, **arguments).result()
+        assert caught.value.errno == errno.EINVAL
+    assert link.submit("clock").result() > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_names_are_utf_8_in_every_locale(tmp_path: Path) -> None:
+    """As on hosts with LANG=de_DE, or with no locale and an old Python."""
+    legacy = "export LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0; "
+    made = agent(legacy + BOOTSTRAP.replace("-IS", "-S"))  # Python takes the variables as it takes a locale
+    made.submit("write", path=str(tmp_path / "é☃"), data=b"1").result()
+    assert os.listdir(os.fsencode(tmp_path)) == ["é☃".encode()]
+    told = "import os, sys; print(os.path.exists(sys.argv[1]), ascii(sys.argv[1]))"
+    _, out, _ = made.submit("run", argv=[sys.executable, "-c", told, str(tmp_path / "é☃")]).result()
+    assert out.startswith(b"True")
+    assert b"\\xe9\\u2603" in out
+    made.close()
+
+
+# A thread needs the memory of a stack, here more than a process may have: that binds root, too.
+NO_THREADS = "ulimit -s 4000000; ulimit -v 3000000; "
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the limits of memory")
+def test_a_user_who_may_start_no_thread_is_told(tmp_path: Path) -> None:
+    with pytest.raises(LinkLost, match="start no further thread: see `ulimit -u`"):
+        agent(NO_THREADS + BOOTSTRAP)
+    (tmp_path / "a").write_bytes(b"abc")
+    ask = f"from deploy.pod.agent.verbs import hashes; print(len(hashes({str(tmp_path / 'a')!r}, [[0, 1], [1, 1]])))"
+    argv = ["sh", "-c", f'{NO_THREADS} exec "$@"', "sh", sys.executable, "-c", ask]
+    done = subprocess.run(argv, cwd=SOURCE, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("2\n", "")
+
+
 def test_an_error_keeps_its_meaning_where_it_has_another_number(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows and macOS have numbers of their own for errors of sockets."""
     monkeypatch.setattr(errno, "EADDRINUSE", 10048)
