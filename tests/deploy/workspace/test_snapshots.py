@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import stat
 from pathlib import Path
 
@@ -155,6 +156,43 @@ def test_a_repository_of_sha256(tmp_path: Path, machine: Path) -> None:
     (tree / "conf.yaml").write_text("a: 2\n")
     second = arrived(tree, machine)
     assert [(each / "conf.yaml").read_text() for each in (old, first, second)] == ["a: 1\n", "a: 1\n", "a: 2\n"]
+
+
+@ON_POSIX
+def test_sha1_where_git_takes_sha256_by_default(tree: Path, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As git 3 does on the laptop and on the machine."""
+    real = shutil.which("git")
+    newer = tree.parent / "bin" / "git"
+    newer.parent.mkdir()
+    newer.write_text(f'#!/bin/sh\nexport GIT_DEFAULT_HASH="${{GIT_DEFAULT_HASH-sha256}}"\nexec {real} "$@"\n')
+    newer.chmod(0o755)
+    monkeypatch.setenv("PATH", str(newer.parent), prepend=os.pathsep)
+    assert (arrived(tree, machine) / "conf.yaml").read_text() == "a: 1\n"
+
+
+@ON_POSIX
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "[core]\n autocrlf = true\n",
+        "[core]\n attributesFile = ~/attributes\n",
+        "[core]\n hooksPath = ~/hooks\n",
+        "[protocol]\n allow = never\n",
+        '[url "https://nowhere.invalid/"]\n insteadOf = /\n',
+    ],
+)
+def test_settings_for_the_users_own_repositories_change_nothing(
+    tree: Path, machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str
+) -> None:
+    """Neither those of the laptop's user nor those of the machine's."""
+    hook = tmp_path / "hooks" / "reference-transaction"
+    hook.parent.mkdir()
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    (tmp_path / "attributes").write_text("* text eol=crlf\n")
+    (tmp_path / ".gitconfig").write_text(settings)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert (arrived(tree, machine) / "conf.yaml").read_bytes() == b"a: 1\n"
 
 
 @ON_POSIX
