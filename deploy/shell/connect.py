@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import WrongUse, quoted
+from deploy.shell.agent_keys import AgentKeys
 from deploy.shell.base import last_lines
 from deploy.shell.host_keys import HostKeys, name_of
 from deploy.shell.jump_hosts import ProxyProgram, chain, gateway_of, last_words
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 KEEPALIVE_S = 5
 FAREWELL_S = 0.5
+HUNG_UP = "No existing session"  # Paramiko's words at the next request
 NO_KEY = "No authentication methods available"  # Paramiko's only sign of it; the class is that of a broken connection
 # Windows ships its agent as a service that is disabled.
 ENABLE_AGENT = "Set-Service ssh-agent -StartupType Automatic; Start-Service ssh-agent"
@@ -92,7 +94,8 @@ def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Co
     from fabric import Config, Connection
 
     keys = [key] if key else list(way.keys)
-    return Connection(
+    only = bool(keys) and (way.only or key is not None)
+    connection = Connection(
         way.host,
         user=way.user,
         port=way.port,
@@ -101,12 +104,15 @@ def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Co
         connect_kwargs={
             **({"key_filename": keys} if keys else {}),
             "allow_agent": way.agent != "none",
+            "look_for_keys": not only,
             "banner_timeout": timeout_s,
             "auth_timeout": 2 * timeout_s,
             "transport_factory": _transport,
         },
         connect_timeout=max(1, round(timeout_s)),
     )
+    connection.client._agent = AgentKeys([os.path.expanduser(each) for each in keys], only=only)
+    return connection
 
 
 @contextlib.contextmanager
@@ -215,6 +221,13 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
                 "create a key and add its public half to authorized_keys there, or name a key with key: in the "
                 "target's file",
                 next_command="ssh-keygen -t ed25519",
+            ) from error
+        transport = stuck().client.get_transport()
+        if str(error) == HUNG_UP and transport is not None and transport.auth_handler is not None:
+            raise LinkLost(
+                f"{where()} ended the connection after some of this computer's keys, as with `MaxAuthTries`: name the "
+                "right one with key: in the target's file",
+                next_command="ssh-add -l",
             ) from error
         said = last_words(proxy)
         through = f" through its ProxyCommand ({said})" if said else ""

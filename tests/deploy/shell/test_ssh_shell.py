@@ -24,6 +24,7 @@ import pytest
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse, quoted
 from deploy.shell import link as links
 from deploy.shell import native
+from deploy.shell.agent_keys import public_half
 from deploy.shell.host_keys import HostKeys
 from deploy.shell.jump_hosts import ProxyProgram
 from deploy.shell.link import BOOTSTRAP, LinkLost, NoAgent
@@ -640,6 +641,58 @@ def test_an_agent_that_the_configuration_names_lets_in(
     finally:
         agent.kill()
         agent.wait()
+
+
+@pytest.fixture
+def full_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that ends a login after two wrong keys, and an agent with four of them, then the right one."""
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "a.sock"))
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(tmp_path / "a.sock")], stdout=subprocess.DEVNULL)
+    try:
+        wait_until((tmp_path / "a.sock").exists)
+        with openssh(tmp_path / "server", more="MaxAuthTries 2\n") as server:
+            for number in range(4):
+                make_key(tmp_path / f"wrong{number}")
+                subprocess.run(["ssh-add", "-q", str(tmp_path / f"wrong{number}")], check=True)
+            subprocess.run(["ssh-add", "-q", str(server.key)], check=True)
+            yield server
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+@needs_sshd
+@pytest.mark.parametrize("has_public_file", [True, False])
+@pytest.mark.parametrize("named_by", ["target", "IdentitiesOnly yes", "IdentitiesOnly no"])
+def test_the_named_key_comes_first_of_a_full_agent(
+    full_agent: Server, home: Path, open_shell: Callable[..., SshShell], named_by: str, has_public_file: bool
+) -> None:
+    """The agent has the key without its passphrase, the file has it with one."""
+    import asyncssh
+
+    server, locked = full_agent, home / "locked"
+    asyncssh.read_private_key(str(server.key)).write_private_key(str(locked), passphrase="x" * 8)
+    if has_public_file:
+        shutil.copy(server.key.with_suffix(".pub"), home / "locked.pub")
+    if named_by == "target":
+        assert open_shell(server.machine(key=str(locked))).clock() > 0
+        return
+    (home / ".ssh" / "config").write_text(f"Host *\n  IdentityFile {locked}\n  {named_by}\n")
+    assert open_shell(server.machine(key=None)).clock() > 0
+
+
+@needs_sshd
+def test_more_keys_than_a_server_lets_try_are_told(full_agent: Server, open_shell: Callable[..., SshShell]) -> None:
+    shell = open_shell(full_agent.machine(key=None))
+    assert "as with `MaxAuthTries`: name the right one with key:" in sentence(shell, LinkLost)
+
+
+@pytest.mark.parametrize("content", [b"", b"ssh-ed25519", b"\xff\xfe", b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-"])
+def test_a_file_without_a_public_half(tmp_path: Path, content: bytes) -> None:
+    for name in ("id", "id.pub"):
+        (tmp_path / name).write_bytes(content)
+    assert public_half(tmp_path / "id") is None
+    assert public_half(tmp_path / "no") is None
 
 
 def test_no_key_at_all_is_said_at_once(server: Server, open_shell: Callable[..., SshShell]) -> None:
