@@ -40,6 +40,31 @@ NOT_FOUND, TOO_OLD, REPLACED = 127, 86, 85  # exit codes: of every shell, of `pr
 # The same command works in every shell: the program itself comes over standard input. -I and -S: no module in the home
 # folder or in an environment there is loaded or searched for. Names are UTF-8, whatever the locale there.
 BOOTSTRAP = "python3 -X utf8 -IS -c 'import sys;b=sys.stdin.buffer;b.readline();exec(b.read(int(b.readline())))'"
+# Old systems keep an old `python3` for themselves and have a newer one beside it. It gets the text by a pipe, from a
+# process of its own, as a pipe does not hold all of it. The syntax is that of Python 3.6.
+FOR_OLD = """
+import sys
+text = {text!r}
+if sys.version_info < (3, 9):
+    import os, shutil
+    newer = [shutil.which("python3.%d" % minor) for minor in range(15, 8, -1)]
+    newer = [each for each in newer if each]
+    if not newer:
+        sys.stderr.write(sys.version.split()[0])
+        sys.exit({too_old})
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.close(reading)
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(text.encode("utf-8"))
+        os._exit(0)
+    os.close(writing)
+    os.set_inheritable(reading, True)
+    os.environ[{python3!r}] = newer[0]
+    load = "import os;exec(os.fdopen(%d,'rb').read())" % reading
+    os.execv(newer[0], [newer[0], "-X", "utf8", "-IS", "-c", load])
+exec(text)
+"""
 LOGIN_SCRIPT = "a login script there, such as ~/.bashrc,"
 
 
@@ -94,9 +119,6 @@ def program() -> bytes:
         parts[module.__name__] = Path(str(module.__file__)).read_text(encoding="utf-8")
     text = f"""
 import sys, types
-if sys.version_info < (3, 9):
-    sys.stderr.write(sys.version.split()[0])
-    sys.exit({TOO_OLD})
 for name, source in {parts!r}.items():
     module = sys.modules[name] = types.ModuleType(name)
     module.__path__ = []
@@ -106,7 +128,7 @@ for name, source in {parts!r}.items():
     exec(compile(source, name, "exec"), module.__dict__)
 sys.modules["deploy.pod.agent.agent"].main()
 """
-    source = text.encode("utf-8")
+    source = FOR_OLD.format(text=text, too_old=TOO_OLD, python3=verbs.PYTHON3).encode("utf-8")
     return b"exit %d\n%d\n" % (REPLACED, len(source)) + source
 
 
@@ -403,7 +425,10 @@ def _why(exit_code: int, said: Sequence[str]) -> str:
     if exit_code == NOT_FOUND:
         return "the machine is reachable, but has no `python3`: install Python 3.9 or newer there"
     if exit_code == TOO_OLD:
-        return f"the machine is reachable, but its `python3` is {said[-1] if said else 'old'}: 3.9 or newer is needed"
+        return (
+            f"the machine is reachable, but its `python3` is {said[-1] if said else 'old'}: install 3.9 or newer "
+            "there, such as python3.11 beside it"
+        )
     if exit_code == REPLACED:
         return (
             f"the machine is reachable, but {LOGIN_SCRIPT} starts another shell in place of each command: start it "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import shutil
@@ -14,12 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from deploy.errors import quoted
 from deploy.pod.agent.frames import Ended, pack, unpack
 from deploy.shell import link as links
-from deploy.shell.link import BOOTSTRAP, Link, LinkLost, NoAgent
+from deploy.shell.link import BOOTSTRAP, Link, LinkLost, NoAgent, program
 from deploy.shell.native import ProcessStream
 from tests.deploy.conftest import SOURCE, wait_until
 
+# Says that it is an old Python.
+OLD = BOOTSTRAP.replace("import sys", 'import sys;sys.version_info=3,6,8;sys.version="3.6.8 (old)"')
 EVERY_PYTHON = [path for path in map(shutil.which, ("python3.9", "python3.10", "python3.12", "python3.13")) if path]
 
 
@@ -147,7 +151,7 @@ def test_login_scripts_may_print() -> None:
     [
         (BOOTSTRAP.replace("python3", "python3-that-is-not-there"), "has no `python3`"),
         ("echo Please log in as ubuntu >&2; exit 142", "ended with exit code 142"),
-        (BOOTSTRAP.replace("import sys", 'import sys;sys.version_info=3,6,8;sys.version="3.6.8 (old)"'), "is 3.6.8"),
+        (f"PATH=/; {OLD.replace('python3', quoted(sys.executable))}", "is 3.6.8: install 3.9 or newer there"),
         ("exec sh", "~/.bashrc, starts another shell in place of each command"),
         ("exec bash", "starts another shell in place of each command"),
         ("exit 0", "or a ForceCommand of its sshd ends the session before `python3` runs"),
@@ -170,6 +174,17 @@ def test_a_login_script_that_takes_the_input_is_suspected(monkeypatch: pytest.Mo
         LinkLost, match=r"did not answer within 1 s: a login script there, such as ~/\.bashrc, may wait"
     ):
         agent("python3")
+
+
+def test_a_newer_python_beside_an_old_python3_is_taken(tmp_path: Path) -> None:
+    """As on Rocky Linux 8, where python3 is 3.6. What the laptop starts as python3 is the newer one, too."""
+    (tmp_path / "python3").write_text("#!/bin/sh\nexit 86\n")
+    (tmp_path / "python3").chmod(0o755)
+    (tmp_path / "python3.12").symlink_to(sys.executable)
+    made = agent(f"PATH={quoted(str(tmp_path))}:/bin:/usr/bin; {OLD.replace('python3', quoted(sys.executable), 1)}")
+    assert made.submit("run", argv=["python3", "-c", "print(3)"]).result() == (0, b"3\n", b"")
+    made.close()
+    ast.parse(program().split(b"\n", 2)[2], feature_version=(3, 6))
 
 
 @pytest.mark.parametrize("python", EVERY_PYTHON, ids=[Path(each).name for each in EVERY_PYTHON])

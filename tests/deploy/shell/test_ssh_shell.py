@@ -454,7 +454,7 @@ def test_a_machine_without_a_good_python(tmp_path: Path, open_shell: Callable[..
         old = folder / "python3"
         old.write_text("#!/bin/sh\necho 3.6.8 >&2\nexit 86\n")
         old.chmod(0o755)
-        assert "`python3` is 3.6.8: 3.9 or newer is needed" in sentence(open_shell(server.machine()), NoAgent)
+        assert "`python3` is 3.6.8: install 3.9 or newer there" in sentence(open_shell(server.machine()), NoAgent)
         old.write_text(f'#!/bin/sh\necho Willkommen, Größe\nexec {sys.executable} "$@"\n')
         assert open_shell(server.machine()).clock() > 0
 
