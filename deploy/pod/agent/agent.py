@@ -76,6 +76,7 @@ def main() -> None:
 
     # Names are UTF-8 in each program that is started, as on the laptop, whatever the login's locale is.
     os.environ["PYTHONUTF8"] = "1"
+    os.umask(os.umask(0o077) | 0o002)  # other users of a host must not change the code that a job runs
     try:
         threading.Thread(target=_beat, args=(send,), daemon=True).start()
     except RuntimeError:

@@ -113,6 +113,16 @@ def test_names_are_utf_8_in_every_locale(tmp_path: Path) -> None:
     made.close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(("umask", "mode"), [("000", 0o664), ("022", 0o644), ("077", 0o600)])
+def test_what_others_could_change_is_only_theirs_to_read(tmp_path: Path, umask: str, mode: int) -> None:
+    made = agent(f"umask {umask}; {BOOTSTRAP}")
+    made.submit("write", path=str(tmp_path / "file"), data=b"").result()
+    made.submit("run", argv=["touch", str(tmp_path / "touched")]).result()
+    made.close()
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "touched")] == [mode, mode]
+
+
 # A thread needs the memory of a stack, here more than a process may have: that binds root, too.
 NO_THREADS = "ulimit -s 4000000; ulimit -v 3000000; "
 
