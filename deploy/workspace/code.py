@@ -155,7 +155,9 @@ def _asked(shell: Shell, verb: str, **arguments: Any) -> Any:
     try:
         return shell.call(verb, **arguments)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        # A full disk names no file; git's own words name theirs.
+        place = error.filename or (arguments["shelf"] if error.errno else None)
+        where = f"{place}: " if place else ""
         raise StepFailed(f"the code cannot be placed on {shell.name}: {where}{error.strerror or error}") from error
 
 

@@ -295,6 +295,23 @@ def test_what_a_system_writes_beside_the_code_is_no_code(tmp_path: Path, machine
     assert code.place(project, shell, machine, None) == before
 
 
+@ON_POSIX
+def test_a_disk_that_takes_no_more_is_named(tmp_path: Path, machine: Path) -> None:
+    """The system names no file when a write fails. A limit of the size of files fails as a full disk does."""
+    import resource
+
+    (tmp_path / "unpacked").mkdir()
+    (tmp_path / "unpacked" / "tasks.py").write_text("1" * 100)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(StepFailed) as caught:
+            code.place(tmp_path / "unpacked", LocalShell(), machine, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"cannot be placed on this computer: {machine / 'code'}: File too large" in caught.value.message
+
+
 def test_what_is_refused_leaves_no_run(project: Project) -> None:
     """A file that is too large, and a binary file marked as text, are refused before a run is recorded."""
     git(project.path, "init", "--quiet")
