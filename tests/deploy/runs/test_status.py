@@ -284,7 +284,7 @@ def test_the_terminal_of_a_live_job_is_shown_read_only(tmp_path: Path) -> None:
             return "/usr/bin/tmux" if verb == "which" else (0, b"", b"")
 
     folder = RunFolder(tmp_path / "a.b")
-    argv = ["tmux", "-L", "socket", "attach-session", "-r", "-t", "=a_b"]
+    argv = ["tmux", "-u", "-L", "socket", "attach-session", "-r", "-t", "=a_b"]
     assert job.attach_argv(Live(), "socket", folder, write=False) == argv
     assert job.attach_argv(Live(), "socket", folder, write=True) == [each for each in argv if each != "-r"]
 

@@ -621,6 +621,18 @@ def test_a_configuration_that_ssh_refuses_is_named(
     assert "prot" in words.lower()
 
 
+@needs_ssh
+@pytest.mark.parametrize(("here", "there"), [("xterm-unheard-of", "xterm-256color"), ("ansi", ""), ("tmux", "")])
+def test_a_terminal_that_the_machine_does_not_know_is_replaced(
+    shell: SshShell, monkeypatch: pytest.MonkeyPatch, here: str, there: str
+) -> None:
+    """tmux and programs of a login refuse unknown ones, such as Ghostty's and kitty's on most hosts."""
+    monkeypatch.setenv("TERM", here)
+    told = shell.terminal(["sh", "-c", "true"])[-1]
+    assert told == (f"env TERM={there} sh -c true" if there else "sh -c true")
+    assert shell.terminal(["true"], interactive=False)[-1] == "true"
+
+
 @needs_sshd
 def test_an_agent_that_the_configuration_names_lets_in(
     server: Server, home: Path, open_shell: Callable[..., SshShell], monkeypatch: pytest.MonkeyPatch
