@@ -208,6 +208,12 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
             next_command=f"ssh-add {quoted(address.key)}" if address.key else "ssh-add",
         ) from error
     except paramiko.AuthenticationException as error:
+        transport = stuck().client.get_transport()
+        if transport and transport.auth_handler and transport.auth_handler.auth_method == "keyboard-interactive":
+            raise WrongUse(
+                f"{where()} accepts the key, and asks for a second factor, which this program cannot enter: log in "
+                "with a user or through a host that needs none"
+            ) from error
         with_key = f"the key {address.key}" if address.key else "every key of the SSH agent and of ~/.ssh"
         raise WrongUse(
             f"{where()} rejects {with_key}: add the public half to authorized_keys there, or name another key with "

@@ -785,7 +785,20 @@ def test_the_advice_about_a_changed_host_key_works(
     assert caught.value.next_command
     typed = [*shlex.split(caught.value.next_command), "-f", str(home / ".ssh" / "known_hosts")]
     subprocess.run(typed, check=True, capture_output=True)
-    assert open_shell(server.machine(host_keys=()), ask=lambda _: True).clock() > 0
+    noted = open_shell(server.machine(host_keys=()), ask=lambda _: True)
+    assert noted.clock() > 0
+    seen = HostKeys(noted.machine, tmp_path / "notes").seen
+    seen.write_text(seen.read_text().split()[0] + f" {other}\n")
+    with pytest.raises(StepFailed) as caught:  # the user's own file does not have it, so ssh-keygen would find nothing
+        open_shell(server.machine(host_keys=())).clock()
+    assert caught.value.next_command == f"remove {seen}, if you know that the machine was reinstalled"
+
+
+@needs_sshd
+def test_a_second_factor_is_told(tmp_path: Path, open_shell: Callable[..., SshShell]) -> None:
+    more = "AuthenticationMethods publickey,keyboard-interactive\nKbdInteractiveAuthentication yes\n"
+    with openssh(tmp_path / "server", more=more) as server:
+        assert "accepts the key, and asks for a second factor" in sentence(open_shell(server.machine()), WrongUse)
 
 
 @pytest.mark.parametrize(
