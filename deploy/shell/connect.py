@@ -32,6 +32,7 @@ NO_KEY = "No authentication methods available"  # Paramiko's only sign of it; th
 # Windows ships its agent as a service that is disabled.
 ENABLE_AGENT = "Set-Service ssh-agent -StartupType Automatic; Start-Service ssh-agent"
 AGENT_HINT = f", which an administrator's PowerShell starts: {ENABLE_AGENT}" if sys.platform == "win32" else ""
+FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}  # AddressFamily of ssh_config
 _AGENT = threading.Lock()
 SAYS_LAST_S = 1.0  # an exit code follows shortly after the last byte
 WINDOW_BYTES = 16 << 20  # in flight to the laptop; Paramiko's 2 MiB limit a stream to 20 MB/s at 100 ms
@@ -69,7 +70,7 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
             host_keys.prepare_gateway(gateway.client, gateway.host, gateway.port, called)
         host_keys.prepare(connection.client, connection.host, connection.port)
         with _agent(way):
-            _open(connection, address, host_keys, timeout_s)
+            _open(connection, address, host_keys, timeout_s, FAMILIES.get(way.family, socket.AF_UNSPEC))
     except BaseException:
         disconnect(connection)
         raise
@@ -182,7 +183,7 @@ class ChannelStream:
             self.channel.close()
 
 
-def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout_s: float) -> None:
+def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout_s: float, family: int) -> None:
     import paramiko
 
     def stuck() -> Connection:
@@ -195,7 +196,7 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
     proxy = None
     try:
         if not connection.gateway:
-            connection.connect_kwargs["sock"] = _socket(connection.host, connection.port, timeout_s)
+            connection.connect_kwargs["sock"] = _socket(connection.host, connection.port, timeout_s, family)
         elif isinstance(connection.gateway, str):
             connection.connect_kwargs["sock"] = proxy = ProxyProgram(connection.gateway)
             connection.gateway = False  # else Fabric starts the command a second time
@@ -268,13 +269,33 @@ def _transport(sock: Any, **options: Any) -> Any:
     return transport
 
 
-def _socket(host: str, port: int, timeout_s: float) -> socket.socket:
-    sock = socket.create_connection((host, port), timeout=timeout_s)
+def _socket(host: str, port: int, timeout_s: float, family: int) -> socket.socket:
+    sock = _connected(host, port, timeout_s, family)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "win32":
         for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, buffer, WINDOWS_BUFFER_BYTES)
+    return sock
+
+
+def _connected(host: str, port: int, timeout_s: float, family: int) -> socket.socket:
+    """Connect to the first address of a host that answers, of one family or of any."""
+    *others, last = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+    for kind, *_, place in others:
+        with contextlib.suppress(OSError):
+            return _connected_to(kind, place, timeout_s)
+    return _connected_to(last[0], last[4], timeout_s)
+
+
+def _connected_to(family: int, place: Any, timeout_s: float) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(place)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

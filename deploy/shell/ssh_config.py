@@ -34,6 +34,7 @@ class Way:
     agent: str | None = None  # a socket in place of SSH_AUTH_SOCK; "none": no agent
     jumps: tuple[str, ...] = ()
     proxy_command: str | None = None
+    family: str = "any"  # of addresses: inet, inet6
 
 
 def way_to(host: str, user: str | None = None, port: int | None = None) -> Way:
@@ -85,6 +86,7 @@ def parse(text: str, host: str) -> Way:
         agent=_agent(last("identityagent", "SSH_AUTH_SOCK")),
         jumps=() if jumps == "none" else tuple(jumps.split(",")),
         proxy_command=None if command == "none" else command,
+        family=last("addressfamily", "any"),
     )
 
 

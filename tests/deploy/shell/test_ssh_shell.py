@@ -794,6 +794,17 @@ def test_the_advice_about_a_changed_host_key_works(
     assert caught.value.next_command == f"remove {seen}, if you know that the machine was reinstalled"
 
 
+@needs_ssh
+def test_addresses_of_another_family_are_not_tried(
+    server: Server, home: Path, open_shell: Callable[..., SshShell]
+) -> None:
+    """AddressFamily is for networks that lose the packets of one family: each of its addresses takes a timeout."""
+    (home / ".ssh" / "config").write_text("Host *\n  AddressFamily inet\n")
+    assert open_shell(server.machine()).clock() > 0
+    (home / ".ssh" / "config").write_text("Host *\n  AddressFamily inet6\n")
+    assert "cannot be resolved" in sentence(open_shell(server.machine()), LinkLost)
+
+
 @needs_sshd
 def test_a_second_factor_is_told(tmp_path: Path, open_shell: Callable[..., SshShell]) -> None:
     more = "AuthenticationMethods publickey,keyboard-interactive\nKbdInteractiveAuthentication yes\n"
