@@ -77,7 +77,12 @@ DOORS = {
     "onnx": {"app/onnx/make.py", "app/onnx/rules.py", "app/onnx/smaller.py", "app/data/faces/networks.py"},
     "onnxruntime": {"app/onnx/session.py", "app/onnx/smaller.py", "app/data/faces/networks.py"},
     "omegaconf": {"app/config/compose.py", "deploy/specs/settings_file.py"},
-    "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py", "deploy/shell/jump_hosts.py"},
+    "paramiko": {
+        "deploy/shell/agent_keys.py",
+        "deploy/shell/connect.py",
+        "deploy/shell/host_keys.py",
+        "deploy/shell/jump_hosts.py",
+    },
     "PIL": {
         "app/packing/packed.py",
         "app/data/sources/parquet.py",
@@ -166,6 +171,7 @@ STARTS_PROCESSES = {
     "deploy/pod/agent/verbs.py",
     "deploy/shell/jump_hosts.py",
     "deploy/shell/local.py",
+    "deploy/shell/link.py",  # the machine's, in its text for an old Python
     "deploy/shell/native.py",
     "deploy/shell/ssh_config.py",
 }

@@ -30,13 +30,15 @@ SAVED_VALUES = 5000  # in it; ours have some hundred, and OmegaConf takes minute
 BEFORE = {"train": {"eval": {"validation": "none"}}}
 HARMLESS = ("backbone.gradient_checkpointing",)  # changes time and memory, not the network's output
 CONF = Path(__file__).parents[2] / "conf"
+# Without hidden files: locks of an editor, and the ._NAME.yaml of macOS on a disk without extended attributes.
+OURS = "[!.]*.yaml"
 MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def groups() -> dict[str, list[str]]:
     """Config groups and their choices: backbone -> iresnet18, …  conf/deploy is left out; the laptop half reads it."""
     folders = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "deploy")
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    return {folder.name: sorted(path.stem for path in folder.glob(OURS)) for folder in folders}
 
 
 def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
@@ -111,7 +113,7 @@ def _fingerprint() -> str:
     On some systems two edits may leave the same time and size, so these are not enough.
     """
     found = hashlib.sha256()
-    for path in sorted(CONF.rglob("*.yaml")):
+    for path in sorted(CONF.rglob(OURS)):
         try:
             data = path.read_bytes()
         except OSError:  # such as an editor's lock, a link to no file; Hydra complains about those that it needs
@@ -125,7 +127,7 @@ def _unreadable_file(error: Exception) -> str:
 
     A byte order mark hides the first line, `# @package _global_`, so only a failed composition looks for it.
     """
-    for path in sorted(CONF.rglob("*.yaml")):
+    for path in sorted(CONF.rglob(OURS)):
         name, data = path.relative_to(CONF.parent).as_posix(), path.read_bytes()
         try:
             is_text = not data.startswith(MARKS) and "\0" not in data.decode("utf-8")

@@ -32,8 +32,8 @@ from app.evaluation.image_set import ImageSet
 from app.evaluation.protocols import Pooled, Templates
 from app.runtime.checkpoint import sha256
 
-PROBES = "*_1N_probe_mixed.csv"
-GALLERIES = "*_1N_gallery_*.csv"
+PROBES = "[!.]*_1N_probe_mixed.csv"
+GALLERIES = "[!.]*_1N_gallery_*.csv"
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _known(listed: NDArray[np.int64], templates: NDArray[np.int64], file: Path) 
 
 
 def _list(folder: Path, ending: str) -> Path:
-    found = sorted((folder / "meta").glob(f"*_{ending}.txt"))
+    found = sorted((folder / "meta").glob(f"[!.]*_{ending}.txt"))
     if len(found) != 1:
         raise WrongUse(f"{folder / 'meta'} must hold one list such as ijbc_{ending}.txt; it has {len(found)}")
     return found[0]

@@ -147,7 +147,7 @@ export = partial(of_checkpoint, module="app.export", place="{stem}.onnx")
 
 def bench(project: Path, *, quick: bool) -> int:
     """Run every benchmark. Returns 1 if a claim does not hold. Raises WrongUse without benchmarks."""
-    scripts = sorted(file for file in (project / "benchmarks").glob("*.py") if not file.name.startswith("_"))
+    scripts = sorted((project / "benchmarks").glob("[!._]*.py"))
     if not scripts:
         raise WrongUse(f"there is no benchmark in {project / 'benchmarks'}")
     codes = [

@@ -19,8 +19,9 @@ def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> in
         run_id, instead = reached.record.run_id, command(f"logs --follow --run {reached.record.run_id}")
         if reached.record.session == "detached":
             raise StepFailed(
-                f"run {run_id} has no terminal, because tmux was missing when it started: install tmux "
-                "(apt-get install tmux, or brew install tmux; not on Windows) before the next run",
+                f"run {run_id} has no terminal, because tmux was missing or did not start on its machine: before the "
+                "next run, install tmux (apt-get install tmux, or brew install tmux; not on Windows), or see what "
+                "`tmux new` says there",
                 next_command=instead,
             )
         argv = job.attach_argv(reached.shell, reached.settings.tmux_socket, reached.folder, write=write)

@@ -122,6 +122,8 @@ def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
             version = version or flag in VERSION
         elif word == REST_BEGINS and kind == REST:
             return version
+        elif word == "#" or (word.startswith("#") and kind != WORDS):
+            raise WrongUse(f"'{word}' begins a comment, which zsh and cmd pass on: leave out all words from it on")
         elif not word.startswith("-"):
             if kind == WORDS:
                 continue

@@ -66,18 +66,24 @@ def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
         ]
     )
     argv = [machine.python, "-m", "deploy.pod.supervisor", str(folder.path)]
-    if has_tmux is not True:
-        shell.spawn(argv, cwd=code)
-        _wait_until_started(shell, folder, plan, machine)
-        return "detached"
     try:
-        shell.run(tmux.start_argv(socket, plan.run_id, argv, code))
+        in_tmux = has_tmux is True and _starts_in_tmux(shell, plan, argv, code, socket)
+        if not in_tmux:
+            shell.spawn(argv, cwd=code)
         _wait_until_started(shell, folder, plan, machine)
     except BaseException:
-        with contextlib.suppress(OSError, DeployError):
-            shell.remove(folder.environment)
+        if has_tmux is True:
+            with contextlib.suppress(OSError, DeployError):
+                shell.remove(folder.environment)
         raise
-    return "tmux"
+    return "tmux" if in_tmux else "detached"
+
+
+def _starts_in_tmux(shell: Shell, plan: Plan, argv: list[str], code: PurePath, socket: str) -> bool:
+    """Start the supervisor in tmux. False if tmux is unusable, as with wrong modes of its folder: a job needs none."""
+    if shell.run(tmux.start_argv(socket, plan.run_id, argv, code), check=False):
+        return True
+    return bool(shell.run(tmux.exists_argv(socket, plan.run_id), check=False))
 
 
 def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan, machine: Machine) -> None:

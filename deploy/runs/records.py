@@ -225,7 +225,7 @@ def each_folder(runs: Path) -> Iterator[tuple[str, Record | str]]:
     except (FileNotFoundError, NotADirectoryError):  # no run yet, or the folder was just removed
         return
     for folder in folders:
-        if folder.is_dir():
+        if folder.is_dir() and not folder.name.startswith("."):  # hidden ones are of editors and of systems
             yield folder.name, record_in(folder)
 
 

@@ -31,6 +31,9 @@ def exists_argv(socket: str, run_id: str) -> list[str]:
 
 
 def attach_argv(socket: str, run_id: str, *, write: bool) -> list[str]:
-    """The command that shows the run's session, read-only unless `write`."""
+    """The command that shows the run's session, read-only unless `write`.
+
+    With -u: a login by SSH often has no locale, and tmux would replace all letters beyond ASCII.
+    """
     read_only = [] if write else ["-r"]
-    return ["tmux", "-L", socket, "attach-session", *read_only, "-t", f"={session_name(run_id)}"]
+    return ["tmux", "-u", "-L", socket, "attach-session", *read_only, "-t", f"={session_name(run_id)}"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import WrongUse, quoted
+from deploy.shell.agent_keys import AgentKeys
 from deploy.shell.base import last_lines
 from deploy.shell.host_keys import HostKeys, name_of
 from deploy.shell.jump_hosts import ProxyProgram, chain, gateway_of, last_words
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 
 KEEPALIVE_S = 5
 FAREWELL_S = 0.5
+HUNG_UP = "No existing session"  # Paramiko's words at the next request
 NO_KEY = "No authentication methods available"  # Paramiko's only sign of it; the class is that of a broken connection
 # Windows ships its agent as a service that is disabled.
 ENABLE_AGENT = "Set-Service ssh-agent -StartupType Automatic; Start-Service ssh-agent"
 AGENT_HINT = f", which an administrator's PowerShell starts: {ENABLE_AGENT}" if sys.platform == "win32" else ""
+FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}  # AddressFamily of ssh_config
 _AGENT = threading.Lock()
 SAYS_LAST_S = 1.0  # an exit code follows shortly after the last byte
 WINDOW_BYTES = 16 << 20  # in flight to the laptop; Paramiko's 2 MiB limit a stream to 20 MB/s at 100 ms
@@ -67,7 +70,7 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
             host_keys.prepare_gateway(gateway.client, gateway.host, gateway.port, called)
         host_keys.prepare(connection.client, connection.host, connection.port)
         with _agent(way):
-            _open(connection, address, host_keys, timeout_s)
+            _open(connection, address, host_keys, timeout_s, FAMILIES.get(way.family, socket.AF_UNSPEC))
     except BaseException:
         disconnect(connection)
         raise
@@ -92,7 +95,8 @@ def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Co
     from fabric import Config, Connection
 
     keys = [key] if key else list(way.keys)
-    return Connection(
+    only = bool(keys) and (way.only or key is not None)
+    connection = Connection(
         way.host,
         user=way.user,
         port=way.port,
@@ -101,12 +105,15 @@ def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Co
         connect_kwargs={
             **({"key_filename": keys} if keys else {}),
             "allow_agent": way.agent != "none",
+            "look_for_keys": not only,
             "banner_timeout": timeout_s,
             "auth_timeout": 2 * timeout_s,
             "transport_factory": _transport,
         },
         connect_timeout=max(1, round(timeout_s)),
     )
+    connection.client._agent = AgentKeys([os.path.expanduser(each) for each in keys], only=only)
+    return connection
 
 
 @contextlib.contextmanager
@@ -176,7 +183,7 @@ class ChannelStream:
             self.channel.close()
 
 
-def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout_s: float) -> None:
+def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout_s: float, family: int) -> None:
     import paramiko
 
     def stuck() -> Connection:
@@ -189,7 +196,7 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
     proxy = None
     try:
         if not connection.gateway:
-            connection.connect_kwargs["sock"] = _socket(connection.host, connection.port, timeout_s)
+            connection.connect_kwargs["sock"] = _socket(connection.host, connection.port, timeout_s, family)
         elif isinstance(connection.gateway, str):
             connection.connect_kwargs["sock"] = proxy = ProxyProgram(connection.gateway)
             connection.gateway = False  # else Fabric starts the command a second time
@@ -202,6 +209,12 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
             next_command=f"ssh-add {quoted(address.key)}" if address.key else "ssh-add",
         ) from error
     except paramiko.AuthenticationException as error:
+        transport = stuck().client.get_transport()
+        if transport and transport.auth_handler and transport.auth_handler.auth_method == "keyboard-interactive":
+            raise WrongUse(
+                f"{where()} accepts the key, and asks for a second factor, which this program cannot enter: log in "
+                "with a user or through a host that needs none"
+            ) from error
         with_key = f"the key {address.key}" if address.key else "every key of the SSH agent and of ~/.ssh"
         raise WrongUse(
             f"{where()} rejects {with_key}: add the public half to authorized_keys there, or name another key with "
@@ -215,6 +228,13 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
                 "create a key and add its public half to authorized_keys there, or name a key with key: in the "
                 "target's file",
                 next_command="ssh-keygen -t ed25519",
+            ) from error
+        transport = stuck().client.get_transport()
+        if str(error) == HUNG_UP and transport is not None and transport.auth_handler is not None:
+            raise LinkLost(
+                f"{where()} ended the connection after some of this computer's keys, as with `MaxAuthTries`: name the "
+                "right one with key: in the target's file",
+                next_command="ssh-add -l",
             ) from error
         said = last_words(proxy)
         through = f" through its ProxyCommand ({said})" if said else ""
@@ -249,13 +269,33 @@ def _transport(sock: Any, **options: Any) -> Any:
     return transport
 
 
-def _socket(host: str, port: int, timeout_s: float) -> socket.socket:
-    sock = socket.create_connection((host, port), timeout=timeout_s)
+def _socket(host: str, port: int, timeout_s: float, family: int) -> socket.socket:
+    sock = _connected(host, port, timeout_s, family)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "win32":
         for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, buffer, WINDOWS_BUFFER_BYTES)
+    return sock
+
+
+def _connected(host: str, port: int, timeout_s: float, family: int) -> socket.socket:
+    """Connect to the first address of a host that answers, of one family or of any."""
+    *others, last = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+    for kind, *_, place in others:
+        with contextlib.suppress(OSError):
+            return _connected_to(kind, place, timeout_s)
+    return _connected_to(last[0], last[4], timeout_s)
+
+
+def _connected_to(family: int, place: Any, timeout_s: float) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(place)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 

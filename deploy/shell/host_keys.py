@@ -83,9 +83,11 @@ class HostKeys:
         if self.address.host_keys or self.address.fingerprint:
             known, advice = "the key that its provider reported" if self.address.host_keys else "the pinned key", None
         else:
-            known, advice = "the known key", f'ssh-keygen -R "{host}"'
+            known = "the known key"
+            advice = f'ssh-keygen -R "{host}"' if _lines(_users_file(), host, self.alias) else ""
             if _lines(self.seen, self.alias):
-                advice += f"   (and remove {self.seen}, if you know that the machine was reinstalled)"
+                ours = f"remove {self.seen}, if you know that the machine was reinstalled"
+                advice = f"{advice}   (and {ours})" if advice else ours
         return StepFailed(
             f"{host} has another host key ({fingerprint(found.asbytes())}) than {known}: the machine was "
             "reinstalled, or the connection is intercepted; nothing was sent to it",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import queue
-import shlex
+import re
 import subprocess
 import sys
 import threading
@@ -40,6 +41,15 @@ PLAIN = {
     "Tunnel": "no",
 }
 OWN_ERROR = 255  # exit code of ssh itself; any other is the command's
+# What every login shell passes on as it is. In zsh a leading = looks a program up, in fish \ escapes inside quotes too,
+# in csh ! recalls a command, and a line end ends it.
+PLAIN_WORD = re.compile(r"[\w@%+:,./-][\w@%+:,./=-]*", re.ASCII)
+QUOTABLE = re.compile(r"[^'\\!\r\n]*")
+# Other words travel as digits. Python ignores two signals, which a program started by it would inherit.
+DECODER = (
+    "import os,signal as s,sys;s.signal(s.SIGPIPE,s.SIG_DFL);s.signal(s.SIGXFSZ,s.SIG_DFL);"
+    "a=[bytes.fromhex(x[1:]) for x in sys.argv[1:]];os.execvp(a[0],a)"
+)
 
 
 def config_of(machine: Machine, host_keys: HostKeys, user: str, home: PurePath) -> str:
@@ -99,7 +109,14 @@ def quoted(path: PurePath) -> str:
 
 def command(config: Path, machine: Machine, argv: Sequence[str], *, terminal: bool) -> list[str]:
     """Return ssh's argument list. The machine's login shell splits the words again, so they are quoted for it."""
-    return [*_ssh(config, machine, "-t" if terminal else "-T"), shlex.join(argv)]
+    return [*_ssh(config, machine, "-t" if terminal else "-T"), for_any_shell(argv)]
+
+
+def for_any_shell(argv: Sequence[str]) -> str:
+    """Return a line that starts a program with these words, in whichever login shell the machine has."""
+    if not all(QUOTABLE.fullmatch(word) for word in argv):
+        argv = ["python3", "-IS", "-c", DECODER, *("x" + os.fsencode(word).hex() for word in argv)]
+    return " ".join(word if PLAIN_WORD.fullmatch(word) else f"'{word}'" for word in argv)
 
 
 def agent_command(config: Path, machine: Machine) -> list[str]:

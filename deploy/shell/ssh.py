@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 FIRST_CONNECT_S = 15.0
 FIND_EVERY_S = 10.0  # a request to the provider uses one of its few calls per minute
+COMMON_TERMINALS = ("xterm-256color", "xterm", "screen-256color", "screen", "linux", "vt100")  # known everywhere
 MOST_TRIES = 20  # ends the retries of a request that breaks the connection each time
 
 
@@ -85,7 +87,14 @@ class SshShell(Shell):
         return isinstance(failed, LinkLost) and not isinstance(failed, Misbehaves | NoAnswer)
 
     def terminal(self, argv: Sequence[str], *, interactive: bool = True) -> list[str]:
+        if interactive and not self._knows_terminal(os.environ.get("TERM") or COMMON_TERMINALS[0]):
+            argv = ["env", f"TERM={COMMON_TERMINALS[0]}", *argv]
         return native.command(self.config(), self.machine, argv, terminal=interactive)
+
+    def _knows_terminal(self, name: str) -> bool:
+        """Whether the machine's terminfo has this kind of terminal: Ghostty's or kitty's is newer than most hosts."""
+        ask = "import curses, sys; curses.setupterm(sys.argv[1])"
+        return name in COMMON_TERMINALS or bool(self.run(["python3", "-c", ask, name], check=False, again=True))
 
     def config(self) -> Path:
         """Write an ssh_config for the system's ssh. It trusts the host key that this connection has checked."""

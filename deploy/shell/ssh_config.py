@@ -30,9 +30,11 @@ class Way:
     user: str
     port: int
     keys: tuple[str, ...] = ()  # existing files that the configuration names
+    only: bool = False  # IdentitiesOnly: no other keys of the agent
     agent: str | None = None  # a socket in place of SSH_AUTH_SOCK; "none": no agent
     jumps: tuple[str, ...] = ()
     proxy_command: str | None = None
+    family: str = "any"  # of addresses: inet, inet6
 
 
 def way_to(host: str, user: str | None = None, port: int | None = None) -> Way:
@@ -80,9 +82,11 @@ def parse(text: str, host: str) -> Way:
         user=user,
         port=int(port),
         keys=tuple(file for each in values.get("identityfile", []) if (file := _key(each, host, user))),
+        only=last("identitiesonly", "no") == "yes",
         agent=_agent(last("identityagent", "SSH_AUTH_SOCK")),
         jumps=() if jumps == "none" else tuple(jumps.split(",")),
         proxy_command=None if command == "none" else command,
+        family=last("addressfamily", "any"),
     )
 
 

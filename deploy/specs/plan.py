@@ -208,9 +208,8 @@ def _launcher(settings: Settings, facts: Facts, processes: int | None, nodes: in
     each = f"--nproc-per-node={processes or '<one per GPU>'}"
     torchrun = ("-m", "torch.distributed.run")
     if nodes == 1:
-        # Else ranks meet at this computer's name, which a laptop with Windows often does not resolve to itself.
-        own = ("--local-addr=127.0.0.1",) if facts.windows else ()
-        return (*torchrun, "--standalone", *own, each, "-m", "app.train")
+        # Else ranks meet at the machine's name, which laptops and hosts in a strange network often do not resolve.
+        return (*torchrun, "--standalone", "--local-addr=127.0.0.1", each, "-m", "app.train")
     place = facts.place or Place(0, "<its address>", "", "<address of the first machine>", 29400)
     join_s = _join_s(settings)
     # go_on: once the first machine has joined, the others have join_s to join. Otherwise all must join within join_s.

@@ -15,6 +15,8 @@ from deploy.errors import BadAnswer, WrongUse, unknown
 SHIPPED, LOCAL, PERSONAL = "project", "ignored by git", "personal"
 LOCAL_SUFFIX = ".local"  # conf/deploy/box.local.yaml is the target box
 NAME_CHARACTERS = 32
+# Without hidden files: locks of an editor, and the ._NAME.yaml of macOS on a disk without extended attributes.
+OURS = "[!.]*.yaml"
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ def personal_folder(environment: Mapping[str, str] = os.environ) -> Path:
 def every(project: Path, environment: Mapping[str, str] = os.environ) -> list[TargetFile]:
     """All targets' files, by name. A name may occur twice: `find` refuses it."""
     found = []
-    for path in (project / "conf" / "deploy").glob("*.yaml"):
+    for path in (project / "conf" / "deploy").glob(OURS):
         is_local = path.stem.endswith(LOCAL_SUFFIX)
         name = path.stem.removesuffix(LOCAL_SUFFIX)
         found.append(TargetFile(name, path, f"conf/deploy/{path.name}", LOCAL if is_local else SHIPPED))
-    for path in personal_folder(environment).glob("*.yaml"):
+    for path in personal_folder(environment).glob(OURS):
         found.append(TargetFile(path.stem, path, shown(path), PERSONAL))
     return sorted(found, key=lambda each: (each.name, each.where))
 

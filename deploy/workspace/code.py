@@ -155,7 +155,9 @@ def _asked(shell: Shell, verb: str, **arguments: Any) -> Any:
     try:
         return shell.call(verb, **arguments)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        # A full disk names no file; git's own words name theirs.
+        place = error.filename or (arguments["shelf"] if error.errno else None)
+        where = f"{place}: " if place else ""
         raise StepFailed(f"the code cannot be placed on {shell.name}: {where}{error.strerror or error}") from error
 
 
@@ -178,7 +180,12 @@ def _code_files(project: Path) -> list[Path]:
     for name in CODE_WITHOUT_GIT:
         path = project / name
         files += [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sorted(file for file in files if "__pycache__" not in file.parts)
+    return sorted(file for file in files if not any(map(_is_of_a_system, file.relative_to(project).parts)))
+
+
+def _is_of_a_system(name: str) -> bool:
+    """Whether a file or folder is no code: caches of Python, and hidden ones of editors and of macOS."""
+    return name == "__pycache__" or name.startswith(".")
 
 
 def _left_out(project: Path) -> tuple[str, ...]:

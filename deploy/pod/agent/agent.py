@@ -20,7 +20,8 @@ from typing import Any, cast
 from deploy.pod.agent import ram, rendezvous, snapshots, verbs
 from deploy.pod.agent.frames import GREETING, Ended, pack, unpack
 
-BEAT_S = 2.0
+BEAT_S = 2.0  # also before the first one, which follows the greeting
+EXHAUSTED = 84  # exit code: no thread can be started
 # Verbs whose last argument is the body of the message.
 WITH_BODY = {"run": "stdin", "write": "data", "write_at": "data", "place_snapshot": "data"}
 VERBS: dict[str, Callable[..., Any]] = {
@@ -73,9 +74,15 @@ def main() -> None:
             _write(out, pack(head, body))
             _write(out, body)
 
+    # Names are UTF-8 in each program that is started, as on the laptop, whatever the login's locale is.
+    os.environ["PYTHONUTF8"] = "1"
+    os.umask(os.umask(0o077) | 0o002)  # other users of a host must not change the code that a job runs
+    try:
+        threading.Thread(target=_beat, args=(send,), daemon=True).start()
+    except RuntimeError:
+        sys.exit(EXHAUSTED)
     with contextlib.suppress(OSError):
         _write(out, GREETING)
-        threading.Thread(target=_beat, args=(send,), daemon=True).start()
         with contextlib.suppress(Ended):
             while True:
                 head, body = unpack(source.readinto1)
@@ -99,11 +106,17 @@ def _answer(head: dict[str, Any], body: bytes, send: Callable[..., None]) -> Non
             send({"id": number, "value": value})
     except verbs.Overdue as overdue:
         send({"id": number, "overdue": True}, overdue.output)
-    except OSError as error:
-        # By name: Windows and macOS have other numbers.
-        name = errno.errorcode.get(error.errno or 0, "")
-        told = {"errno": name, "text": error.strerror or str(error), "path": str(error.filename or "")}
-        send({"id": number, "error": told})
+    except Exception as error:
+        send({"id": number, "error": _told(error)})
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """Return an error as the laptop raises it. Another than OSError would end the connection, again at each retry."""
+    if not isinstance(error, OSError):
+        error = OSError(errno.EINVAL, f"{type(error).__name__}: {error}")
+    # By name: Windows and macOS have other numbers.
+    name = errno.errorcode.get(error.errno or 0, "")
+    return {"errno": name, "text": error.strerror or str(error), "path": str(error.filename or "")}
 
 
 def _send_lines(lines: Generator[bytes, None, int], number: int, send: Callable[..., None]) -> int:

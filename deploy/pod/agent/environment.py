@@ -30,6 +30,12 @@ ASKS_FOR_CUDA = (
     "sys.exit(not any(each.startswith(('cuda', 'nvidia')) for each in importlib.metadata.requires('torch') or ()))"
 )
 READY = "ready.json"
+# A line that each Python of the environment executes at its start: the `PYTHONPATH` of the user's login, such as that
+# of ROS or of a cluster's modules, would replace packages by others of the same name.
+ISOLATED = (
+    "import os, sys; sys.path[:] = [at for at in sys.path if at.startswith(sys.prefix) or at not in "
+    "map(os.path.abspath, filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep)))]\n"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -52,6 +58,7 @@ def _make(folder: Path, code: Path, python: str) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     if _run([python, "-m", "venv", str(folder)], folder.parent):
         return 1
+    isolate(folder)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
     pip += ["--disable-pip-version-check"]
     pip += ["--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517", "--requirement"]
@@ -62,6 +69,12 @@ def _make(folder: Path, code: Path, python: str) -> int:
             return 1
     write_json(folder / READY, {"made": time.time(), "python": python})
     return 0
+
+
+def isolate(folder: Path) -> None:
+    """Let the Pythons of an environment ignore PYTHONPATH."""
+    for packages in folder.glob("lib/python3*/site-packages"):
+        (packages / "isolated.pth").write_text(ISOLATED, encoding="ascii")
 
 
 def _run(argv: list[str], cwd: Path) -> int:

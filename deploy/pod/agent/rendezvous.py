@@ -14,6 +14,8 @@ import struct
 import sys
 import threading
 
+from deploy.pod.agent import verbs
+
 SIOCGIFADDR = 0x8915
 REACH_S = 5.0
 
@@ -57,10 +59,7 @@ def reach_rendezvous(addresses: list[str], port: int, word: str) -> list[list[st
                 return [address, own, interface_of(own)]
         return None
 
-    from concurrent.futures import ThreadPoolExecutor  # here, or each agent would start later
-
-    with ThreadPoolExecutor(max_workers=max(1, len(addresses))) as pool:
-        return [each for each in pool.map(heard, addresses) if each]
+    return [each for each in verbs.in_threads(heard, addresses, len(addresses)) if each]
 
 
 def interface_of(address: str) -> str:

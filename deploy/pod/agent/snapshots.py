@@ -11,6 +11,7 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -20,6 +21,10 @@ from deploy.pod.base.folder import replace
 
 GIT_LIMIT_S = 300
 NEW_FORMAT, NEW_LENGTH = "sha256", 64  # of git's newer ids; SHA-1 ids have 40 letters
+# Whatever this machine's user has configured for other repositories: line endings, hooks, other addresses, protocols.
+# On Windows, where this is the laptop, the user's setting for long paths is needed.
+NO_SETTINGS = {"HOME": os.devnull, "XDG_CONFIG_HOME": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1"}
+OLD_FORMAT = {"GIT_DEFAULT_HASH": "sha1"}  # git 3 makes repositories of SHA-256 unless it is told
 KNOWN_COMMITS = 50  # enough to find one that the laptop has too
 
 
@@ -103,12 +108,13 @@ def _extract(archive: tarfile.TarFile, folder: Path) -> None:
 
 def _git(repository: Path | None, *argv: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    settings = {} if sys.platform == "win32" else NO_SETTINGS
     where = [f"--git-dir={repository}"] if repository else []
     try:
         done = subprocess.run(
             ["git", *where, *argv],
             cwd=cwd or repository,
-            env={**clean, "LC_ALL": "C", **(env or {})},
+            env={**clean, **settings, **OLD_FORMAT, "LC_ALL": "C", **(env or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,

@@ -15,10 +15,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deploy.pod.agent.frames import BODY_BYTES, LINE_BYTES
 from deploy.pod.base import folder, processes
@@ -27,6 +27,10 @@ CHUNK_BYTES = BODY_BYTES
 CMD = ("cmd", "/d", "/s", "/c")  # Windows' interpreter, before a command line of the user's
 NO_LIMIT_BYTES = 1 << 50  # larger than any memory, like the value that cgroups report without a limit
 
+PYTHON3 = "SNIPERFACE_PYTHON3"  # variable: the Python that runs the agent, where `python3` is too old for it
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 running: set[int] = set()  # pids of commands whose caller waits for them
 
@@ -86,7 +90,7 @@ def end_awaited() -> None:
 
 def spawn(argv: Sequence[str], cwd: str) -> int:
     """Start a process that outlives this one and its terminal; returns its pid."""
-    null = subprocess.DEVNULL
+    argv, null = _programmed(argv), subprocess.DEVNULL
     ways: list[dict[str, Any]] = [{"start_new_session": True}]
     if sys.platform == "win32":
         # A hidden console: without one, every child would open a window.
@@ -246,12 +250,20 @@ def hashes(path: str, ranges: Sequence[Sequence[int]], holes: bool = False) -> l
                 left -= len(chunk)
         return digest.hexdigest()
 
-    if len(ranges) == 1:
-        return [of(ranges[0])]
+    return in_threads(of, ranges, min(8, cores()))
+
+
+def in_threads(work: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:
+    """Return `work` of each item, computed in up to `most` threads, or in this one if the user may start no more."""
+    if len(items) <= 1:
+        return [work(each) for each in items]
     from concurrent.futures import ThreadPoolExecutor  # here, or each agent and supervisor would start later
 
-    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
-        return list(pool.map(of, ranges))
+    try:
+        with ThreadPoolExecutor(max_workers=most) as pool:
+            return list(pool.map(work, items))
+    except RuntimeError:
+        return [work(each) for each in items]
 
 
 def listdir(path: str) -> list[str]:
@@ -314,10 +326,15 @@ def _cgroup(of_version_2: str, of_version_1: str) -> str:
     return ""
 
 
+def _programmed(argv: Sequence[str]) -> list[str]:
+    """Return a command that starts the agent's own Python for `python3`."""
+    return [os.environ.get(PYTHON3, argv[0]) if argv[0] == "python3" else argv[0], *argv[1:]]
+
+
 def _popen(
     argv: Sequence[str], cwd: str | None, env: Mapping[str, str | None] | None, *, stdin: int, stderr: int
 ) -> subprocess.Popen[bytes]:
-    merged = {**os.environ, **(env or {})}
+    argv, merged = _programmed(argv), {**os.environ, **(env or {})}
     # cmd gets a command line as it was typed: in a list its quotes would be escaped, and cmd knows no such escapes.
     is_line = sys.platform == "win32" and tuple(argv[:-1]) == CMD
     return subprocess.Popen(

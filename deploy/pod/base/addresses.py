@@ -7,12 +7,17 @@ redirect is followed. Not covered: a DNS server that returns another address a m
 from __future__ import annotations
 
 import base64
+import contextlib
+import importlib
 import ipaddress
+import os
 import re
 import socket
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -65,13 +70,26 @@ def open_address(wanted: urllib.request.Request, timeout_s: float, *, redirects:
         urllib.request.ProxyHandler,
         urllib.request.UnknownHandler,
         urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
+        partial(urllib.request.HTTPSHandler, context=trusted()),
         urllib.request.HTTPDefaultErrorHandler,
         *((Redirects,) if redirects else ()),
         urllib.request.HTTPErrorProcessor,
     ):
         opener.add_handler(handler())
     return opener.open(wanted, timeout=timeout_s)
+
+
+def trusted() -> ssl.SSLContext:
+    """Return the certificates of the system or, where Python finds none there, those of the package certifi.
+
+    python.org's Python for macOS has none until its user runs a script, and a minimal Linux lacks ca-certificates.
+    """
+    context, paths = ssl.create_default_context(), ssl.get_default_verify_paths()
+    if context.get_ca_certs() or paths.cafile or (paths.capath and os.listdir(paths.capath)):
+        return context
+    with contextlib.suppress(ImportError):
+        context.load_verify_locations(importlib.import_module("certifi").where())
+    return context
 
 
 class Forbidden(urllib.error.URLError):

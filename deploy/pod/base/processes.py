@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +89,17 @@ def kill_tree(pid: int, keep_root: bool = False, spare: Collection[int] = ()) ->
         for victim in [*descendants(pid, spare), *([] if keep_root else [pid])]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(victim, signal.SIGKILL)
+
+
+def oom_kills() -> int:
+    """Return how many processes the system has killed since its start because memory ran out; 0 if it does not tell.
+
+    On Linux, for the whole host, so also those of other containers.
+    """
+    with contextlib.suppress(OSError):
+        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.M)
+        return int(found[1]) if found else 0
+    return 0
 
 
 def reap() -> None:

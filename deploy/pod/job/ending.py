@@ -27,6 +27,7 @@ class Ending:
     stop_asked: bool = False  # by the user or by the guard
     stop_passed_on: bool = False  # to the job, which was still running
     expired: str | None = None  # the guard's reason, if it stopped the run
+    oom_kills: int = 0  # processes that the system killed meanwhile because memory ran out
     killed_after_s: float | None = None  # seconds from the stop to its end by force; None: it ended by itself
 
 
@@ -42,7 +43,8 @@ def judge(end: Ending) -> tuple[str, str | None]:
         return stopped(end.expired, "stopped") if end.stop_asked else ("succeeded", None)
     if end.exit_code != 0:
         said = end.message if end.event in NOT_A_CRASH else None
-        return "failed", said or f"the job {how(end.exit_code)}"
+        memory = "; meanwhile memory ran out, and the system killed a process" if end.oom_kills > 0 else ""
+        return "failed", said or f"the job {how(end.exit_code)}{memory}"
     if end.event:
         state = STATES.get(end.event, "failed")
         return stopped(end.expired, end.message) if state == "stopped" else (state, end.message)

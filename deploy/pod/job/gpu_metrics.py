@@ -104,7 +104,7 @@ class GpuWatch:
         options: dict[str, Any] = {}
         if sys.platform == "win32":
             options["creationflags"] = subprocess.CREATE_NO_WINDOW
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the user may start no more threads
             self.process = subprocess.Popen(
                 [program, *QUERY, *([f"--loop={GPU_EVERY_S}"] if self._repeats else [])],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options,

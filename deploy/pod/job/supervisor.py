@@ -93,6 +93,7 @@ class Supervisor:
         self.stop_deadline: float | None = None
         self.killed = False
         self.place = plan.get("place") or {}  # rank and host, if several machines train
+        self.oom_kills = 0  # of the system before the job's last start
         self.ran = False  # whether torchrun has started its ranks since its last start
         self.rule = self._rule()
         self.echo = Echo()
@@ -203,6 +204,7 @@ class Supervisor:
             options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
         else:
             options.update(start_new_session=True, pass_fds=(lock.fileno(),))
+        self.oom_kills = processes.oom_kills()
         self.sieve = redacting_log.before(Path(self.folder.log), self.hidden)
         try:
             job = subprocess.Popen(
@@ -303,6 +305,7 @@ class Supervisor:
                 stop_asked=self.stops.asked,
                 stop_passed_on=self.stop_deadline is not None,
                 expired=self.stops.expired,
+                oom_kills=processes.oom_kills() - self.oom_kills,
                 killed_after_s=self.grace_s if self.killed else None,
             )
         )

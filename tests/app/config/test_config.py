@@ -267,6 +267,7 @@ def test_a_file_that_an_editor_spoiled_is_named(
     file = tmp_path / "conf" / "experiment" / "mine.yaml"
     file.write_bytes(EXPERIMENT.encode().replace(b"\n", b"\r\n"))
     assert load(["experiment=mine"]).train.epochs == 3
+    file.with_name("._a.yaml").write_bytes(b"\0\5\x16\7")  # as macOS does on a disk without extended attributes
     file.write_bytes(data)
     with pytest.raises(WrongUse) as caught:
         load(["experiment=mine"])
@@ -274,6 +275,9 @@ def test_a_file_that_an_editor_spoiled_is_named(
     assert "conf/experiment/mine.yaml" in told.replace("\\", "/")
     assert says in told
     assert "\n" not in told
+    choices = compose.groups()["experiment"]
+    assert "mine" in choices
+    assert not [name for name in choices if name.startswith(".")]
 
 
 def test_a_file_that_was_edited_since_the_last_load_is_read_again(

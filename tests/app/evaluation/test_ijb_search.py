@@ -91,6 +91,8 @@ def test_the_command_searches_an_ijb_folder(tmp_path: Path, capsys: pytest.Captu
 
 def test_lists_that_do_not_fit_are_told(tmp_path: Path) -> None:
     folder = write_search(write_ijb(tmp_path / "IJBC", faces(6, 4)))
+    for file in list((folder / "meta").iterdir()):
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")  # as macOS does on a disk without attributes
     images = open_gallery(folder, None)
     assert (images.name, images.count, images.protocol.pairs) == ("IJBC-1N", 24, 36)
     for name, old, new, sentence in (

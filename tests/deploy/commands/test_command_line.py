@@ -291,6 +291,10 @@ WRONG = {
     "offers --on ssh": "target 'ssh' rents no machines",
     "offers --sort price": "unknown flag --sort of offers",
     "bench fast": "'fast' is not a flag of bench",
+    "ps # what is billed": "'#' begins a comment, which zsh and cmd pass on: leave out all words from it on",
+    "exec #1": "'#1' begins a comment",
+    "compare a b # the last two": "'#' begins a comment",
+    "note no_such_run '#2 try'": "no_such_run",
     "deploy runpod": "'runpod' is not a flag of deploy: did you mean --on runpod?",
 }
 

@@ -420,6 +420,18 @@ def test_without_tmux_the_job_is_detached(project: Project, tmp_path: Path) -> N
     assert project.json("stop")["state"] == "stopped"
 
 
+@needs_tmux
+def test_a_tmux_that_does_not_start_keeps_no_job_from_training(project: Project, tmp_path: Path) -> None:
+    """tmux refuses a folder for its sockets that others may read. A job needs it for `attach` alone."""
+    for folder in (tmp_path / "sockets", tmp_path / "sockets" / f"tmux-{os.getuid()}"):
+        folder.mkdir()
+        folder.chmod(0o777)
+    project.env["TMUX_TMPDIR"] = str(tmp_path / "sockets")
+    running(project)
+    assert "did not start on its machine" in project.invoke("attach", code=1).stderr
+    assert project.json("stop")["state"] == "stopped"
+
+
 @pytest.fixture
 def terminal(project: Project) -> Callable[..., Any]:
     """A real terminal: a private tmux window that the test can type into and read."""

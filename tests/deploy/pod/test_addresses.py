@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import certifi
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from deploy.errors import WrongUse
 from deploy.pod.agent.sources import CopyFailed, open_source
@@ -103,6 +110,59 @@ def test_a_redirect_stays_on_the_web(site: Site, to: str) -> None:
     with pytest.raises(CopyFailed) as failed:
         list(source.read(0, 4))
     assert "SECRET" not in str(failed.value)
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Iterator[str]:
+    """A server with a certificate in tmp_path/ca.pem, which nobody else knows."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(timezone.utc)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    pem = serialization.Encoding.PEM
+    (tmp_path / "ca.pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(pem))
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "key.pem").write_bytes(private)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "ca.pem", tmp_path / "key.pem")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "7")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("localhost", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://localhost:{server.server_port}/a.npy"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps certificates of its own")
+def test_a_python_without_certificates_takes_those_of_certifi(
+    encrypted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As python.org's for macOS, until `Install Certificates.command` was run. The system's own come first."""
+    (tmp_path / "empty").mkdir()
+    for file, folder in (("no.pem", "no"), ("no.pem", "empty")):
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / file))
+        monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / folder))
+        with pytest.raises(WrongUse, match="CERTIFICATE_VERIFY_FAILED"):
+            UrlFiles().size(encrypted)
+        with monkeypatch.context() as known:
+            known.setattr(certifi, "where", lambda: str(tmp_path / "ca.pem"))
+            assert UrlFiles().size(encrypted) == 7
+    monkeypatch.setenv("SSL_CERT_FILE", certifi.where())
+    monkeypatch.setattr(certifi, "where", lambda: str(tmp_path / "ca.pem"))
+    with pytest.raises(WrongUse, match="CERTIFICATE_VERIFY_FAILED"):
+        UrlFiles().size(encrypted)
 
 
 PUBLIC, OTHER = "https://93.184.215.14/a", "https://1.1.1.1/b?sig=SECRET"

@@ -7,6 +7,7 @@ import pytest
 from deploy.pod.job.ending import Ending, judge
 
 BY_FORCE = "ended by force: it did not stop within 60 s"
+NO_MEMORY = "meanwhile memory ran out, and the system killed a process"
 NO_END = "the job exited with code 0 but did not report its end"
 
 
@@ -26,6 +27,9 @@ NO_END = "the job exited with code 0 but did not report its end"
         # a crash, and an error that the app explains
         (Ending(1), "failed", "the job ended with exit code 1"),
         (Ending(-9), "failed", "the job was killed by signal 9"),
+        (Ending(1, oom_kills=1), "failed", f"the job ended with exit code 1; {NO_MEMORY}"),
+        (Ending(1, "failed", "the loss is not finite", oom_kills=1), "failed", "the loss is not finite"),
+        (Ending(0, "done", oom_kills=1), "succeeded", None),
         (Ending(1, "done", "24 epochs"), "failed", "the job ended with exit code 1"),
         (Ending(2, "wrong_use", "no such file"), "failed", "no such file"),
         (Ending(1, "failed", "the loss is not finite"), "failed", "the loss is not finite"),

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,34 @@ def test_failure_is_told_with_its_reason(make: Callable[..., Supervised], script
     """The reason is the job's own message about its failure; without one, the exit code or the signal."""
     code, status = make().start(script).end()
     assert (code, status["state"], status["reason"]) == (1, "failed", reason)
+
+
+@pytest.fixture
+def little_memory(tmp_path: Path) -> Iterator[Path]:
+    """The file of a cgroup with 64 MiB: a process that writes its number there belongs to it."""
+    for above, limit in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
+        group = Path("/sys/fs/cgroup", above, f"sniperface-{tmp_path.name}")
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / limit).exists():
+                (group / limit).write_text(str(64 << 20))
+                yield group / "cgroup.procs"
+                return
+        finally:
+            wait_until(lambda group=group: not (group / "cgroup.procs").read_text().strip())
+            group.rmdir()
+    pytest.skip("needs the right to make a cgroup with a limit of memory: run this as root on Linux")
+
+
+def test_a_process_that_the_system_killed_for_memory_is_told(
+    make: Callable[..., Supervised], little_memory: Path
+) -> None:
+    job = 'echo $$ > "$1"; exec "$2" -c "bytearray(1 << 30)"'
+    _, status = make().start(argv=["sh", "-c", job, "sh", str(little_memory), sys.executable]).end()
+    assert status["reason"].startswith("the job was killed by signal 9; meanwhile memory ran out")
 
 
 def test_a_program_that_is_not_there_is_a_failure(make: Callable[..., Supervised]) -> None:

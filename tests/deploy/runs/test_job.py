@@ -68,6 +68,31 @@ def test_each_session_of_a_living_server_has_its_own_variables(tmp_path: Path) -
         assert {name: value for name, value in got.items() if name not in of_terminal} == wanted
 
 
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux: apt-get install tmux")
+def test_attach_shows_every_letter_without_a_locale(tmp_path: Path) -> None:
+    """As in a command by SSH, which gets no LANG from most servers."""
+    import pty
+
+    socket = f"sniperface-test-{uuid.uuid4().hex[:8]}"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "TMUX"))}
+    script = "printf 'gr\\303\\274n \\342\\226\\210\\n'; cat"
+    ours, theirs = pty.openpty()
+    try:
+        subprocess.run(tmux.start_argv(socket, "a", ["sh", "-c", script], tmp_path), env=env, check=True)
+        argv = tmux.attach_argv(socket, "a", write=False)
+        shown = subprocess.Popen(argv, env={**env, "TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs)
+        said = b""
+        while b"gr" not in said or b"n " not in said.partition(b"gr")[2]:
+            said += os.read(ours, 1 << 16)
+        assert "grün █".encode() in said
+        end_tmux(socket)
+        shown.wait()
+    finally:
+        end_tmux(socket)  # ends the client, too
+        for each in (ours, theirs):
+            os.close(each)
+
+
 def test_a_machine_without_tmux_gets_no_file(tmp_path: Path) -> None:
     assert verbs.environment_for("no-such-program", str(tmp_path / "x")) is False
     assert list(tmp_path.iterdir()) == []

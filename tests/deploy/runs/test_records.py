@@ -109,6 +109,7 @@ def test_a_record_that_cannot_be_read_has_a_reason(rented: Rented) -> None:
         write_json(book / name / "run.json", told)
     write_json(book / "f" / "run.json", {**vars(rented.record("f")), "phases": {"data": "long"}})
     (book / "g").mkdir()
+    (book / ".ipynb_checkpoints").mkdir()
     (book / "file").write_text("", encoding="utf-8")
     told = {name: record if isinstance(record, str) else "" for name, record in records.each_folder(book)}
     assert list(told) == ["a", "b", "c", "d", "e", "f", "g"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Mapping
@@ -264,8 +265,16 @@ def test_a_job_starts_in_tmux_with_nothing_of_an_earlier_one(tmp_path: Path) -> 
     assert shell.ran[0][-4:] == [machine.python, "-m", "deploy.pod.supervisor", str(folder)]
     assert (shell.spawned, Path(of_run.stop_request).exists(), Path(of_run.environment).exists()) == ([], False, True)
     assert json.loads(Path(of_run.plan).read_text(encoding="utf-8"))["run_id"] == made.run_id
-    with pytest.raises(StepFailed, match="exit code 1"):
-        job.start(Tmux(folder, made.attempt, fails=True), machine, made, "socket")
+    unusable = Tmux(folder, made.attempt, fails=True)
+    assert job.start(unusable, machine, made, "socket") == "detached"
+    assert unusable.spawned == [shell.ran[0][-4:]]
+
+    class Exhausted(Tmux):
+        def spawn(self, *_: Any, **__: Any) -> None:
+            raise BlockingIOError(errno.EAGAIN, "no process")
+
+    with pytest.raises(BlockingIOError):
+        job.start(Exhausted(folder, made.attempt, fails=True), machine, made, "socket")
     assert not Path(of_run.environment).exists()
 
 
@@ -275,7 +284,7 @@ def test_the_terminal_of_a_live_job_is_shown_read_only(tmp_path: Path) -> None:
             return "/usr/bin/tmux" if verb == "which" else (0, b"", b"")
 
     folder = RunFolder(tmp_path / "a.b")
-    argv = ["tmux", "-L", "socket", "attach-session", "-r", "-t", "=a_b"]
+    argv = ["tmux", "-u", "-L", "socket", "attach-session", "-r", "-t", "=a_b"]
     assert job.attach_argv(Live(), "socket", folder, write=False) == argv
     assert job.attach_argv(Live(), "socket", folder, write=True) == [each for each in argv if each != "-r"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import shutil
@@ -14,12 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from deploy.errors import quoted
 from deploy.pod.agent.frames import Ended, pack, unpack
 from deploy.shell import link as links
-from deploy.shell.link import BOOTSTRAP, Link, LinkLost, NoAgent
+from deploy.shell.link import BOOTSTRAP, Link, LinkLost, NoAgent, program
 from deploy.shell.native import ProcessStream
 from tests.deploy.conftest import SOURCE, wait_until
 
+# Says that it is an old Python.
+OLD = BOOTSTRAP.replace("import sys", 'import sys;sys.version_info=3,6,8;sys.version="3.6.8 (old)"')
 EVERY_PYTHON = [path for path in map(shutil.which, ("python3.9", "python3.10", "python3.12", "python3.13")) if path]
 
 
@@ -86,6 +90,54 @@ def test_errors_come_back_as_they_are(link: Link, tmp_path: Path) -> None:
     assert (exit_code, out, err) == (7, b"\xff\0", "ü\n".encode())
 
 
+def test_an_error_of_another_kind_ends_no_connection(link: Link) -> None:
+    """A name that no system has is no reason to connect again twenty times."""
+    for verb, arguments in (("size", {"path": "a\0b"}), ("run", {"argv": ["echo", "a\0b"]})):
+        with pytest.raises(OSError, match="ValueError: embedded null") as caught:
+            link.submit(verb, **arguments).result()
+        assert caught.value.errno == errno.EINVAL
+    assert link.submit("clock").result() > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_names_are_utf_8_in_every_locale(tmp_path: Path) -> None:
+    """As on hosts with LANG=de_DE, or with no locale and an old Python."""
+    legacy = "export LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0; "
+    made = agent(legacy + BOOTSTRAP.replace("-IS", "-S"))  # Python takes the variables as it takes a locale
+    made.submit("write", path=str(tmp_path / "é☃"), data=b"1").result()
+    assert os.listdir(os.fsencode(tmp_path)) == ["é☃".encode()]
+    told = "import os, sys; print(os.path.exists(sys.argv[1]), ascii(sys.argv[1]))"
+    _, out, _ = made.submit("run", argv=[sys.executable, "-c", told, str(tmp_path / "é☃")]).result()
+    assert out.startswith(b"True")
+    assert b"\\xe9\\u2603" in out
+    made.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize(("umask", "mode"), [("000", 0o664), ("022", 0o644), ("077", 0o600)])
+def test_what_others_could_change_is_only_theirs_to_read(tmp_path: Path, umask: str, mode: int) -> None:
+    made = agent(f"umask {umask}; {BOOTSTRAP}")
+    made.submit("write", path=str(tmp_path / "file"), data=b"").result()
+    made.submit("run", argv=["touch", str(tmp_path / "touched")]).result()
+    made.close()
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "touched")] == [mode, mode]
+
+
+# A thread needs the memory of a stack, here more than a process may have: that binds root, too.
+NO_THREADS = "ulimit -s 4000000; ulimit -v 3000000; "
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the limits of memory")
+def test_a_user_who_may_start_no_thread_is_told(tmp_path: Path) -> None:
+    with pytest.raises(LinkLost, match="start no further thread: see `ulimit -u`"):
+        agent(NO_THREADS + BOOTSTRAP)
+    (tmp_path / "a").write_bytes(b"abc")
+    ask = f"from deploy.pod.agent.verbs import hashes; print(len(hashes({str(tmp_path / 'a')!r}, [[0, 1], [1, 1]])))"
+    argv = ["sh", "-c", f'{NO_THREADS} exec "$@"', "sh", sys.executable, "-c", ask]
+    done = subprocess.run(argv, cwd=SOURCE, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("2\n", "")
+
+
 def test_an_error_keeps_its_meaning_where_it_has_another_number(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows and macOS have numbers of their own for errors of sockets."""
     monkeypatch.setattr(errno, "EADDRINUSE", 10048)
@@ -109,7 +161,10 @@ def test_login_scripts_may_print() -> None:
     [
         (BOOTSTRAP.replace("python3", "python3-that-is-not-there"), "has no `python3`"),
         ("echo Please log in as ubuntu >&2; exit 142", "ended with exit code 142"),
-        (BOOTSTRAP.replace("import sys", 'import sys;sys.version_info=3,6,8;sys.version="3.6.8 (old)"'), "is 3.6.8"),
+        (f"PATH=/; {OLD.replace('python3', quoted(sys.executable))}", "is 3.6.8: install 3.9 or newer there"),
+        ("exec sh", "~/.bashrc, starts another shell in place of each command"),
+        ("exec bash", "starts another shell in place of each command"),
+        ("exit 0", "or a ForceCommand of its sshd ends the session before `python3` runs"),
     ],
 )
 def test_a_machine_that_cannot_run_it_is_told_in_a_sentence(command: str, words: str) -> None:
@@ -120,6 +175,26 @@ def test_a_machine_that_cannot_run_it_is_told_in_a_sentence(command: str, words:
     assert "\n" not in caught.value.message
     if "ubuntu" in command:
         assert "Please log in as ubuntu" in caught.value.evidence
+
+
+def test_a_login_script_that_takes_the_input_is_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fish and Python read a script to its end before they run any of it, so no line of it can end them."""
+    monkeypatch.setattr(links, "GREETING_LIMIT_S", 1.0)
+    with pytest.raises(
+        LinkLost, match=r"did not answer within 1 s: a login script there, such as ~/\.bashrc, may wait"
+    ):
+        agent("python3")
+
+
+def test_a_newer_python_beside_an_old_python3_is_taken(tmp_path: Path) -> None:
+    """As on Rocky Linux 8, where python3 is 3.6. What the laptop starts as python3 is the newer one, too."""
+    (tmp_path / "python3").write_text("#!/bin/sh\nexit 86\n")
+    (tmp_path / "python3").chmod(0o755)
+    (tmp_path / "python3.12").symlink_to(sys.executable)
+    made = agent(f"PATH={quoted(str(tmp_path))}:/bin:/usr/bin; {OLD.replace('python3', quoted(sys.executable), 1)}")
+    assert made.submit("run", argv=["python3", "-c", "print(3)"]).result() == (0, b"3\n", b"")
+    made.close()
+    ast.parse(program().split(b"\n", 2)[2], feature_version=(3, 6))
 
 
 @pytest.mark.parametrize("python", EVERY_PYTHON, ids=[Path(each).name for each in EVERY_PYTHON])
@@ -158,6 +233,7 @@ from deploy.pod.agent.frames import GREETING, LENGTHS, pack
 said, heard = sys.stdout.buffer, sys.stdin.buffer
 said.write(GREETING)
 said.flush()
+heard.readline()
 heard.read(int(heard.readline()))
 heard.read(sum(LENGTHS.unpack(heard.read(LENGTHS.size))))
 said.write(pack({"id": 0, "bytes": True}, bytes(100)) + bytes(10))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import select
 import shlex
 import shutil
@@ -22,6 +24,7 @@ import pytest
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse, quoted
 from deploy.shell import link as links
 from deploy.shell import native
+from deploy.shell.agent_keys import public_half
 from deploy.shell.host_keys import HostKeys
 from deploy.shell.jump_hosts import ProxyProgram
 from deploy.shell.link import BOOTSTRAP, LinkLost, NoAgent
@@ -39,6 +42,10 @@ needs_sshd = pytest.mark.skipif(SSHD is None, reason="needs an SSH server: apt-g
 needs_ssh = pytest.mark.skipif(
     shutil.which("ssh") is None, reason="needs an SSH client: apt-get install openssh-client"
 )
+SPLIT_BY_SOME = [
+    "", "a b", "a\\\\b", "a\\b", "it's", "\\'", "$HOME", "`id`", "!x", "a!b", "!!", "a\nb", "~", "*", "?", "=foo",
+    "%1", "{a,b}", "^x^y", "#c", "a=b", "a\tb", "é", ";", "&&", "(", "[a]",
+]  # fmt: skip
 MAKERS: dict[str, Callable[..., Any]] = {"openssh": openssh, "asyncssh": asyncssh_server}
 
 
@@ -447,7 +454,7 @@ def test_a_machine_without_a_good_python(tmp_path: Path, open_shell: Callable[..
         old = folder / "python3"
         old.write_text("#!/bin/sh\necho 3.6.8 >&2\nexit 86\n")
         old.chmod(0o755)
-        assert "`python3` is 3.6.8: 3.9 or newer is needed" in sentence(open_shell(server.machine()), NoAgent)
+        assert "`python3` is 3.6.8: install 3.9 or newer there" in sentence(open_shell(server.machine()), NoAgent)
         old.write_text(f'#!/bin/sh\necho Willkommen, Größe\nexec {sys.executable} "$@"\n')
         assert open_shell(server.machine()).clock() > 0
 
@@ -614,6 +621,18 @@ def test_a_configuration_that_ssh_refuses_is_named(
     assert "prot" in words.lower()
 
 
+@needs_ssh
+@pytest.mark.parametrize(("here", "there"), [("xterm-unheard-of", "xterm-256color"), ("ansi", ""), ("tmux", "")])
+def test_a_terminal_that_the_machine_does_not_know_is_replaced(
+    shell: SshShell, monkeypatch: pytest.MonkeyPatch, here: str, there: str
+) -> None:
+    """tmux and programs of a login refuse unknown ones, such as Ghostty's and kitty's on most hosts."""
+    monkeypatch.setenv("TERM", here)
+    told = shell.terminal(["sh", "-c", "true"])[-1]
+    assert told == (f"env TERM={there} sh -c true" if there else "sh -c true")
+    assert shell.terminal(["true"], interactive=False)[-1] == "true"
+
+
 @needs_sshd
 def test_an_agent_that_the_configuration_names_lets_in(
     server: Server, home: Path, open_shell: Callable[..., SshShell], monkeypatch: pytest.MonkeyPatch
@@ -634,6 +653,58 @@ def test_an_agent_that_the_configuration_names_lets_in(
     finally:
         agent.kill()
         agent.wait()
+
+
+@pytest.fixture
+def full_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that ends a login after two wrong keys, and an agent with four of them, then the right one."""
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "a.sock"))
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(tmp_path / "a.sock")], stdout=subprocess.DEVNULL)
+    try:
+        wait_until((tmp_path / "a.sock").exists)
+        with openssh(tmp_path / "server", more="MaxAuthTries 2\n") as server:
+            for number in range(4):
+                make_key(tmp_path / f"wrong{number}")
+                subprocess.run(["ssh-add", "-q", str(tmp_path / f"wrong{number}")], check=True)
+            subprocess.run(["ssh-add", "-q", str(server.key)], check=True)
+            yield server
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+@needs_sshd
+@pytest.mark.parametrize("has_public_file", [True, False])
+@pytest.mark.parametrize("named_by", ["target", "IdentitiesOnly yes", "IdentitiesOnly no"])
+def test_the_named_key_comes_first_of_a_full_agent(
+    full_agent: Server, home: Path, open_shell: Callable[..., SshShell], named_by: str, has_public_file: bool
+) -> None:
+    """The agent has the key without its passphrase, the file has it with one."""
+    import asyncssh
+
+    server, locked = full_agent, home / "locked"
+    asyncssh.read_private_key(str(server.key)).write_private_key(str(locked), passphrase="x" * 8)
+    if has_public_file:
+        shutil.copy(server.key.with_suffix(".pub"), home / "locked.pub")
+    if named_by == "target":
+        assert open_shell(server.machine(key=str(locked))).clock() > 0
+        return
+    (home / ".ssh" / "config").write_text(f"Host *\n  IdentityFile {locked}\n  {named_by}\n")
+    assert open_shell(server.machine(key=None)).clock() > 0
+
+
+@needs_sshd
+def test_more_keys_than_a_server_lets_try_are_told(full_agent: Server, open_shell: Callable[..., SshShell]) -> None:
+    shell = open_shell(full_agent.machine(key=None))
+    assert "as with `MaxAuthTries`: name the right one with key:" in sentence(shell, LinkLost)
+
+
+@pytest.mark.parametrize("content", [b"", b"ssh-ed25519", b"\xff\xfe", b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-"])
+def test_a_file_without_a_public_half(tmp_path: Path, content: bytes) -> None:
+    for name in ("id", "id.pub"):
+        (tmp_path / name).write_bytes(content)
+    assert public_half(tmp_path / "id") is None
+    assert public_half(tmp_path / "no") is None
 
 
 def test_no_key_at_all_is_said_at_once(server: Server, open_shell: Callable[..., SshShell]) -> None:
@@ -714,7 +785,31 @@ def test_the_advice_about_a_changed_host_key_works(
     assert caught.value.next_command
     typed = [*shlex.split(caught.value.next_command), "-f", str(home / ".ssh" / "known_hosts")]
     subprocess.run(typed, check=True, capture_output=True)
-    assert open_shell(server.machine(host_keys=()), ask=lambda _: True).clock() > 0
+    noted = open_shell(server.machine(host_keys=()), ask=lambda _: True)
+    assert noted.clock() > 0
+    seen = HostKeys(noted.machine, tmp_path / "notes").seen
+    seen.write_text(seen.read_text().split()[0] + f" {other}\n")
+    with pytest.raises(StepFailed) as caught:  # the user's own file does not have it, so ssh-keygen would find nothing
+        open_shell(server.machine(host_keys=())).clock()
+    assert caught.value.next_command == f"remove {seen}, if you know that the machine was reinstalled"
+
+
+@needs_ssh
+def test_addresses_of_another_family_are_not_tried(
+    server: Server, home: Path, open_shell: Callable[..., SshShell]
+) -> None:
+    """AddressFamily is for networks that lose the packets of one family: each of its addresses takes a timeout."""
+    (home / ".ssh" / "config").write_text("Host *\n  AddressFamily inet\n")
+    assert open_shell(server.machine()).clock() > 0
+    (home / ".ssh" / "config").write_text("Host *\n  AddressFamily inet6\n")
+    assert "cannot be resolved" in sentence(open_shell(server.machine()), LinkLost)
+
+
+@needs_sshd
+def test_a_second_factor_is_told(tmp_path: Path, open_shell: Callable[..., SshShell]) -> None:
+    more = "AuthenticationMethods publickey,keyboard-interactive\nKbdInteractiveAuthentication yes\n"
+    with openssh(tmp_path / "server", more=more) as server:
+        assert "accepts the key, and asks for a second factor" in sentence(open_shell(server.machine()), WrongUse)
 
 
 @pytest.mark.parametrize(
@@ -772,15 +867,44 @@ def words_of(line: str) -> list[str]:
 @pytest.mark.parametrize("word", [*HOSTILE_NAMES, "", 'a"b', "c:\\x\\", '\\\\"', "%PATH%", "^&|<>", "a\tb"])
 def test_a_windows_command_line_reaches_the_machine(word: str, tmp_path: Path) -> None:
     """ssh.exe gets its arguments as one line and joins the command's words. The machine's shell splits them again."""
-    import shlex
-
     machine = Machine("box", tmp_path, "python", address=None)
     machine = replace(machine, address=Server(22, tmp_path, "ssh-ed25519 AAAA", tmp_path).machine().address)
     argv = native.command(tmp_path / "a b.config", machine, ["echo", word], terminal=True)
     received = words_of(subprocess.list2cmdline(argv))
     assert received == argv
-    assert shlex.split(" ".join(received[received.index("127.0.0.1") + 1 :])) == ["echo", word]
+    line = " ".join(received[received.index("127.0.0.1") + 1 :])
+    assert line == native.for_any_shell(["echo", word])
     assert words_of(subprocess.list2cmdline(["ssh", BOOTSTRAP])) == ["ssh", BOOTSTRAP]
+
+
+@pytest.mark.parametrize("name", ["sh", "bash", "dash", "zsh", "fish", "tcsh", "busybox sh"])
+def test_every_login_shell_passes_the_words_on(name: str) -> None:
+    """As the machine's sshd does: SHELL -c LINE."""
+    shell = name.split()
+    if not shutil.which(shell[0]):
+        pytest.skip(f"needs {name}")
+    told = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    for words in ([*HOSTILE_NAMES], [*SPLIT_BY_SOME], *([word] for word in SPLIT_BY_SOME)):
+        line = native.for_any_shell([sys.executable, "-c", told, *words])
+        done = subprocess.run([*shell, "-c", line], capture_output=True, check=False)
+        assert done.stdout, (words, done.stderr)
+        assert json.loads(done.stdout) == words
+
+
+@pytest.mark.parametrize("word", SPLIT_BY_SOME)
+def test_a_line_holds_nothing_that_shells_read_differently(word: str) -> None:
+    """The shells may be missing here."""
+    line = native.for_any_shell(["printf", word])
+    quoted = re.findall(r"'[^'\\!\n]*'|(?:^|(?<= ))[\w@%+:,./-][\w@%+:,./=-]*(?= |$)", line, re.ASCII)
+    assert " ".join(quoted) == line
+
+
+def test_a_decoded_program_has_the_usual_signals() -> None:
+    """`yes` ends without a word when nobody reads it any more."""
+    line = native.for_any_shell(["sh", "-c", "printf '%s\n' 'it'\\''s'; yes | head -n 1"])
+    assert line.startswith("python3 -IS -c ")
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"it's\ny\n", b"")
 
 
 def test_windows_paths_in_ssh_config(tmp_path: Path) -> None:

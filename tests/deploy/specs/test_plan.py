@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +25,7 @@ from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request, hydra_override, parse_request
 from deploy.specs.settings import Settings, Ssh, Target
 from deploy.ui.plan_table import plan_rows
+from tests.support.load import under_load
 
 CONFIG = {
     "recipe": {"name": "self_supervised"},
@@ -81,7 +85,8 @@ def test_the_whole_plan() -> None:
         nodes=1,
         place=None,
         argv=(
-            *("/venv/bin/python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *("/venv/bin/python", "-m", "torch.distributed.run", "--standalone"),
+            *("--local-addr=127.0.0.1", "--nproc-per-node=2"),
             *("-m", "app.train", "experiment=tryout"),
             f"data.binary_cache_path='{DATA.path}'",
             "data.data_fraction=1.0",
@@ -114,10 +119,28 @@ def test_the_whole_plan() -> None:
 
 
 @pytest.mark.parametrize("windows", [False, True])
-def test_ranks_on_windows_meet_at_its_own_address(windows: bool) -> None:
-    """torchrun would take the computer's full name."""
+def test_torch_on_windows_has_no_libuv(windows: bool) -> None:
     plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, windows=windows), tryout=True)
-    assert ("--local-addr=127.0.0.1" in plan.argv, plan.env.get("USE_LIBUV")) == (windows, "0" if windows else None)
+    assert plan.env.get("USE_LIBUV") == ("0" if windows else None)
+
+
+MEETS = """
+import torch, torch.distributed
+torch.distributed.init_process_group("gloo")
+both = torch.ones(1)
+torch.distributed.all_reduce(both)
+assert both == 2
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs Linux and root: another host name")
+def test_ranks_meet_where_the_name_of_the_host_is_unknown(tmp_path: Path) -> None:
+    """torchrun would take the host's full name, and wait for minutes."""
+    argv = make(SETTINGS, Request(), FACTS, tryout=True).argv
+    (tmp_path / "meets.py").write_text(MEETS)
+    launcher = [sys.executable, *argv[1 : argv.index("app.train") - 1], str(tmp_path / "meets.py")]
+    named = ["unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid && exec "$@"', "sh"]
+    subprocess.run([*named, *launcher], check=True, capture_output=True, timeout=under_load(40))
 
 
 def test_the_job_is_told_how_many_gpus_it_must_find() -> None:

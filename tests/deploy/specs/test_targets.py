@@ -30,6 +30,8 @@ def write(file: Path) -> Path:
 def test_personal_targets_are_outside_the_project_or_ignored(home: dict[str, str], tmp_path: Path) -> None:
     write(personal_folder(home) / "box.yaml")
     write(tmp_path / "conf" / "deploy" / "desk.local.yaml")
+    for folder in (personal_folder(home), tmp_path / "conf" / "deploy"):  # as macOS does on a disk without attributes
+        (folder / "._box.yaml").write_bytes(b"\0\5\x16\7")
     assert [(each.name, each.kind) for each in every(tmp_path, home)] == [
         ("box", "personal"), ("desk", "ignored by git"), ("local", "project"),
     ]  # fmt: skip

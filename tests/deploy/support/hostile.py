@@ -119,6 +119,7 @@ class Hostile:
     async def serve(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         """Serve as the agent does, until the laptop disconnects."""
         with contextlib.suppress(asyncssh.Error, OSError, asyncio.IncompleteReadError, ValueError):
+            await process.stdin.readline()  # for a shell that a login script starts
             source = int(await process.stdin.readline())
             await process.stdin.readexactly(source)
             process.stdout.write(GREETING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import stat
 from pathlib import Path
 
@@ -158,6 +159,43 @@ def test_a_repository_of_sha256(tmp_path: Path, machine: Path) -> None:
 
 
 @ON_POSIX
+def test_sha1_where_git_takes_sha256_by_default(tree: Path, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As git 3 does on the laptop and on the machine."""
+    real = shutil.which("git")
+    newer = tree.parent / "bin" / "git"
+    newer.parent.mkdir()
+    newer.write_text(f'#!/bin/sh\nexport GIT_DEFAULT_HASH="${{GIT_DEFAULT_HASH-sha256}}"\nexec {real} "$@"\n')
+    newer.chmod(0o755)
+    monkeypatch.setenv("PATH", str(newer.parent), prepend=os.pathsep)
+    assert (arrived(tree, machine) / "conf.yaml").read_text() == "a: 1\n"
+
+
+@ON_POSIX
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "[core]\n autocrlf = true\n",
+        "[core]\n attributesFile = ~/attributes\n",
+        "[core]\n hooksPath = ~/hooks\n",
+        "[protocol]\n allow = never\n",
+        '[url "https://nowhere.invalid/"]\n insteadOf = /\n',
+    ],
+)
+def test_settings_for_the_users_own_repositories_change_nothing(
+    tree: Path, machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str
+) -> None:
+    """Neither those of the laptop's user nor those of the machine's."""
+    hook = tmp_path / "hooks" / "reference-transaction"
+    hook.parent.mkdir()
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    (tmp_path / "attributes").write_text("* text eol=crlf\n")
+    (tmp_path / ".gitconfig").write_text(settings)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert (arrived(tree, machine) / "conf.yaml").read_bytes() == b"a: 1\n"
+
+
+@ON_POSIX
 @pytest.mark.parametrize("name", ["nl\nx", '"quoted"', "back\\slash\nand\ttab", '"begins\nwith a quote'])
 def test_a_folder_whose_name_is_more_than_a_line(tmp_path: Path, machine: Path, name: str) -> None:
     """git lists borrowed repositories one per line; an unquoted newline would hide the user's objects."""
@@ -243,6 +281,35 @@ def test_a_folder_without_git_names_what_stays(tmp_path: Path) -> None:
     for name in ("app", "mine", "runs", ".hidden"):
         (tmp_path / name).mkdir()
     assert code.look(tmp_path).left_out == ("mine",)
+
+
+def test_what_a_system_writes_beside_the_code_is_no_code(tmp_path: Path, machine: Path) -> None:
+    """macOS writes .DS_Store into folders that are opened, and ._NAME on disks without extended attributes."""
+    project, shell = tmp_path / "unpacked", LocalShell()
+    (project / "app").mkdir(parents=True)
+    (project / "app" / "train.py").write_text("1")
+    before = code.place(project, shell, machine, None)
+    for name in ("app/.DS_Store", "app/._train.py", "app/.ipynb_checkpoints/train.py"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_bytes(b"\0\5\x16\7")
+    assert code.place(project, shell, machine, None) == before
+
+
+@ON_POSIX
+def test_a_disk_that_takes_no_more_is_named(tmp_path: Path, machine: Path) -> None:
+    """The system names no file when a write fails. A limit of the size of files fails as a full disk does."""
+    import resource
+
+    (tmp_path / "unpacked").mkdir()
+    (tmp_path / "unpacked" / "tasks.py").write_text("1" * 100)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(StepFailed) as caught:
+            code.place(tmp_path / "unpacked", LocalShell(), machine, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"cannot be placed on this computer: {machine / 'code'}: File too large" in caught.value.message
 
 
 def test_what_is_refused_leaves_no_run(project: Project) -> None:

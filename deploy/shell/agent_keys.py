@@ -1,0 +1,70 @@
+"""The keys of the SSH agent, in the order in which OpenSSH offers them.
+
+A server counts each offered key as a failed login, and most end the connection after six. So the keys whose files the
+target or the configuration names come first, and `IdentitiesOnly` offers no others.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paramiko.agent import Agent, AgentKey
+
+BEGINNING, MAGIC = b"-----BEGIN OPENSSH PRIVATE KEY-----", b"openssh-key-v1\0"
+KEY_FILE_BYTES = 64 << 10
+
+
+class AgentKeys:
+    """In place of Paramiko's Agent, of which a client uses these two methods. The agent is asked at the first login."""
+
+    def __init__(self, files: Sequence[str], *, only: bool) -> None:
+        self.files = files
+        self.only = only
+        self._agent: Agent | None = None
+
+    def get_keys(self) -> tuple[AgentKey, ...]:
+        """Return the keys of `files` first; no others with `only`, if the public halves of all files are known."""
+        import paramiko
+
+        self._agent = self._agent or paramiko.Agent()
+        keys = self._agent.get_keys()
+        halves = [public_half(Path(file)) for file in self.files]
+        named = [key for half in halves for key in keys if half is not None and key.asbytes() == half]
+        if self.only and None not in halves:
+            return tuple(key for key in keys if key in named or "-cert-" in key.get_name())
+        return (*named, *(key for key in keys if key not in named))
+
+    def close(self) -> None:
+        if self._agent is not None:
+            self._agent.close()
+
+
+def public_half(file: Path) -> bytes | None:
+    """Return the public key of a key file: from the file NAME.pub, or from OpenSSH's own format, without a passphrase.
+
+    None if there is neither.
+    """
+    named = file if file.suffix == ".pub" else file.with_name(f"{file.name}.pub")
+    with contextlib.suppress(OSError, IndexError, binascii.Error):
+        return base64.b64decode(named.read_bytes()[:KEY_FILE_BYTES].split()[1], validate=True)
+    with contextlib.suppress(OSError, binascii.Error, struct.error):
+        text = file.read_bytes()[:KEY_FILE_BYTES].strip()
+        if text.startswith(BEGINNING):
+            return _in_private_file(base64.b64decode(b"".join(text.splitlines()[1:-1])))
+    return None
+
+
+def _in_private_file(data: bytes) -> bytes | None:
+    """Return the first public key: behind three strings (cipher, key derivation, its options) and a number."""
+    at = len(MAGIC)
+    for _ in range(3):
+        at += 4 + struct.unpack_from(">I", data, at)[0]
+    length = struct.unpack_from(">I", data, at + 4)[0]
+    return data[at + 8 : at + 8 + length] if data.startswith(MAGIC) else None
