@@ -172,11 +172,17 @@ def test_stop_and_resume(project: Project) -> None:
     assert (stopped["state"], stopped["run_id"]) == ("stopped", run_id)
     assert "_step_" in stopped["checkpoint"]["path"]
     project.env["SNIPERFACE_INVOKE"] = "python3 bootstrap.py invoke"
-    assert "  python3 bootstrap.py invoke train --resume auto\n" in project.invoke("stop").stdout
+    assert f"  python3 bootstrap.py invoke train --resume auto --run {run_id}\n" in project.invoke("stop").stdout
     contradiction = project.invoke("train", "--resume", "auto", "--fraction", "0.5", code=2)
     assert "--fraction 0.5 contradicts" in contradiction.stderr
     contradiction = project.invoke("train", "--resume", "auto", "--set", "train.epochs=9", code=2)
     assert "train.epochs=9 contradicts" in contradiction.stderr
+    another = re.search(r"or start a new run from its checkpoint: --resume (\S+)", contradiction.stderr)
+    assert another, contradiction.stderr
+    assert (
+        "epochs 9, was 500"
+        in project.invoke("train", "--resume", another[1], "--set", "train.epochs=9", "--dry-run").stdout
+    )
     again = project.json("train", "--resume", "auto", "--detach", "--set", "train.epochs=500")
     assert again["run_id"] == run_id
     assert project.json("status")["attempt"] == 2
@@ -294,7 +300,7 @@ def test_a_failed_job_is_a_failed_command(project: Project) -> None:
     document = json.loads(done.stdout)
     assert (document["state"], document["checkpoint"]["epoch"]) == ("failed", 0)
     assert "the loss is not a number" in done.stderr
-    assert "invoke train --resume auto" in done.stderr
+    assert f"invoke train --resume auto --run {document['run_id']}" in done.stderr
 
 
 def test_a_job_may_say_that_its_input_was_wrong(project: Project) -> None:
