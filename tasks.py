@@ -50,7 +50,7 @@ def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None, **r
         "train --on ssh --data faces/images.npy --fraction 0.01",
         "train --on runpod --gpus A100:2 --dry-run",
         "train --name lr_03 --set train.optimizer.lr=0.03",
-        "train --resume auto --set train.epochs=48",
+        "train --resume runs/RUN/checkpoints/epoch_023.pt --set train.epochs=48",
         "train --sweep train.optimizer.lr=0.03,0.1",
         "train --sweep train.optimizer.lr=0.03,0.1 --on gpu1,gpu2",
     ),
