@@ -133,10 +133,13 @@ def of_checkpoint(
     Without `out` the results go to `place` in the run's folder; {stem} is the checkpoint's name without suffix.
     """
     with session.run(project, target, run_id) as reached:
-        file = _checkpoint(reached, which, screen)["file"]
+        checkpoint = _checkpoint(reached, which, screen)
+        file = checkpoint["file"]
         below = place.format(stem=PurePath(file).stem).split("/")
         own = border.place(Path(reached.home.path), *below, what=reached.shell.name).path
         words = [f"checkpoint={reached.folder.checkpoints / file}", *overrides]
+        if module == "app.export" and PurePath(out or own).suffix == ".onnx":
+            words += _measured(reached, checkpoint["sha256"], overrides)
         return _app(reached, module, words, Path(out).absolute() if out else own, screen)
 
 
@@ -164,6 +167,19 @@ def _checkpoint(reached: Reached, which: str, screen: Screen) -> dict[str, Any]:
     if by := checkpoints.chosen_by(found, which, run_id):
         screen.say(f"{chosen['file']}: {by}")
     return chosen
+
+
+def _measured(reached: Reached, sha256: str, overrides: Sequence[str]) -> list[str]:
+    """The results of `evaluate` for `export`, which writes their thresholds, if they have this checkpoint."""
+    file = reached.home.path / "evaluation" / "eval.json"
+    is_given = any(each.startswith("evaluation=") for each in overrides)
+    if is_given or not Path(file).is_file() or f'"{sha256}"' not in Path(file).read_text("utf-8", "replace"):
+        return []
+    if reached.machine is None or reached.machine.is_here:
+        return [f"evaluation={file}"]
+    there = reached.folder.path / "results" / "of_evaluate.json"
+    transfer.push(reached.shell, Path(file), there)
+    return [f"evaluation={there}"]
 
 
 def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen: Screen) -> int:

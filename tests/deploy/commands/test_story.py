@@ -292,6 +292,15 @@ def test_measuring_and_exporting_checkpoints_of_a_run(project: Project) -> None:
     exported = given("export", "--set", "opset=17")
     assert Path(exported["checkpoint"]).name == "epoch_002.pt"
     assert (exported["out"], exported["opset"]) == (str(home / "epoch_002.onnx"), "17")
+    assert "evaluation" not in exported
+    note = json.loads((home / "checkpoints" / "epoch_002.json").read_text())
+    results = home / "evaluation" / "eval.json"
+    results.parent.mkdir()
+    results.write_text(json.dumps({"weights": [{"sha256": note["sha256"], "sets": {}}]}))
+    assert given("export")["evaluation"] == str(results)
+    assert "evaluation" not in given("export", "--which", "1")
+    assert "evaluation" not in given("export", "--out", "backbone.pt")
+    assert given("export", "--set", "evaluation=x.json")["evaluation"] == "x.json"
 
 
 def test_a_failed_job_is_a_failed_command(project: Project) -> None:
