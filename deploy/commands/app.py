@@ -11,7 +11,7 @@ from typing import Any
 
 from deploy import border
 from deploy.border import Name, Place, chosen
-from deploy.errors import WrongUse, command
+from deploy.errors import StepFailed, WrongUse, command, quoted
 from deploy.runs import checkpoints, session
 from deploy.runs.session import Reached
 from deploy.shell import LocalShell, transfer
@@ -189,17 +189,35 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
     plan = reached.read_plan()
     there = reached.folder.path / "results" / out.name
     argv = [plan["argv"][0], "-m", module, *words, f"out={there}"]
-    for line in reached.shell.stream(argv, cwd=reached.machine.path(plan["cwd"])):
-        screen.say(line)
+    try:
+        for line in reached.shell.stream(argv, cwd=reached.machine.path(plan["cwd"])):
+            screen.say(line)
+    except StepFailed as failed:
+        raise _without_images(reached, plan) or failed from failed
     most = border.FILE_BYTES["result"]
     if out.suffix:
-        transfer.fetch(reached.shell, there, chosen(out), most_bytes=most)
+        beside = [".json"] if out.suffix == ".onnx" else []  # what the file takes, and the thresholds
+        for suffix in [out.suffix, *beside]:
+            transfer.fetch(reached.shell, there.with_suffix(suffix), chosen(out.with_suffix(suffix)), most_bytes=most)
     else:
         what, listed = f"{reached.shell.name}: the results", reached.shell.listdir(there)[: border.RESULTS_MOST]
         for name in [Name(each, what, like=border.RESULT) for each in listed]:
             transfer.fetch(reached.shell, there / name, Place(out, (name,)), most_bytes=most)
     screen.say(f"downloaded: {near(out)}")
     return 0
+
+
+def _without_images(reached: Reached, plan: Mapping[str, Any]) -> StepFailed | None:
+    """Why a command failed, if the machine no longer has the images of the run: `down` and a restart empty its RAM."""
+    path, given = str(plan["data_path"]), plan["request"].get("data")
+    if reached.machine is None or reached.shell.size(reached.machine.path(path)) is not None:
+        return None
+    run, target = reached.record.run_id, reached.record.target
+    again = f"a run with --data {quoted(given)}" if given else "deploy"
+    return StepFailed(
+        f"target '{target}' no longer has the images of run {run}, {path}: {again} stages them again",
+        next_command=None if given else command(f"deploy --on {target}"),
+    )
 
 
 def _here(project: Path, module: str, words: Sequence[str], of_command: Sequence[flags.Flag]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -297,6 +298,22 @@ def test_what_an_evaluation_measured_lies_beside_the_file(
         assert words in capsys.readouterr().err
 
 
+def test_the_program_of_the_tutorial_runs(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten lines of onnxruntime, of docs/tutorial.md, beside a file that `export` wrote."""
+    program = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text("utf-8").split("```python\n")[1]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    np.save("data/photos/images.npy", np.repeat(faces(3, 1, seed=2), 2, axis=0))
+    shutil.copy(exported, "model.onnx")
+    told = json.loads(exported.with_suffix(".json").read_text())
+    measured = {"photos-held-out": {"thresholds": {"far_1e-3": {"cosine": 0.5}}}}
+    Path("model.json").write_text(json.dumps({**told, "evaluation": measured}))
+    exec(program.partition("```")[0], {})  # noqa: S102 - of our own page
+    assert capsys.readouterr().out == "cosine 1.000, one person from 0.500 on\n"
+
+
 @pytest.mark.parametrize(("fourier", "suffix"), [("none", "pt"), ("none", "pth"), ("iresnet", "pt"), ("vit", "pt")])
 def test_weights_go_back_to_the_published_code(fourier: str, suffix: str, tmp_path: Path) -> None:
     """Loading the exported file gives the same weights, and its gain has the fork's order of colours."""
@@ -430,7 +447,7 @@ def test_a_kept_rule_is_a_line_and_exit_code_0(exported: Path, capsys: pytest.Ca
     *told, last = capsys.readouterr().out.splitlines()
     assert [line[:4] for line in told] == ["pass"] * 7 + ["    "] * 2
     assert "all rules pass" in last
-    assert "(pixel - 0) / 1" in told[-1]
+    assert "given pixels from 0 to 255" in told[-1]
 
 
 def valid(**changes: Any) -> onnx.ModelProto:
