@@ -30,7 +30,7 @@ from app.data.sources.photograph import (
     outline,
     photograph,
 )
-from app.errors import WrongUse
+from app.errors import WrongUse, quoted
 
 SIDE = 112
 
@@ -325,7 +325,8 @@ def test_heic_is_read_by_the_plugin_and_without_it_says_what_to_install(
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["x/ada/1.jpg", "x/bob/1.jpg"], "two levels below"),
+        (["x y/ada/1.jpg", "x y/bob/1.jpg"], "give path=QUOTED, or"),
+        (["ada/1.jpg", "bob/1.jpg", "bob/more/1.jpg"], "two levels below IN; move them into BOB, or"),
         (["1.jpg", "2.jpg"], "are not in sub-folders"),
         (["ada/1.txt"], "no images in sub-folders"),
         ([".hidden/1.jpg"], "no images in sub-folders"),
@@ -337,6 +338,8 @@ def test_a_tree_of_another_shape_is_refused_by_name(
     tree(tmp_path / "in", {file: encoded("JPEG") for file in files})
     assert run(tmp_path) == 2
     said = capsys.readouterr().err
+    place = tmp_path / "in"
+    words = words.replace("QUOTED", quoted(place / "x y")).replace("BOB", str(place / "bob")).replace("IN", str(place))
     assert words in said
     assert said.count("\n") == 1
 
