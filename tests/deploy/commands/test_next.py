@@ -41,6 +41,7 @@ ELSEWHERE = {
     "deploy/shell/host_keys.py:changed": (
         "deploy/shell/test_ssh_shell.py::test_the_advice_about_a_changed_host_key_works"
     ),
+    "deploy/runs/job.py:_busy": "deploy/commands/test_story.py::test_a_run_whose_folder_was_deleted_can_be_ended",
     "deploy/steps/restore.py:restore": "deploy/steps/test_restore.py::test_copies_that_cannot_be_read",
     "deploy/providers/runpod/create.py:_requested": (
         "deploy/providers/test_runpod_faults.py::test_a_creation_that_stays_unclear_is_named_and_found_later"

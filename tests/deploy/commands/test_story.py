@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -191,6 +192,20 @@ def test_stop_and_resume(project: Project) -> None:
     checkpoint = stopped["checkpoint"]
     assert f'"resumed_from": "epoch {checkpoint["epoch"]} step {checkpoint["step"]}"' in events()
     project.invoke("stop")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
+def test_a_run_whose_folder_was_deleted_can_be_ended(project: Project) -> None:
+    """The laptop does not know it any more, but it holds the machine. The advice ends it, with a checkpoint."""
+    lost = running(project)
+    shutil.rmtree(project.path / "runs" / lost)
+    refused = project.invoke("train", code=2).stderr
+    assert f"the machine is busy with run {lost}, which was not started from this folder" in refused
+    words = shlex.split(refused.partition("next: invoke ")[2])
+    project.invoke(*words)
+    wait_until(lambda: project.status_file(lost)["state"] == "stopped")
+    assert list((run_folder(project, lost) / "checkpoints").glob("*_step_*.pt"))
+    assert project.json("train")["state"] == "succeeded"
 
 
 def test_an_older_run_goes_on_by_its_name(project: Project) -> None:
