@@ -44,7 +44,7 @@ def claim(file: IO[bytes], size_bytes: int, what: str) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise WrongUse(
-            f"{what} needs {size_bytes / 2**20:,.0f} MiB in {folder} and {free / 2**20:,.0f} MiB are free; "
+            f"{what}: {size_bytes / 2**20:,.0f} MiB are needed in {folder}, and {free / 2**20:,.0f} MiB are free; "
             f"free some space or give another folder"
         ) from error
 

@@ -43,7 +43,7 @@ def test_claimed_room_that_was_not_used_is_given_back(tmp_path: Path) -> None:
 
 def test_more_than_there_is_room_for_is_refused_before_writing(tmp_path: Path) -> None:
     with (
-        pytest.raises(WrongUse, match=r"a checkpoint needs .* MiB .* are free"),
+        pytest.raises(WrongUse, match=r"a checkpoint: .* MiB are needed .* MiB are free"),
         atomic(tmp_path / "x", 2**60, "a checkpoint"),
     ):
         pytest.fail("must not get here")
