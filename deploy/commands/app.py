@@ -12,17 +12,19 @@ from typing import Any
 from deploy import border
 from deploy.border import Name, Place, chosen
 from deploy.errors import StepFailed, WrongUse, command, quoted
-from deploy.runs import checkpoints, session
+from deploy.pod.base.folder import read_json
+from deploy.runs import checkpoints, records, session
 from deploy.runs.session import Reached
 from deploy.shell import LocalShell, transfer
 from deploy.specs import flags
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.names import family_name, slug
+from deploy.specs.request import DATA_KEY, hydra_override
 from deploy.steps.provision import acquired, ready_code
 from deploy.ui.paths import near
 from deploy.ui.screen import Screen
 from deploy.workspace.encoded import IMAGES
-from deploy.workspace.sources import ON_THE_MACHINE
+from deploy.workspace.sources import HERE, ON_THE_MACHINE
 
 FLAGS = "SNIPERFACE_FLAGS"  # app/errors.py reads it
 
@@ -185,7 +187,8 @@ def _measured(reached: Reached, sha256: str, overrides: Sequence[str]) -> list[s
 def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen: Screen) -> int:
     """Run `python -m module *words out=…` with the run's code and environment. Results end up at `out` here."""
     if reached.machine is None or reached.machine.is_here:
-        return _here(reached.settings.project, module, [*words, f"out={out}"], flags.EVALUATE)
+        more = _images_here(reached, words, screen)
+        return _here(reached.settings.project, module, [*words, *more, f"out={out}"], flags.EVALUATE)
     plan = reached.read_plan()
     there = reached.folder.path / "results" / out.name
     argv = [plan["argv"][0], "-m", module, *words, f"out={there}"]
@@ -205,6 +208,25 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
             transfer.fetch(reached.shell, there / name, Place(out, (name,)), most_bytes=most)
     screen.say(f"downloaded: {near(out)}")
     return 0
+
+
+def _images_here(reached: Reached, words: Sequence[str], screen: Screen) -> list[str]:
+    """A word for the app, if a run's machine is gone but this laptop has the images that were sent to it."""
+    plan = records.carried_out(reached.settings.runs, reached.record.run_id)
+    data = plan.get("data")
+    if (
+        not isinstance(data, dict)
+        or Path(str(plan.get("data_path"))).exists()
+        or any(word.startswith(f"{DATA_KEY}=") for word in words)
+    ):
+        return []
+    project = reached.settings.project
+    images = Path(str(data.get("path"))) if data.get("where") == HERE else project / "data" / "orl" / "images.npy"
+    known = read_json(images.with_name("manifest.json")).get("dataset_id")
+    if not images.is_file() or known is None or known != data.get("dataset_id"):
+        return []
+    screen.say(f"with the images that are here: {near(images)}")
+    return [hydra_override(DATA_KEY, str(images))]
 
 
 def _without_images(reached: Reached, plan: Mapping[str, Any]) -> StepFailed | None:
