@@ -240,6 +240,5 @@ def test_a_run_that_was_heard_of_lately_is_not_asked_for(rented: Rented, capsys:
     rented.machine(hours=0.1)  # it has not lived for so long
     assert said(rented, capsys) == f"m costs $2.00 an hour: its run is over; {SEE}"
     rented.machine(hours=1)
-    assert (
-        said(rented, capsys) == f"m costs $2.00 an hour: its run is over; its guard had died and was started again; {SEE}"
-    )
+    again = "its guard had died and was started again"
+    assert said(rented, capsys) == f"m costs $2.00 an hour: its run is over; {again}; {SEE}"
