@@ -23,7 +23,7 @@ from torch import nn
 from app import export
 from app.config import BackboneConfig, load
 from app.data.augment import to_float
-from app.errors import WrongUse
+from app.errors import Failed, WrongUse
 from app.models import build_backbone
 from app.models.fourier import FourierLayer
 from app.onnx import compare, make, rules
@@ -104,6 +104,11 @@ def exported(weights: Path, images: Path, tmp_path_factory: pytest.TempPathFacto
     out = tmp_path_factory.mktemp("exported") / "model.onnx"
     assert export.main([f"weights={weights}", *WEIGHTS_OF_IRESNET, f"out={out}", f"check_images={images}"]) == 0
     return out
+
+
+class Fraction(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.frac(x)
 
 
 # Making the file
@@ -296,6 +301,24 @@ def test_what_an_evaluation_measured_lies_beside_the_file(
         (tmp_path / "eval.json").write_text(content)
         assert export.main([*given, f"evaluation={tmp_path}/eval.json"]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (torch.nn.AdaptiveAvgPool2d(3), "ONNX export of operator adaptive_avg_pool2d, output size that are not factor"),
+        (Fraction(), "'aten::frac' to ONNX opset version 11 is not supported"),
+    ],
+)
+def test_a_layer_that_onnx_lacks_is_one_sentence(
+    layer: torch.nn.Module, why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Failed, match=r"^torch cannot write this network as ONNX: ") as error:
+        make.to_onnx(torch.nn.Sequential(layer, torch.nn.Flatten()), image_size=112, opset=11, inside=True)
+    assert why in str(error.value)
+    assert "Please" not in str(error.value)
+    assert str(error.value).endswith("; use another layer there, or another opset, such as opset=17")
+    assert capfd.readouterr().out == ""
 
 
 def test_the_program_of_the_tutorial_runs(
