@@ -325,6 +325,9 @@ def test_a_failed_job_is_a_failed_command(project: Project) -> None:
     assert (document["state"], document["checkpoint"]["epoch"]) == ("failed", 0)
     assert "the loss is not a number" in done.stderr
     assert f"invoke train --resume auto --run {document['run_id']}" in done.stderr
+    watched = project.invoke("watch", "--json", code=1)
+    assert (json.loads(watched.stdout)["state"], "the loss is not a number" in watched.stderr) == ("failed", False)
+    assert f"error: run {document['run_id']} failed: the job ended with exit code 1" in watched.stderr
 
 
 def test_a_job_may_say_that_its_input_was_wrong(project: Project) -> None:
