@@ -344,6 +344,17 @@ def test_a_tree_of_another_shape_is_refused_by_name(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("more", [(), ("align=auto", "not_found=keep")])
+def test_an_unreadable_photograph_has_no_size(tmp_path: Path, more: tuple[str, ...]) -> None:
+    tree(tmp_path / "in", {f"ada/{name}.png": encoded("PNG") for name in "abc"} | {"ada/d.png": b"no picture"})
+    assert run(tmp_path, "unreadable=skip", *more) == 0
+    told = json.loads((tmp_path / "out" / "manifest.json").read_text())["passport"]
+    assert (told["shorter_side_px"], told["left_out"]) == (
+        {"least": 112, "median": 112, "most": 112},
+        {"unreadable": 1},
+    )
+
+
 def people(folder: Path, count: int, broken: tuple[int, ...] = ()) -> None:
     tree(
         folder,
