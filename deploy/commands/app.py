@@ -221,7 +221,10 @@ def _images_here(reached: Reached, words: Sequence[str], screen: Screen) -> list
     ):
         return []
     project = reached.settings.project
-    images = Path(str(data.get("path"))) if data.get("where") == HERE else project / "data" / "orl" / "images.npy"
+    decided = read_json(Path(reached.home.plan)).get("data")  # by this computer, before a machine said anything
+    decided = decided if isinstance(decided, dict) else {}
+    sent = decided.get("path") if decided.get("where") == HERE else None
+    images = Path(str(sent)) if sent else project / "data" / "orl" / "images.npy"
     known = read_json(images.with_name("manifest.json")).get("dataset_id")
     if not images.is_file() or known is None or known != data.get("dataset_id"):
         return []

@@ -73,7 +73,8 @@ def test_a_host_that_works_becomes_a_target(
         assert code == 1
         assert "error: target 'own-box' was not written: " in err
         assert not home.exists()
-        code, _, err = answer(capfd, *words, *more[2:], "--port", str(server.port))  # nobody can be asked
+        unknown = [word.replace("own-box", "new-box") for word in words]
+        code, _, err = answer(capfd, *unknown, *more[2:], "--port", str(server.port))  # nobody can be asked
         assert code == 1
         assert f"is not known: if {pinned} is right, give --fingerprint {pinned}\n" in err
         code, out, err = answer(capfd, *words, *more, "--port", str(server.port))
