@@ -47,10 +47,10 @@ def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None, **r
     group=RUNS,
     examples=(
         "train",
-        "train --on ssh --data faces/images.npy --fraction 0.01",
+        "train --on ssh --data data/faces/images.npy --fraction 0.01",
         "train --on runpod --gpus A100:2 --dry-run",
         "train --name lr_03 --set train.optimizer.lr=0.03",
-        "train --resume auto --set train.epochs=48",
+        "train --resume runs/RUN/checkpoints/epoch_023.pt --set train.epochs=48",
         "train --sweep train.optimizer.lr=0.03,0.1",
         "train --sweep train.optimizer.lr=0.03,0.1 --on gpu1,gpu2",
     ),
@@ -205,8 +205,8 @@ def fetch_checkpoint(
     *flags.PREPARE,
     group=MODELS,
     examples=(
-        "prepare --source folder --path faces --held-out 1000",
-        "prepare --source pairs --path pairs.csv --align auto",
+        "prepare --source folder --path photos --held-out 1000",
+        "prepare --source pairs --path photos/pairs.csv --align auto",
         "prepare --source synthetic --identities 2000 --per-identity 20",
     ),
 )

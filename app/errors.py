@@ -43,6 +43,8 @@ def as_typed(text: str) -> str:
     if names is None:
         return text
     options = "|".join(map(re.escape, names.split()))
+    if "set" in names.split():  # the keys of the configuration follow this flag
+        text = re.sub(r"\bgive (?=[a-z_]+\.[a-z_.]+=)", "give --set ", text)
     # Without a value, as in "align= has no effect", no space follows the flag.
     return re.sub(
         rf"(?<![\w.])({options})=(?=([\w/.'\"…~*{{<-])?)",

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -44,7 +45,7 @@ def claim(file: IO[bytes], size_bytes: int, what: str) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise WrongUse(
-            f"{what} needs {size_bytes / 2**20:,.0f} MiB in {folder} and {free / 2**20:,.0f} MiB are free; "
+            f"{what}: {size_bytes / 2**20:,.0f} MiB are needed in {folder}, and {free / 2**20:,.0f} MiB are free; "
             f"free some space or give another folder"
         ) from error
 
@@ -153,12 +154,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def make_folder(path: Path, key: str, of: Path | None = None) -> None:
     """Make the folder that option `key` names, or the folder of the file `of` that it names. Raises WrongUse.
 
-    Called before any work is done, so that a bad path fails early.
+    Called before any work is done, so that a bad path, or a folder that takes no files, fails early.
     """
+    what = f"{key}={path}" if of is None else f"{key}={of} lies in {path}, which"
+    cannot = "cannot be created as a folder"
     try:
         path.mkdir(parents=True, exist_ok=True)
+        cannot = "takes no files"
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
-        wanted = f"{key}={path} cannot be created as a folder"
-        if of is not None:
-            wanted = f"{key}={of} lies in {path}, which cannot be created as a folder"
-        raise WrongUse(f"{wanted} ({error.strerror}); give another {key}") from error
+        raise WrongUse(f"{what} {cannot} ({error.strerror}); give another {key}=…") from error

@@ -41,6 +41,7 @@ def code(text: str) -> str:
 def commands() -> Iterator[str]:
     """The page of the commands, from the flags that `--help` shows."""
     import tasks
+    from deploy.commands.program import one_line
 
     menu = tasks.COMMAND_LINE.commands
     yield "# Commands\n"
@@ -52,7 +53,7 @@ def commands() -> Iterator[str]:
             if each.group != group:
                 continue
             yield f"### `invoke {name}`\n"
-            yield f"{each.__doc__}\n"
+            yield f"{one_line(each)}\n"
             if each.examples:
                 yield "```"
                 yield from (f"invoke {example}" for example in each.examples)

@@ -124,9 +124,14 @@ def test_each_picture_is_made_by_a_script_small_and_shown() -> None:
         assert picture.stat().st_size <= 60_000, picture
 
 
-def test_the_photographs_of_the_tutorial_are_no_code() -> None:
+def test_photographs_and_models_of_the_docs_are_no_code() -> None:
     """Anything that git does not ignore is uploaded with the code, to rented machines too."""
-    named = set(re.findall(r"--path (\S+)", text("docs/tutorial.md")))
-    assert named == {"photos"}
-    ignored = subprocess.run(["git", "check-ignore", *(f"{name}/anna/1.jpg" for name in named)], cwd=PROJECT)
-    assert ignored.returncode == 0
+    pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    pages += text("README.md")
+    read = {f"{name}/anna/1.jpg" for name in re.findall(r"--(?:path|data) (?!machine|s3)([a-z][a-z./]*)", pages)}
+    written = set(re.findall(r"(?:--out|--to|\bout=) ?([a-z][a-z_/]*\.[a-z]+|data/\w+)", pages))
+    assert {"photos/anna/1.jpg", "photos/staff/anna/1.jpg"} <= read
+    assert {"model.onnx", "model.pt", "backbone.pt", "embeddings.npy", "data/pairs", "data/mining"} <= written
+    named = sorted({*read, *written, "model.json"})
+    ignored = subprocess.run(["git", "check-ignore", *named], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert ignored.stdout.split() == named

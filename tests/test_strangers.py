@@ -20,6 +20,8 @@ RIGHT = {
     "deploy/billing/teardown.py: folder / name": "a path on the machine, which it is asked about",
     "deploy/commands/program.py: print(command_line.version(self.project))": "this project and its commit, by git here",
     "deploy/runs/checkpoints.py: folder.checkpoints / name": "a path on the machine, or in a run's folder, to read",
+    "deploy/commands/app.py: Path(str(plan.get('data_path')))": "only looked for, never opened",
+    "deploy/commands/app.py: Path(str(sent))": "plan.json, which this computer wrote",
     "deploy/commands/execute.py: Path(folder)": "plan.json, which this computer wrote",
     "deploy/commands/execute.py: PurePath(python)": "plan.json, which this computer wrote",
     "deploy/specs/request.py: Path(told or '')": "a flag that the user typed",

@@ -70,7 +70,8 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
         raise WrongUse(_unreadable_file(error) or _one_sentence(error, overrides)) from error
     assert isinstance(config, Config)
     for fault in faults(config):
-        raise WrongUse(fault)
+        is_saved = base is not None and not any(fault.startswith(word.partition("=")[0]) for word in overrides)
+        raise WrongUse(f"{base}: {fault}" if is_saved else fault)
     return config
 
 

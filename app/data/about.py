@@ -199,7 +199,8 @@ def in_words(told: About) -> list[str]:
         of = "" if part["people"] is None or not part["images"] else f" of {part['people']:,} people"
         lines[title] = f"{part['images']:,} images{of}"
     if told["people_in_both"]:
-        lines["held out"] += f"; {told['people_in_both']:,} of these people are trained on too"
+        are = "is" if told["people_in_both"] == 1 else "are"
+        lines["held out"] += f"; {told['people_in_both']:,} of these people {are} trained on too"
     if told["part_of"]:
         lines["part"] = f"the fraction {told['part_of'].get('fraction', 1):g} of its data set"
     if told["packed"]:

@@ -30,7 +30,7 @@ def folds_of(same: Answers, what: str) -> Folds:
     for kind, name in ((True, "one person"), (False, "two people")):
         count = int((same == kind).sum())
         if count < FOLDS:
-            raise WrongUse(f"{what} has {count} pairs of {name}; it needs at least {FOLDS} of each kind to be measured")
+            raise WrongUse(f"{what} has too few pairs of {name}: {count}; give at least {FOLDS} of each kind")
     tenths = np.array_split(np.arange(len(same)), FOLDS)
     fold = np.empty(len(same), np.int64)
     if all(0 < same[tenth].sum() < len(tenth) for tenth in tenths):

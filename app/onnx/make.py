@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -26,10 +27,11 @@ import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.onnx.errors import OnnxExporterError
 from torch.overrides import TorchFunctionMode
 
 from app.data.arrays import SIDE
-from app.errors import WrongUse
+from app.errors import Failed, WrongUse
 
 INPUT, OUTPUT, BATCH = "input", "embedding", "N"
 OPSETS = range(11, 21)  # the older exporter ends at 20
@@ -41,7 +43,8 @@ def to_onnx(backbone: nn.Module, *, image_size: int, opset: int, inside: bool) -
     """Return the file's content: images fp32 [N, 3, 112, 112] RGB -> embeddings fp32 [N, D], N symbolic.
 
     `inside`: the input is 0 … 255, and the first nodes, Sub and Mul, normalise it; else it is in [-1, 1]. The backbone
-    takes [N, 3, S, S] with S = `image_size` and is not changed. Raises WrongUse if it exceeds 2 GiB.
+    takes [N, 3, S, S] with S = `image_size` and is not changed. Raises WrongUse if it exceeds 2 GiB, and
+    Failed for a layer that ONNX lacks.
     """
     size_bytes = sum(t.nbytes for t in backbone.state_dict().values())
     if size_bytes > MOST_BYTES:
@@ -53,16 +56,24 @@ def to_onnx(backbone: nn.Module, *, image_size: int, opset: int, inside: bool) -
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)  # the older exporter is deprecated, see above
-        torch.onnx.export(
-            network,
-            (torch.zeros(2, 3, SIDE, SIDE),),
-            file,
-            dynamo=False,
-            opset_version=opset,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_axes={INPUT: {0: BATCH}, OUTPUT: {0: BATCH}},
-        )
+        torch._C._jit_set_onnx_log_output_stream("stderr")  # torch shows the graph of a network that it cannot write
+        try:
+            torch.onnx.export(
+                network,
+                (torch.zeros(2, 3, SIDE, SIDE),),
+                file,
+                dynamo=False,
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_axes={INPUT: {0: BATCH}, OUTPUT: {0: BATCH}},
+            )
+        except OnnxExporterError as error:
+            why = re.split(r"\.? (?:Please|\[Caused)", str(error).splitlines()[0])[0]
+            raise Failed(
+                f"torch cannot write this network as ONNX: {why}; use another layer there, or another opset, such as "
+                "opset=17"
+            ) from error
     model = onnx.load_from_string(file.getvalue())
     tidy(model, inside)
     onnx.checker.check_model(model)

@@ -61,7 +61,7 @@ def judge(path: Path) -> list[Verdict]:
         nodes(model),
         versions(model),
         *running(path, *pixels),
-        Verdict("normalisation", None, f"it will be given (pixel - {pixels[0]:g}) / {pixels[1]:g}{overlooked(model)}"),
+        Verdict("normalisation", None, f"it will be given {taken(*pixels)}{overlooked(model)}"),
     ]
 
 
@@ -76,6 +76,11 @@ def read(path: Path) -> onnx.ModelProto:
             f"{path} is not a valid ONNX file ({first_line(error)}); give one that `python -m app.export` has written"
         ) from error
     return onnx.load(path, load_external_data=False)
+
+
+def taken(mean: float, std: float) -> str:
+    """What the caller gives, in words."""
+    return "pixels from 0 to 255" if (mean, std) == (0, 1) else f"(pixel - {mean:g}) / {std:g}"
 
 
 def input_(model: onnx.ModelProto) -> Verdict:

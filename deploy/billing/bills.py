@@ -138,7 +138,7 @@ def _priced(at: Reach, machine: Machine, now: float) -> Priced:
         f"its price is not known: {machine.fault}" if machine.fault else None,
         "stopped, and its disk is kept" if machine.is_stopped else None,
         past_ceiling(bill, limits),
-        None if living else "it has no run" if record else "no run of this laptop is on it",
+        None if living else "its run is over" if record else "no run of this laptop is on it",
     ]
     return Priced(machine, replace(bill, note="; ".join(filter(None, notes)) or None), on_it, limits)
 

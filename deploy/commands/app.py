@@ -11,18 +11,20 @@ from typing import Any
 
 from deploy import border
 from deploy.border import Name, Place, chosen
-from deploy.errors import WrongUse, command
-from deploy.runs import checkpoints, session
+from deploy.errors import StepFailed, WrongUse, command, quoted
+from deploy.pod.base.folder import read_json
+from deploy.runs import checkpoints, records, session
 from deploy.runs.session import Reached
 from deploy.shell import LocalShell, transfer
 from deploy.specs import flags
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.names import family_name, slug
+from deploy.specs.request import DATA_KEY, hydra_override
 from deploy.steps.provision import acquired, ready_code
 from deploy.ui.paths import near
 from deploy.ui.screen import Screen
 from deploy.workspace.encoded import IMAGES
-from deploy.workspace.sources import ON_THE_MACHINE
+from deploy.workspace.sources import HERE, ON_THE_MACHINE
 
 FLAGS = "SNIPERFACE_FLAGS"  # app/errors.py reads it
 
@@ -133,10 +135,13 @@ def of_checkpoint(
     Without `out` the results go to `place` in the run's folder; {stem} is the checkpoint's name without suffix.
     """
     with session.run(project, target, run_id) as reached:
-        file = _checkpoint(reached, which, screen)["file"]
+        checkpoint = _checkpoint(reached, which, screen)
+        file = checkpoint["file"]
         below = place.format(stem=PurePath(file).stem).split("/")
         own = border.place(Path(reached.home.path), *below, what=reached.shell.name).path
         words = [f"checkpoint={reached.folder.checkpoints / file}", *overrides]
+        if module == "app.export" and PurePath(out or own).suffix == ".onnx":
+            words += _measured(reached, checkpoint["sha256"], overrides)
         return _app(reached, module, words, Path(out).absolute() if out else own, screen)
 
 
@@ -166,24 +171,78 @@ def _checkpoint(reached: Reached, which: str, screen: Screen) -> dict[str, Any]:
     return chosen
 
 
+def _measured(reached: Reached, sha256: str, overrides: Sequence[str]) -> list[str]:
+    """The results of `evaluate` for `export`, which writes their thresholds, if they have this checkpoint."""
+    file = reached.home.path / "evaluation" / "eval.json"
+    is_given = any(each.startswith("evaluation=") for each in overrides)
+    if is_given or not Path(file).is_file() or f'"{sha256}"' not in Path(file).read_text("utf-8", "replace"):
+        return []
+    if reached.machine is None or reached.machine.is_here:
+        return [f"evaluation={file}"]
+    there = reached.folder.path / "results" / "of_evaluate.json"
+    transfer.push(reached.shell, Path(file), there)
+    return [f"evaluation={there}"]
+
+
 def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen: Screen) -> int:
     """Run `python -m module *words out=…` with the run's code and environment. Results end up at `out` here."""
     if reached.machine is None or reached.machine.is_here:
-        return _here(reached.settings.project, module, [*words, f"out={out}"], flags.EVALUATE)
+        more = _images_here(reached, words, screen)
+        return _here(reached.settings.project, module, [*words, *more, f"out={out}"], flags.EVALUATE)
     plan = reached.read_plan()
     there = reached.folder.path / "results" / out.name
     argv = [plan["argv"][0], "-m", module, *words, f"out={there}"]
-    for line in reached.shell.stream(argv, cwd=reached.machine.path(plan["cwd"])):
-        screen.say(line)
+    try:
+        for line in reached.shell.stream(argv, cwd=reached.machine.path(plan["cwd"])):
+            screen.say(line)
+    except StepFailed as failed:
+        raise _without_images(reached, plan) or failed from failed
     most = border.FILE_BYTES["result"]
     if out.suffix:
-        transfer.fetch(reached.shell, there, chosen(out), most_bytes=most)
+        beside = [".json"] if out.suffix == ".onnx" else []  # what the file takes, and the thresholds
+        for suffix in [out.suffix, *beside]:
+            transfer.fetch(reached.shell, there.with_suffix(suffix), chosen(out.with_suffix(suffix)), most_bytes=most)
     else:
         what, listed = f"{reached.shell.name}: the results", reached.shell.listdir(there)[: border.RESULTS_MOST]
         for name in [Name(each, what, like=border.RESULT) for each in listed]:
             transfer.fetch(reached.shell, there / name, Place(out, (name,)), most_bytes=most)
     screen.say(f"downloaded: {near(out)}")
     return 0
+
+
+def _images_here(reached: Reached, words: Sequence[str], screen: Screen) -> list[str]:
+    """A word for the app, if a run's machine is gone but this laptop has the images that were sent to it."""
+    plan = records.carried_out(reached.settings.runs, reached.record.run_id)
+    data = plan.get("data")
+    if (
+        not isinstance(data, dict)
+        or Path(str(plan.get("data_path"))).exists()
+        or any(word.startswith(f"{DATA_KEY}=") for word in words)
+    ):
+        return []
+    project = reached.settings.project
+    decided = read_json(Path(reached.home.plan)).get("data")  # by this computer, before a machine said anything
+    decided = decided if isinstance(decided, dict) else {}
+    sent = decided.get("path") if decided.get("where") == HERE else None
+    images = Path(str(sent)) if sent else project / "data" / "orl" / "images.npy"
+    known = read_json(images.with_name("manifest.json")).get("dataset_id")
+    if not images.is_file() or known is None or known != data.get("dataset_id"):
+        return []
+    screen.say(f"with the images that are here: {near(images)}")
+    return [hydra_override(DATA_KEY, str(images))]
+
+
+def _without_images(reached: Reached, plan: Mapping[str, Any]) -> StepFailed | None:
+    """Why a command failed, if the machine no longer has the images of the run: `down` and a restart empty its RAM."""
+    path, given = str(plan["data_path"]), plan["request"].get("data")
+    if reached.machine is None or reached.shell.size(reached.machine.path(path)) is not None:
+        return None
+    run, target = reached.record.run_id, reached.record.target
+    again = f"a run with --data {quoted(given)}" if given else "deploy"
+    return StepFailed(
+        f"target '{target}' no longer has the images of run {run}, {path}: {again} stages them again",
+        next_command=None if given else command(f"deploy --on {target}"),
+    )
 
 
 def _here(project: Path, module: str, words: Sequence[str], of_command: Sequence[flags.Flag]) -> int:

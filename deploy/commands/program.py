@@ -206,14 +206,14 @@ class CommandLine(Program):
         print(f"Usage: {command('COMMAND [flags]')}\n")
         for group in dict.fromkeys(each.group for each in self.commands.values()):
             print(f"{group}:\n")
-            self.print_columns([(name, each.__doc__) for name, each in self.commands.items() if each.group == group])
+            self.print_columns([(name, one_line(each)) for name, each in self.commands.items() if each.group == group])
         print(f"The flags of a command, with examples: {command('COMMAND --help')}\n")
 
     def print_task_help(self, name: str) -> None:
         """Print what one command does, its flags by group, and examples."""
         asked = self.commands[name]
         print(f"Usage: {command(name)}{_usage(asked.flags)}\n")
-        print(f"{asked.__doc__}\n")
+        print(f"{one_line(asked)}\n")
         for group in dict.fromkeys(flag.group for flag in asked.flags):
             print(f"{group}:\n")
             shown = [(" ".join(filter(None, [flag.typed, flag.value])), flag) for flag in asked.flags]
@@ -221,6 +221,11 @@ class CommandLine(Program):
         if asked.examples:
             print("Examples:\n")
             print("\n".join(f"  {command(example)}" for example in asked.examples), end="\n\n")
+
+
+def one_line(of: object) -> str:
+    """The docstring of a command as one paragraph."""
+    return " ".join((of.__doc__ or "").split())
 
 
 def _usage(flags: Sequence[Flag]) -> str:

@@ -109,9 +109,7 @@ def refuse_to_forget(at: Reach, checked: Sequence[resolve.Checked], screen: Scre
         return
     record, _ = at.look(newest)
     if record.state == "lost":
-        screen.say(
-            f"{documents.how_it_is(record)}; to continue it instead: {documents.resume(record)} --run {newest.run_id}"
-        )
+        screen.say(f"{documents.how_it_is(record)}; to continue it instead: {documents.resume(record)}")
 
 
 def bring_home(at: Reach, done: Mapping[str, Record], screen: Screen) -> None:

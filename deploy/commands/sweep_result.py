@@ -39,7 +39,7 @@ def over(record: Record | None, failure: DeployError | None, before: DeployError
     """
     if failure:
         if record and record.state in records.UNFINISHED:  # it is not the newest one for long
-            failure.next_command = f"{documents.resume(record)} --run {record.run_id}"
+            failure.next_command = documents.resume(record)
         screen.failure(failure)
     return end_of_sweep(
         record.state if record else None,

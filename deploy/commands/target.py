@@ -84,7 +84,8 @@ def add_ssh(project: Path, screen: Screen, given: Mapping[str, str]) -> dict[str
     for finding in findings:
         if finding.level == "problem":
             fix = None if finding.fix and targets.shown(file) in finding.fix else finding.fix
-            raise StepFailed(f"target '{name}' was not written: {finding.found}", next_command=fix)
+            found = re.sub(r"write fingerprint: (\S+) into the target's file", r"give --fingerprint \1", finding.found)
+            raise StepFailed(f"target '{name}' was not written: {found}", next_command=fix)
         screen.say(f"  {finding.what}: {finding.found}")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE, target_schema())

@@ -67,7 +67,8 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
 
     Stops the run once its machines have cost `max_usd` (None: the target's) over all attempts. The cost is computed
     from the provider's price and this computer's clock. Machines that do not stop then are released. At the end of the
-    run, a machine that cannot release itself is released, unless another run is on it.
+    run, a machine that cannot release itself is released, unless another run is on it. Raises StepFailed for a run that
+    failed.
     """
     record = records.get(project / "runs", run_id, target)
     about = load(project, record.target).target
@@ -100,11 +101,15 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
             screen.say(f"{documents.how_it_is(record)}; continuing on another machine")
             record = _go_on_elsewhere(project, record, screen)
         elif record.state in FINAL_STATES:
-            screen.say(documents.how_it_is(record))
             run_notify_command(load(project, record.target), record, screen)
             if about.options.release == LAPTOP:
                 release_idle(project, record, screen)
-            return documents.row(record, note=notes.read(project / "runs", record.run_id))
+            row = documents.row(record, note=notes.read(project / "runs", record.run_id))
+            if record.state == "failed":
+                screen.document(row)
+                raise StepFailed(documents.how_it_is(record), next_command=documents.resume(record))
+            screen.say(documents.how_it_is(record))
+            return row
         else:
             time.sleep(about.options.poll_s or EVERY_S)
 

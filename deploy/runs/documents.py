@@ -150,8 +150,8 @@ def _after_success(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def resume(record: Record) -> str:
-    """The command that continues an unfinished run."""
-    return command("train --resume auto" + on(record))
+    """The command that continues an unfinished run. It names the run, which need not be its target's newest."""
+    return command(f"train --resume auto{on(record)} --run {record.run_id}")
 
 
 def on(run: Record | Plan) -> str:

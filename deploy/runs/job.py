@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from deploy import border
+from deploy.border import Name
 from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, program, quoted
 from deploy.pod.base.evidence import EVIDENCE_BYTES, last_words
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, as_json
@@ -26,6 +28,7 @@ from deploy.specs.plan import Plan
 
 POLL_S = 0.3
 START_LIMIT_S = 30
+HOLDER = re.compile(r"busy with run ([a-z0-9][a-z0-9._-]*)\Z")
 PIECE_BYTES = 2 << 20  # most that one request reads of a log
 PIECES_AHEAD = 3  # requests on their way while a long log is shown: one would leave the line idle for a round trip
 EVENTS_BYTES = 1 << 20  # the same of metrics.jsonl: parsed events take up to thirty times as much memory
@@ -93,8 +96,7 @@ def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan, machine: Ma
         status = look(shell, folder)
         if status and status.attempt == plan.attempt:
             if status.state == "failed" and status.started is None:
-                stop = command(f"stop --on {plan.target}")
-                raise WrongUse(f"{status.reason}: wait for it, or stop it", next_command=stop)
+                raise _busy(str(status.reason), folder, plan)
             return
         time.sleep(POLL_S / 3)
     where = f"in {plan.cwd}" + ("" if machine.is_here else ", on the machine")
@@ -102,6 +104,18 @@ def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan, machine: Ma
     raise StepFailed(
         "the supervisor did not answer after its start",
         next_command=f"{python} -m deploy.pod.supervisor {quoted(folder.path)}   ({where})",
+    )
+
+
+def _busy(reason: str, folder: RunFolder, plan: Plan) -> WrongUse:
+    """Another run holds the machine. `stop` would not find it: `train` refuses before if it is a run of this laptop."""
+    holder = HOLDER.search(reason)
+    if holder is None:
+        return WrongUse(f"{reason}: wait for it", next_command=command(f"status --on {plan.target}"))
+    request = RunFolder(folder.path.parent / Name(holder[1])).stop_request
+    return WrongUse(
+        f"{reason}, which was not started from this folder: wait for it, or end it with a checkpoint",
+        next_command=command(f"exec --on {plan.target} -- touch {quoted(request)}"),
     )
 
 

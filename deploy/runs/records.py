@@ -174,6 +174,11 @@ def choose(newest: Sequence[Record], run_id: str | None, target: str, typed: str
     """
     if run_id is None:
         found = next((record for record in newest if record.target == target), None)
+        if found is None and newest:
+            other = newest[0].target
+            raise WrongUse(
+                f"there is no run on target '{target}' yet, and the newest is on '{other}': give --on {other}"
+            )
         if found is None:
             raise WrongUse(f"there is no run on target '{target}' yet", next_command=command(f"train --on {target}"))
         return found

@@ -234,7 +234,7 @@ def _with_overrides(values: dict[str, Any]) -> dict[str, Any]:
         flag = KEYS_WITH_FLAGS.get(key)
         if flag is None:
             others.append(override)
-        elif values.setdefault(flag, _unquote(value)) != _unquote(value):
+        elif values.setdefault(flag, unquoted(value)) != unquoted(value):
             raise WrongUse(f"--{flag} {values[flag]} and --set {override} differ: give one of them")
     return {**values, "overrides": others} if others else values
 
@@ -283,7 +283,7 @@ def user_overrides(request: Request, *, tryout: bool) -> tuple[str, ...]:
     return (*chosen, *recipe, *request.overrides)
 
 
-def _unquote(value: str) -> str:
+def unquoted(value: str) -> str:
     """Remove Hydra's quotes from a value, for the few keys that the launcher handles."""
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
         return value[1:-1].replace(f"\\{value[0]}", value[0])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from deploy.errors import WrongUse, unknown
+from deploy.errors import WrongUse, command, unknown
 from deploy.pod.base.limits import ON_END, RUNPOD
 from deploy.pod.base.notify import why_not
 from deploy.specs import targets
@@ -17,6 +17,7 @@ from deploy.specs.options import Mount, Options, Registry, wrong_image
 from deploy.specs.settings_file import Source, converted, read_yaml, types_of
 
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
+EXAMPLE = ("gpu-box", "conf/deploy/ssh.yaml")  # a host that does not exist, and the file of the project that names it
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Ssh(Options):
 
     def silent_fix(self, target: str, where: str) -> str:
         del target
+        if (self.host, where) == EXAMPLE:
+            return f"make a target of your own host: {command('target add ssh --host HOST')}"
         return f"set host, user and key in {where}"
 
 

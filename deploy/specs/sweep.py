@@ -82,7 +82,7 @@ def _values(text: str) -> tuple[str, list[str]]:
         raise WrongUse(f"--sweep {key} is not possible: it is no setting that differs between runs; leave it out")
     if FUNCTIONS.match(rest):
         raise WrongUse(f"--sweep {text} is no list: write the values, separated by commas, such as --sweep {EXAMPLE}")
-    values = _split(rest)
+    values = split(rest)
     if values is None:
         raise WrongUse(f"--sweep {text} has a bracket or a quote that does not end: end it")
     if "" in values:
@@ -95,7 +95,7 @@ def _values(text: str) -> tuple[str, list[str]]:
     return key, values
 
 
-def _split(text: str) -> list[str] | None:
+def split(text: str) -> list[str] | None:
     """Split at commas outside of quotes and brackets, as in `[1,2],[3]`. None: one of them does not end."""
     parts, depth, quote, escaped = [""], 0, "", False
     for letter in text:

@@ -10,8 +10,10 @@ from typing import Any
 from deploy.errors import WrongUse
 from deploy.runs import checkpoints
 from deploy.runs.session import Reach, Reached
+from deploy.shell import LocalShell
 from deploy.specs.facts import Continuation
 from deploy.specs.request import Request, contradictions
+from deploy.ui.paths import near
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,15 @@ def carry_on(found: Reached, request: Request, *, from_its_own: bool) -> tuple[R
         more |= {"spot": request.spot, "no_spot": request.no_spot}
     earlier = Request(**{**told, "resume": "auto", **more})
     for flag in contradictions(request, earlier):
+        here = next(reversed(checkpoints.whole(LocalShell(), found.home)), None)
+        start = (
+            f"from its checkpoint: --resume {near(found.home.checkpoints / here['file'])}"
+            if here
+            else "with --resume none"
+        )
         raise WrongUse(
             f"{flag} contradicts run {record.run_id}, which --resume auto would continue: leave it out, or start a "
-            "new run with --resume none"
+            f"new run {start}"
         )
     # A run that began from the user's checkpoint, and has none of its own yet, begins from that one again.
     resume = "auto" if from_its_own or plan["resume"] == "none" else str(plan["resume"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.util import find_spec
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, TypeVar
 
 from deploy.errors import DeployError, StepFailed, WrongUse, bootstrap_command
@@ -18,7 +19,7 @@ from deploy.pod.base.redact import SHORTEST
 from deploy.runs import records, watchdog
 from deploy.runs.session import Reach
 from deploy.shell import LocalShell, load_ssh
-from deploy.specs import memory, shards
+from deploy.specs import files, memory, shards
 from deploy.specs.estimate import NEWEST
 from deploy.specs.facts import Continuation, DataFacts, Facts
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
@@ -30,6 +31,7 @@ from deploy.steps.continuing import Start
 from deploy.steps.measured import measured_in, succeeded_of
 from deploy.workspace import code, compression, devices, sources
 from deploy.workspace import dataset as data
+from deploy.workspace.exclude import NEVER_CODE
 from deploy.workspace.shards import refuse_undividable, staged_blocks
 from deploy.workspace.sources import Origin
 
@@ -61,6 +63,9 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
     settings = reach.settings
     _refuse_secrets(settings, overrides=request.overrides, env=request.env)
     _check_nodes(settings, request.nodes or settings.target.nodes, queue=request.queue)
+    _refuse_missing_files(settings, request.overrides)
+    if settings.is_local:
+        request = replace(request, overrides=files.absolute(request.overrides, Path.cwd()))
     start = continuing.start_of(reach, request)
     return _check_start(reach, start, suspicious)
 
@@ -135,6 +140,31 @@ def _check_nodes(settings: Settings, nodes: int, *, queue: bool) -> None:
     settings.target.options.refuse_nodes(nodes, settings.target.name, settings.where)
     if nodes > 1 and queue:
         raise WrongUse("--queue is for runs on one machine: leave it out, or give --nodes 1")
+
+
+def _refuse_missing_files(settings: Settings, overrides: Sequence[str]) -> None:
+    """Raise WrongUse for a file in --set that the job cannot find, before a machine is made.
+
+    A relative path means this folder. On another machine, it means a file of the code, which is sent.
+    """
+    for override in overrides:
+        key, paths = files.named(override)
+        for path in paths:
+            here = Path(path).absolute()
+            if settings.is_local:
+                if not here.exists():
+                    raise WrongUse(f"--set {key}: there is no {here}; give one such as {files.EXAMPLES[key]}")
+            elif not PurePosixPath(path).is_absolute() and not _is_of_the_code(settings.project, path):
+                raise WrongUse(
+                    f"--set {key}: {path} is no file of the code, and nothing else of this computer is sent; give its "
+                    f"path on the machine, such as /workspace/{PurePath(path).name}"
+                )
+
+
+def _is_of_the_code(project: Path, path: str) -> bool:
+    """Whether a path that is relative to the project is a file of the copy that a job runs in."""
+    top = PurePath(os.path.normpath(path)).parts[:1]
+    return (project / path).exists() and top != () and top[0] not in ("..", *NEVER_CODE)
 
 
 def _refuse_missing_packages(settings: Settings, config: Mapping[str, Any]) -> None:

@@ -125,7 +125,7 @@ def restore(settings: Settings, machine: Machine, shell: Shell, plan: Plan, scre
         raise NothingReadable(
             f"nothing of run {plan.run_id} could be restored: {_place(settings.target.sync_to)} cannot be read "
             f"({seen.why_not}), and there is no complete checkpoint elsewhere",
-            next_command=command(f"train --resume auto --on {plan.target}")
+            next_command=command(f"train --resume auto --on {plan.target} --run {plan.run_id}")
             + "   (once it can be read; or --resume none)",
         )
     screen.say(f"no complete checkpoint of run {plan.run_id} was found: it starts from the beginning")

@@ -27,7 +27,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     changed = f" plus {plural(plan.code.changed_files, 'changed file')}" if plan.code.changed_files else ""
     if plan.code.kind == "copy":
         code, changed = "a copy of the code folders (this folder is no git repository)", ""
-    where = f"staged into {plan.data_path}" if plan.stage else f"read in place from {shown(plan.data_path)}"
+    where = f"staged into {plan.data_path}" if plan.stage else f"read in place from {_place(plan.data_path)}"
     minutes = "unknown" if plan.expected_minutes is None else f"about {plan.expected_minutes:.1f}"
     return [
         ("where", f"target {plan.target}: {_hardware(plan)}; {plan.root}"),
@@ -52,6 +52,11 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("expected dollars", dollars(plan, plan.expected_usd) + (" (spot)" if plan.spot else "")),
         *_release(plan),
     ]
+
+
+def _place(path: str) -> str:
+    """An address without its secrets, or a path as it is: a folder may have `#` in its name."""
+    return shown(path) if "://" in path else path
 
 
 def _search(search: Search) -> str:
@@ -163,7 +168,7 @@ def gpus_of(plan: Plan) -> str:
 
 def _images(plan: Plan) -> str:
     if not plan.data.rows:
-        return f"checked in place ({shown(plan.data.path)})"
+        return f"checked in place ({_place(plan.data.path)})"
     return f"{plan.data.rows} images, {plan.data.train_rows} to train on"
 
 

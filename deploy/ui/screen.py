@@ -13,6 +13,7 @@ from deploy.errors import DeployError
 from deploy.pod.base.text import visible, visible_log
 from deploy.specs.estimate import Compared, duration
 from deploy.specs.plan import Plan
+from deploy.ui import narrow
 from deploy.ui.compare_table import run_rows, setting_rows
 from deploy.ui.gauges import marks
 from deploy.ui.paths import near
@@ -144,9 +145,12 @@ class Screen:
         from rich.table import Table
 
         self.say(title)
+        if not narrow.fits(columns, cells, self.console.width):
+            self.say("\n".join(["", *narrow.paragraphs(columns, cells, self.console.width), ""]))
+            return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for place, column in enumerate(columns):
-            table.add_column(column, overflow="fold", no_wrap=place == 0)  # users copy the first column
+        for column, may_fold in zip(columns, narrow.texts(columns, cells), strict=True):
+            table.add_column(column, overflow="fold", no_wrap=not may_fold)
         for row in cells:
             table.add_row(*map(escape, row))
         self.console.print(table, soft_wrap=False)

@@ -33,6 +33,12 @@ def test_options_are_named_as_the_flags_that_were_typed(told: str, shown: str, m
     assert framed(told) == f"error: {shown}"
 
 
+def test_a_key_of_the_configuration_follows_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FLAGS, "sets out set")
+    told = "there is no file x; or give data.binary_cache_path=PATH, or give sets=a.bin"
+    assert framed(told) == "error: there is no file x; or give --set data.binary_cache_path=PATH, or give --sets a.bin"
+
+
 def test_a_path_in_a_printed_command_stays_one_word_in_the_shell_of_the_computer() -> None:
     assert quoted("/faces/a b.rec", windows=False) == "'/faces/a b.rec'"
     assert quoted("/faces/a.rec", windows=False) == "/faces/a.rec"

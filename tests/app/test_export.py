@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import nn
 from app import export
 from app.config import BackboneConfig, load
 from app.data.augment import to_float
-from app.errors import WrongUse
+from app.errors import Failed, WrongUse
 from app.models import build_backbone
 from app.models.fourier import FourierLayer
 from app.onnx import compare, make, rules
@@ -103,6 +104,11 @@ def exported(weights: Path, images: Path, tmp_path_factory: pytest.TempPathFacto
     out = tmp_path_factory.mktemp("exported") / "model.onnx"
     assert export.main([f"weights={weights}", *WEIGHTS_OF_IRESNET, f"out={out}", f"check_images={images}"]) == 0
     return out
+
+
+class Fraction(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.frac(x)
 
 
 # Making the file
@@ -297,6 +303,40 @@ def test_what_an_evaluation_measured_lies_beside_the_file(
         assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (torch.nn.AdaptiveAvgPool2d(3), "ONNX export of operator adaptive_avg_pool2d, output size that are not factor"),
+        (Fraction(), "'aten::frac' to ONNX opset version 11 is not supported"),
+    ],
+)
+def test_a_layer_that_onnx_lacks_is_one_sentence(
+    layer: torch.nn.Module, why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Failed, match=r"^torch cannot write this network as ONNX: ") as error:
+        make.to_onnx(torch.nn.Sequential(layer, torch.nn.Flatten()), image_size=112, opset=11, inside=True)
+    assert why in str(error.value)
+    assert "Please" not in str(error.value)
+    assert str(error.value).endswith("; use another layer there, or another opset, such as opset=17")
+    assert capfd.readouterr().out == ""
+
+
+def test_the_program_of_the_tutorial_runs(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten lines of onnxruntime, of docs/tutorial.md, beside a file that `export` wrote."""
+    program = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text("utf-8").split("```python\n")[1]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    np.save("data/photos/images.npy", np.repeat(faces(3, 1, seed=2), 2, axis=0))
+    shutil.copy(exported, "model.onnx")
+    told = json.loads(exported.with_suffix(".json").read_text())
+    measured = {"photos-held-out": {"thresholds": {"far_1e-3": {"cosine": 0.5}}}}
+    Path("model.json").write_text(json.dumps({**told, "evaluation": measured}))
+    exec(program.partition("```")[0], {})  # noqa: S102 - of our own page
+    assert capsys.readouterr().out == "cosine 1.000, one person from 0.500 on\n"
+
+
 @pytest.mark.parametrize(("fourier", "suffix"), [("none", "pt"), ("none", "pth"), ("iresnet", "pt"), ("vit", "pt")])
 def test_weights_go_back_to_the_published_code(fourier: str, suffix: str, tmp_path: Path) -> None:
     """Loading the exported file gives the same weights, and its gain has the fork's order of colours."""
@@ -430,7 +470,7 @@ def test_a_kept_rule_is_a_line_and_exit_code_0(exported: Path, capsys: pytest.Ca
     *told, last = capsys.readouterr().out.splitlines()
     assert [line[:4] for line in told] == ["pass"] * 7 + ["    "] * 2
     assert "all rules pass" in last
-    assert "(pixel - 0) / 1" in told[-1]
+    assert "given pixels from 0 to 255" in told[-1]
 
 
 def valid(**changes: Any) -> onnx.ModelProto:

@@ -24,7 +24,18 @@ NAMES = (
 )
 PRINTED = [each for each in advice.printed() if not each.where.endswith((*NAMES, "ssh.py:terminal"))]
 # Commands for all targets, and those that run here whatever the target is.
-OF_NO_TARGET = ("runs", "compare", "ps", "prepare", "build", "push", "ui", "target list", "down --orphans")
+OF_NO_TARGET = (
+    "runs",
+    "compare",
+    "ps",
+    "prepare",
+    "build",
+    "push",
+    "ui",
+    "target list",
+    "target add",
+    "down --orphans",
+)
 # Functions whose commands need no target, each with the reason.
 WITHOUT_TARGET = {
     "deploy/runs/records.py:choose": "a run that nobody started has no target",

@@ -92,7 +92,7 @@ def passport(rows: Sequence[Row], images: Images) -> Passport:
     }
     found = {title: groups for title, groups in found.items() if len(groups)}
     came = Counter(row.person for row in rows)
-    sides = np.sort([min(row.examined.width, row.examined.height) for row in rows])
+    sides = np.sort([side for row in rows if (side := min(row.examined.width, row.examined.height))])  # 0: unreadable
     summary = {
         "photographs": len(rows),
         "images": len(kept),

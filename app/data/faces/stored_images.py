@@ -137,7 +137,7 @@ def passport_of(source: Source, without: Sequence[int], out: Path, about: Seen) 
         "rows": source.count,
         "images": len(row_of),
         **(passport.of_people(images[images > 0], int((images == 0).sum())) if len(people) else {}),
-        **({"shorter_side_px": passport.spread(np.sort(least))} if least.any() else {}),
+        **({"shorter_side_px": passport.spread(np.sort(least[least > 0]))} if least.any() else {}),
         "left_out": {UNREADABLE: len(without)} if len(without) else {},
         "found": passport.counted(found),
     }

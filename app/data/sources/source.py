@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from app.data.sources.pairs import Pairs, read_pairs
 from app.data.sources.photograph import is_image, load_faces
-from app.errors import WrongUse
+from app.errors import WrongUse, quoted
 
 
 @dataclass(frozen=True)
@@ -199,12 +199,14 @@ def _visible(folder: Path) -> list[Path]:
 def _refuse_other_trees(path: Path, people: Sequence[_Person]) -> None:
     """Raise WrongUse for images two levels deep, or if no sub-folder has images; the message gives their place."""
     deeper = next((inner for p in people for inner in p.folders if any(map(is_image, _files(inner)))), None)
+    has_people = any(person.images for person in people)
     if deeper is not None:
+        instead = f"move them into {deeper.parent}" if has_people else f"give path={quoted(deeper.parent)}"
         raise WrongUse(
-            f"{deeper} holds images two levels below {path}; give path={deeper.parent}, or move each person's images "
-            f"into one sub-folder of {path}"
+            f"{deeper} holds images two levels below {path}; {instead}, or move each person's images into one "
+            f"sub-folder of {path}"
         )
-    if any(person.images for person in people):
+    if has_people:
         return
     if any(map(is_image, _files(path))):
         raise WrongUse(

@@ -90,7 +90,7 @@ def _run(argv: list[str], cwd: Path) -> int:
             large = re.match(r"\s*Downloading (\S+?)-\d\S* \((\d\d+)(\.\d+)? MB\)", line)
             if large:
                 print(f"  downloading {large.group(1)} ({large.group(2)} MB)", flush=True)
-            elif line.startswith("Installing collected packages"):
+            elif line.startswith("Installing collected packages") and line.count(",") > 1:
                 print(f"  unpacking {line.count(',') + 1} packages", flush=True)
     if process.returncode:
         print("\n".join(lines[-8:]), flush=True)

@@ -107,6 +107,8 @@ class _Site:
 
     async def compare(self, request: Request) -> Response:
         names = request.query_params.getlist("run")
+        if len(names) < 2:
+            raise WrongUse("choose two runs or more in the list of runs, then compare them")
         inside = await run_in_threadpool(_whole, lambda: pages.of_comparison(self.source.compare(names)))
         return HTMLResponse(pages.frame("Compare", inside, live=False, here="runs"))
 

@@ -42,3 +42,15 @@ def test_a_strangers_file_is_no_program(text: str, words: str, tmp_path: Path) -
     with pytest.raises(WrongUse, match=words):
         load([], base=tmp_path / "config.yaml")
     assert time.monotonic() - began < 20
+
+
+def test_a_saved_value_that_no_longer_works_is_named_with_its_file(tmp_path: Path) -> None:
+    """One of the runs that are evaluated together may be of a network that this code does not have."""
+    file = tmp_path / "config.yaml"
+    file.write_text(as_yaml(load([])).replace("name: iresnet", "name: tinynet"))
+    with pytest.raises(WrongUse) as error:
+        load([], base=file)
+    assert str(error.value).startswith(f"{file}: backbone.name=tinynet is not known; choose from ")
+    file.write_text(as_yaml(load([])))
+    with pytest.raises(WrongUse, match=r"^train\.epochs=0 is too small"):
+        load(["train.epochs=0"], base=file)

@@ -38,7 +38,7 @@ def test_people_split_and_identity(prepared: Path, capsys: pytest.CaptureFixture
     assert told["people_in_both"] == 1
     assert __main__.main([f"data={prepared}", "verify=true"]) == 0
     said = capsys.readouterr().out
-    assert "3 images of 2 people; 1 of these people are trained on too" in said
+    assert "3 images of 2 people; 1 of these people is trained on too" in said
     assert "all images are what prepare wrote" in said
 
 

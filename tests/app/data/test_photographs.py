@@ -30,7 +30,7 @@ from app.data.sources.photograph import (
     outline,
     photograph,
 )
-from app.errors import WrongUse
+from app.errors import WrongUse, quoted
 
 SIDE = 112
 
@@ -325,7 +325,8 @@ def test_heic_is_read_by_the_plugin_and_without_it_says_what_to_install(
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["x/ada/1.jpg", "x/bob/1.jpg"], "two levels below"),
+        (["x y/ada/1.jpg", "x y/bob/1.jpg"], "give path=QUOTED, or"),
+        (["ada/1.jpg", "bob/1.jpg", "bob/more/1.jpg"], "two levels below IN; move them into BOB, or"),
         (["1.jpg", "2.jpg"], "are not in sub-folders"),
         (["ada/1.txt"], "no images in sub-folders"),
         ([".hidden/1.jpg"], "no images in sub-folders"),
@@ -337,8 +338,21 @@ def test_a_tree_of_another_shape_is_refused_by_name(
     tree(tmp_path / "in", {file: encoded("JPEG") for file in files})
     assert run(tmp_path) == 2
     said = capsys.readouterr().err
+    place = tmp_path / "in"
+    words = words.replace("QUOTED", quoted(place / "x y")).replace("BOB", str(place / "bob")).replace("IN", str(place))
     assert words in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [(), ("align=auto", "not_found=keep")])
+def test_an_unreadable_photograph_has_no_size(tmp_path: Path, more: tuple[str, ...]) -> None:
+    tree(tmp_path / "in", {f"ada/{name}.png": encoded("PNG") for name in "abc"} | {"ada/d.png": b"no picture"})
+    assert run(tmp_path, "unreadable=skip", *more) == 0
+    told = json.loads((tmp_path / "out" / "manifest.json").read_text())["passport"]
+    assert (told["shorter_side_px"], told["left_out"]) == (
+        {"least": 112, "median": 112, "most": 112},
+        {"unreadable": 1},
+    )
 
 
 def people(folder: Path, count: int, broken: tuple[int, ...] = ()) -> None:

@@ -106,7 +106,9 @@ def test_folds_keep_the_files_order_where_every_tenth_has_both_kinds() -> None:
         assert (np.bincount(of_sorted[np.sort(same) == kind]) == 5).all()
 
 
-@pytest.mark.parametrize(("same", "who"), [([True] * 50, "0 pairs of two people"), ([False] * 50, "0 pairs of one")])
+@pytest.mark.parametrize(
+    ("same", "who"), [([True] * 50, "too few pairs of two people: 0"), ([False] * 50, "too few pairs of one")]
+)
 def test_one_class_only_is_refused(same: list[bool], who: str) -> None:
     with pytest.raises(WrongUse, match=f"pairs.csv has {who}"):
         measures.folds_of(np.array(same), "pairs.csv")

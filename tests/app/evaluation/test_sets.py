@@ -160,7 +160,7 @@ def broken_csv(tmp_path: Path, text: str) -> Path:
     ("text", "sentence"),
     [
         ("img1,img2,label\nfaces/0.png,faces/1.png,1\nfaces/0.png,faces/nobody.png,0\n", "row 3 .* faces/nobody.png"),
-        ("faces/0.png,faces/1.png,1\n" * 12, "0 pairs of two people"),
+        ("faces/0.png,faces/1.png,1\n" * 12, "too few pairs of two people: 0"),
         ("img1,img2,label\n", "has no pairs"),
         ("", "has no pairs"),
         ("faces/0.png,faces/1.png,1\nfaces/0.png,faces/2.png,maybe\n", "row 2 .*maybe"),
@@ -187,7 +187,7 @@ def test_what_is_wrong_with_arrays_is_told(tmp_path: Path) -> None:
             ("pairs.npy", np.array([[0, 24, 1]]), "rows 0 to 23"),
             ("pairs.npy", np.zeros((0, 3), int), "has no pairs"),
             ("pairs.npy", np.zeros((3, 2), int), r"int of shape \[P, 3\]"),
-            ("pairs.npy", np.array([[0, 1, 1]] * 20), "0 pairs of two people"),
+            ("pairs.npy", np.array([[0, 1, 1]] * 20), "too few pairs of two people: 0"),
             ("labels.npy", np.zeros(24, int), "fewer than 10 pairs"),
             ("labels.npy", np.arange(24), "fewer than 10 pairs"),
             ("labels.npy", np.arange(24) - 1, "without a label"),

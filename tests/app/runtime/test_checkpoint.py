@@ -43,7 +43,7 @@ def test_claimed_room_that_was_not_used_is_given_back(tmp_path: Path) -> None:
 
 def test_more_than_there_is_room_for_is_refused_before_writing(tmp_path: Path) -> None:
     with (
-        pytest.raises(WrongUse, match=r"a checkpoint needs .* MiB .* are free"),
+        pytest.raises(WrongUse, match=r"a checkpoint: .* MiB are needed .* MiB are free"),
         atomic(tmp_path / "x", 2**60, "a checkpoint"),
     ):
         pytest.fail("must not get here")
@@ -90,8 +90,18 @@ def test_checkpoints_are_due_every_few_epochs_and_at_the_end() -> None:
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "a file").write_bytes(b"")
-    with pytest.raises(WrongUse, match=r"^out=.* cannot be created as a folder .*; give another out$"):
+    with pytest.raises(WrongUse, match=r"^out=.* cannot be created as a folder .*; give another out=…$"):
         make_folder(tmp_path / "a file" / "below", "out")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc: run it on Linux")
+def test_a_folder_that_takes_no_files_is_refused_before_the_work() -> None:
+    for of, words in (
+        (None, "out=/proc takes no files"),
+        (Path("/proc/a.npy"), "out=/proc/a.npy lies in /proc, which takes"),
+    ):
+        with pytest.raises(WrongUse, match=rf"^{words} .*; give another out=…$"):
+            make_folder(Path("/proc"), "out", of=of)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"step": 1'])

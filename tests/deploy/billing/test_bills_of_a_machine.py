@@ -55,7 +55,7 @@ def test_time_and_cost(
 def test_a_live_run_names_the_machine_before_an_ended_one(rented: Rented) -> None:
     rented.machine()
     rented.record("z", state="succeeded")
-    assert (bill(rented)["run"], bill(rented)["orphan"], bill(rented)["note"]) == ("z", True, "it has no run")
+    assert (bill(rented)["run"], bill(rented)["orphan"], bill(rented)["note"]) == ("z", True, "its run is over")
     rented.record("b", state="running")
     assert (bill(rented)["run"], bill(rented)["orphan"], bill(rented)["note"]) == ("b", False, None)
 

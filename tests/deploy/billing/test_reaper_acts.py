@@ -61,7 +61,7 @@ def test_a_machine_that_its_guard_could_not_release_goes(rented: Rented, capsys:
     rented.ran()
     rented.guarded(state="stuck")
     assert said(rented, capsys, given_up="another") == ""
-    assert said(rented, capsys) == f"m costs $2.00 an hour: it has no run; {SEE}"
+    assert said(rented, capsys) == f"m costs $2.00 an hour: its run is over; {SEE}"
     assert rented.account.released == []
     told = said(rented, capsys, given_up="m")
     assert told == "released m after $2.00: its guard could not release it; epoch_000.pt downloaded first"
@@ -79,7 +79,7 @@ def test_one_without_a_guard_is_guarded_again(rented: Rented) -> None:
 
 
 def test_one_that_cannot_report_is_kept(rented: Rented, capsys: pytest.CaptureFixture[str]) -> None:
-    assert said(rented, capsys) == f"m costs $2.00 an hour: past max_hours: 10; it has no run; {SEE}"
+    assert said(rented, capsys) == f"m costs $2.00 an hour: past max_hours: 10; its run is over; {SEE}"
     assert rented.account.released == []
 
 
@@ -146,7 +146,7 @@ def test_one_that_cannot_be_asked_is_reported(
 ) -> None:
     rented.machine(hours=11, **about)
     told = said(rented, capsys)
-    assert (f"past max_hours: 10; it has no run, and it does not answer ({why})" in told) is False
+    assert (f"past max_hours: 10; its run is over, and it does not answer ({why})" in told) is False
     assert (f"past max_hours: 10, and it does not answer ({why})" in told) is bool(why)
     assert rented.account.released == []
 
@@ -222,7 +222,7 @@ def test_a_machine_that_answers_nonsense_ends_no_command(rented: Rented, capsys:
     root = rented.project / "machines" / "m"
     (root / "guard.json").write_text(json.dumps({"code": str(rented.project / "nothing")}), encoding="utf-8")
     told = said(rented, capsys)
-    assert told.startswith("m costs $2.00 an hour: past max_hours: 10; it has no run, and ")
+    assert told.startswith("m costs $2.00 an hour: past max_hours: 10; its run is over, and ")
     assert told.endswith(SEE)
     assert rented.account.released == []
 
@@ -233,13 +233,12 @@ def test_a_run_that_was_heard_of_lately_is_not_asked_for(rented: Rented, capsys:
     rented.plan(limits={"idle_min": 5})
     rented.ran()
     rented.guarded()
-    assert said(rented, capsys) == f"m costs $2.00 an hour: it has no run; {SEE}"
+    assert said(rented, capsys) == f"m costs $2.00 an hour: its run is over; {SEE}"
     long_ago = 1_000_000_000
     run = Path(records.home(rented.settings.runs, "a").run)
     os.utime(run, (long_ago, long_ago))
     rented.machine(hours=0.1)  # it has not lived for so long
-    assert said(rented, capsys) == f"m costs $2.00 an hour: it has no run; {SEE}"
+    assert said(rented, capsys) == f"m costs $2.00 an hour: its run is over; {SEE}"
     rented.machine(hours=1)
-    assert (
-        said(rented, capsys) == f"m costs $2.00 an hour: it has no run; its guard had died and was started again; {SEE}"
-    )
+    again = "its guard had died and was started again"
+    assert said(rented, capsys) == f"m costs $2.00 an hour: its run is over; {again}; {SEE}"

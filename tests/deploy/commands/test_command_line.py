@@ -345,8 +345,9 @@ def test_help_is_grouped_and_shows_what_each_flag_takes(capfd: pytest.CaptureFix
     assert code == 0
     places = [out.index(text) for text in ("Where:", "--on TARGET", "What runs:", "--fraction SHARE", "Examples:")]
     assert places == sorted(places)
-    assert "invoke train --resume auto --set train.epochs=48" in out
+    assert "invoke train --resume runs/RUN/checkpoints/epoch_023.pt --set train.epochs=48" in out
     code, out, _ = answer("--list", capfd)
+    assert not re.search(r"\w\.  +\w", out)  # each description is one paragraph
     assert code == 0
     assert not [name for name in known() if not re.search(rf"^  {name} ", out, re.MULTILINE)]
     assert out.index("Runs:") < out.index("Machines and money:") < out.index("  down ")

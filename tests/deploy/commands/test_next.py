@@ -41,6 +41,10 @@ ELSEWHERE = {
     "deploy/shell/host_keys.py:changed": (
         "deploy/shell/test_ssh_shell.py::test_the_advice_about_a_changed_host_key_works"
     ),
+    "deploy/commands/app.py:_without_images": (
+        "deploy/commands/test_remote.py::test_images_that_a_machine_no_longer_has_are_named"
+    ),
+    "deploy/runs/job.py:_busy": "deploy/commands/test_story.py::test_a_run_whose_folder_was_deleted_can_be_ended",
     "deploy/steps/restore.py:restore": "deploy/steps/test_restore.py::test_copies_that_cannot_be_read",
     "deploy/providers/runpod/create.py:_requested": (
         "deploy/providers/test_runpod_faults.py::test_a_creation_that_stays_unclear_is_named_and_found_later"
@@ -118,6 +122,7 @@ def test_a_run_that_is_alive(project: Project) -> None:
 def test_a_run_that_failed(project: Project) -> None:
     again = advised(project, "train", "--set", "train.manner=fails", code=1)
     assert "attempt 2" in typed(project, again, code=1)
+    assert advised(project, "watch", code=1) == again
     [run] = project.json("runs")
     (project.path / "runs" / run["run_id"] / "plan.json").unlink()
     typed(project, advised(project, "train", "--resume", "auto"))

@@ -416,6 +416,33 @@ def test_attach_shows_the_live_session(box: Box) -> None:
         box.invoke("stop")
 
 
+def test_an_export_comes_with_its_thresholds(box: Box) -> None:
+    """The JSON beside an ONNX file is downloaded too. Results of `evaluate` that have the checkpoint are uploaded."""
+    run = box.json("train")
+    home = box.project.path / "runs" / run["run_id"]
+    results = home / "evaluation" / "eval.json"
+    results.parent.mkdir()
+    results.write_text(json.dumps({"weights": [{"sha256": run["checkpoint"]["sha256"], "sets": {}}]}))
+    told = box.invoke("export", "--out", "of run/m.onnx").stdout.splitlines()
+    words = dict(word.split("=", 1) for word in json.loads(told[0]))
+    assert Path(words["evaluation"]).read_text() == results.read_text()
+    assert Path(words["evaluation"]).is_relative_to(box.root)
+    assert sorted(path.name for path in (box.project.path / "of run").iterdir()) == ["m.json", "m.onnx"]
+
+
+def test_images_that_a_machine_no_longer_has_are_named(box: Box) -> None:
+    """`down` frees the RAM of a host. Another failure of a command stays as it is."""
+    run_id = box.json("train")["run_id"]
+    assert "it does not work" in box.invoke("mine", "--set", "fails=1", code=1).stderr
+    staged = box.staged()
+    box.invoke("down")
+    refused = box.invoke("mine", "--set", "fails=1", code=1).stderr.splitlines()
+    assert refused[0] == (
+        f"error: target 'box' no longer has the images of run {run_id}, {staged}: deploy stages them again"
+    )
+    assert refused[1:] == ["next: invoke deploy --on box"]
+
+
 def test_the_apps_other_commands_run_where_the_run_is(box: Box, tmp_path: Path) -> None:
     """The results of `evaluate` are downloaded. `prepare` runs on the machine, too."""
     box.json("train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -172,11 +173,17 @@ def test_stop_and_resume(project: Project) -> None:
     assert (stopped["state"], stopped["run_id"]) == ("stopped", run_id)
     assert "_step_" in stopped["checkpoint"]["path"]
     project.env["SNIPERFACE_INVOKE"] = "python3 bootstrap.py invoke"
-    assert "  python3 bootstrap.py invoke train --resume auto\n" in project.invoke("stop").stdout
+    assert f"  python3 bootstrap.py invoke train --resume auto --run {run_id}\n" in project.invoke("stop").stdout
     contradiction = project.invoke("train", "--resume", "auto", "--fraction", "0.5", code=2)
     assert "--fraction 0.5 contradicts" in contradiction.stderr
     contradiction = project.invoke("train", "--resume", "auto", "--set", "train.epochs=9", code=2)
     assert "train.epochs=9 contradicts" in contradiction.stderr
+    another = re.search(r"or start a new run from its checkpoint: --resume (\S+)", contradiction.stderr)
+    assert another, contradiction.stderr
+    assert (
+        "epochs 9, was 500"
+        in project.invoke("train", "--resume", another[1], "--set", "train.epochs=9", "--dry-run").stdout
+    )
     again = project.json("train", "--resume", "auto", "--detach", "--set", "train.epochs=500")
     assert again["run_id"] == run_id
     assert project.json("status")["attempt"] == 2
@@ -185,6 +192,20 @@ def test_stop_and_resume(project: Project) -> None:
     checkpoint = stopped["checkpoint"]
     assert f'"resumed_from": "epoch {checkpoint["epoch"]} step {checkpoint["step"]}"' in events()
     project.invoke("stop")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
+def test_a_run_whose_folder_was_deleted_can_be_ended(project: Project) -> None:
+    """The laptop does not know it any more, but it holds the machine. The advice ends it, with a checkpoint."""
+    lost = running(project)
+    shutil.rmtree(project.path / "runs" / lost)
+    refused = project.invoke("train", code=2).stderr
+    assert f"the machine is busy with run {lost}, which was not started from this folder" in refused
+    words = shlex.split(refused.partition("next: invoke ")[2])
+    project.invoke(*words)
+    wait_until(lambda: project.status_file(lost)["state"] == "stopped")
+    assert list((run_folder(project, lost) / "checkpoints").glob("*_step_*.pt"))
+    assert project.json("train")["state"] == "succeeded"
 
 
 def test_an_older_run_goes_on_by_its_name(project: Project) -> None:
@@ -286,6 +307,15 @@ def test_measuring_and_exporting_checkpoints_of_a_run(project: Project) -> None:
     exported = given("export", "--set", "opset=17")
     assert Path(exported["checkpoint"]).name == "epoch_002.pt"
     assert (exported["out"], exported["opset"]) == (str(home / "epoch_002.onnx"), "17")
+    assert "evaluation" not in exported
+    note = json.loads((home / "checkpoints" / "epoch_002.json").read_text())
+    results = home / "evaluation" / "eval.json"
+    results.parent.mkdir()
+    results.write_text(json.dumps({"weights": [{"sha256": note["sha256"], "sets": {}}]}))
+    assert given("export")["evaluation"] == str(results)
+    assert "evaluation" not in given("export", "--which", "1")
+    assert "evaluation" not in given("export", "--out", "backbone.pt")
+    assert given("export", "--set", "evaluation=x.json")["evaluation"] == "x.json"
 
 
 def test_a_failed_job_is_a_failed_command(project: Project) -> None:
@@ -294,7 +324,10 @@ def test_a_failed_job_is_a_failed_command(project: Project) -> None:
     document = json.loads(done.stdout)
     assert (document["state"], document["checkpoint"]["epoch"]) == ("failed", 0)
     assert "the loss is not a number" in done.stderr
-    assert "invoke train --resume auto" in done.stderr
+    assert f"invoke train --resume auto --run {document['run_id']}" in done.stderr
+    watched = project.invoke("watch", "--json", code=1)
+    assert (json.loads(watched.stdout)["state"], "the loss is not a number" in watched.stderr) == ("failed", False)
+    assert f"error: run {document['run_id']} failed: the job ended with exit code 1" in watched.stderr
 
 
 def test_a_job_may_say_that_its_input_was_wrong(project: Project) -> None:

@@ -73,6 +73,10 @@ def test_a_host_that_works_becomes_a_target(
         assert code == 1
         assert "error: target 'own-box' was not written: " in err
         assert not home.exists()
+        unknown = [word.replace("own-box", "new-box") for word in words]
+        code, _, err = answer(capfd, *unknown, *more[2:], "--port", str(server.port))  # nobody can be asked
+        assert code == 1
+        assert f"is not known: if {pinned} is right, give --fingerprint {pinned}\n" in err
         code, out, err = answer(capfd, *words, *more, "--port", str(server.port))
         assert (code, err) == (0, "")
         assert "train on it with: invoke train --on own-box" in out

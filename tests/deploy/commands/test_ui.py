@@ -212,7 +212,8 @@ def test_runs_are_sorted_and_compared_as_the_commands_do(site: Site) -> None:
     for words in ("70.0% (epoch 0)", "90.0% (epoch 0)", '<th scope="row">lr</th><td>0.7</td><td>0.9</td>'):
         assert words in text
     assert "seed" not in text
-    assert "compare needs two runs" in site.ask("/compare?run=a")[2]
+    for path in ("/compare", "/compare?run=a"):
+        assert "choose two runs or more in the list" in site.ask(path)[2]
 
 
 def test_a_report_is_shown_without_any_right(site: Site) -> None:
@@ -357,6 +358,11 @@ def test_in_a_real_browser(site: Site, tmp_path: Path) -> None:
         assert tab.run("document.querySelectorAll('[name=run]:checked').length") == 2  # what a person does stays
         tab.run("document.querySelector('#choose button').click()")
         tab.wait_for("document.querySelector('h1').textContent === 'Compare 2 runs'")
+        for number in range(60):
+            site.run(f"more{number}")
+        tab.look_like(400, dark=False)
+        tab.open(f"{address}/")  # of a long list, the button is always in sight
+        assert tab.run("document.querySelector('#choose button').getBoundingClientRect().bottom <= innerHeight")
         tab.open(f"{address}/runs/one")
         tab.wait_for("document.querySelector('#log').scrollTop > 0")
         with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:

@@ -134,7 +134,7 @@ def test_only_estimates_of_this_attempt_count(tmp_path: Path) -> None:
     [
         ("running", {"session": "tmux"}, "attach --on rented"),
         ("running", {}, "logs --follow --on rented"),
-        ("stopped", {}, "train --resume auto --on rented"),
+        ("stopped", {}, "train --resume auto --on rented --run a"),
         ("succeeded", {}, "fetch-checkpoint --on rented --run a"),
         ("succeeded", {"target": "local"}, "evaluate --run a"),
     ],

@@ -30,6 +30,10 @@ def test_a_run_is_meant_by_its_id_or_by_a_beginning_that_no_other_has(rented: Re
     assert records.choose(newest, "f", "rented").run_id == "far-2"
     assert records.choose(newest, None, "far").run_id == "far-2"
     assert records.choose(newest, None, "rented").run_id == "orl-1"
+    with pytest.raises(
+        WrongUse, match=r"no run on target 'local' yet, and the newest is on 'rented': give --on rented$"
+    ):
+        records.choose(newest, None, "local")
     with pytest.raises(WrongUse, match="--run orl matches 2 runs: orl-1, orl-12; give more characters"):
         records.choose(newest, "orl", "rented")
     with pytest.raises(WrongUse, match="unknown run 'nobody'"):

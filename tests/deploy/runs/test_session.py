@@ -437,6 +437,11 @@ def test_the_machine_that_would_be_used_again(rented: Rented) -> None:
             Address("b"),
             "set host, user and key in conf/deploy/far.yaml",
         ),
+        (
+            Target("ssh", "ssh", "/w", options=Ssh(host="gpu-box")),  # as conf/deploy/ssh.yaml has it
+            Address("gpu-box"),
+            f"make a target of your own host: {command('target add ssh --host HOST')}",
+        ),
         (Target("far", "ssh", "/w", options=Ssh(host="b")), None, None),  # this computer
         (Target("far", "local", "root"), Address("b"), None),
     ],

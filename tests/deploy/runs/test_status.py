@@ -220,7 +220,7 @@ def test_a_start_is_over_when_this_attempts_supervisor_answers(tmp_path: Path, m
     made = replace(made, grace_s=30)  # a job of an earlier attempt may take that long to end
     wait()
     status(place, **now, state="failed", reason="run b is at work here")
-    with pytest.raises(WrongUse, match="run b is at work here: wait for it, or stop it"):
+    with pytest.raises(WrongUse, match=r"run b is at work here: wait for it$"):
         wait()
 
 

@@ -136,6 +136,31 @@ def test_labels_are_a_file(rented: Rented, tmp_path: Path, monkeypatch: pytest.M
         check(near(rented), Request(data=FACES, labels="faces"))
 
 
+def test_files_of_the_configuration_are_found_before_a_machine_is_made(
+    rented: Rented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job runs in a copy of the code. Here a relative path means this folder, elsewhere a file of the code."""
+    config = tmp_path / "app" / "config.py"
+    defaults = 'DEFAULTS = {"train.eval.sets": "", "train.warm_start": "",'
+    config.write_text(config.read_text("utf-8").replace("DEFAULTS = {", defaults), "utf-8")
+    monkeypatch.chdir(tmp_path / "faces")
+    here = Reach(Settings(tmp_path, Target("local", "local", ".sniperface/local")))
+    (tmp_path / "data" / "orl").mkdir(parents=True)
+    told = check(here, Request(overrides=("train.eval.sets=.,images.npy",)))
+    assert told.request.overrides == (f"train.eval.sets=['{tmp_path / 'faces'}','{tmp_path / FACES}']",)
+    for at, given, sentence in (
+        (here, "train.warm_start=x.pt", f"there is no {tmp_path / 'faces' / 'x.pt'}; give one such as runs/RUN/"),
+        (away(rented), "train.eval.sets=x.bin", "x.bin is no file of the code, .* such as /workspace/x.bin"),
+        (away(rented), "train.eval.sets=images.npy", "images.npy is no file of the code"),
+        (away(rented), "train.eval.sets=faces/../data/orl", "faces/../data/orl is no file of the code"),
+        (away(rented), f"train.eval.sets=../{tmp_path.name}/faces", "faces is no file of the code"),
+    ):
+        with pytest.raises(WrongUse, match=f"^--set {given.partition('=')[0]}: .*{sentence}"):
+            check(at, Request(overrides=(given,)))
+    for right in ("train.eval.sets=faces/images.npy", "train.warm_start=/there/x.pt"):
+        assert check(away(rented), Request(overrides=(right,))).request.overrides == (right,)
+
+
 def test_a_shard_for_each_machine_and_a_run_that_goes_on_do_not_go_together(
     rented: Rented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[3]
 ANY = "\0"  # a part of a text that is known only when the command runs
 CALLS = {"command", "bootstrap_command"}
 # What these calls print for a run of another target than `local`.
-KNOWN_CALLS = {"on": f" --on {ANY}", "resume": f"invoke train --resume auto --on {ANY}"}
+KNOWN_CALLS = {"on": f" --on {ANY}", "resume": f"invoke train --resume auto --on {ANY} --run {ANY}"}
 
 
 @dataclass(frozen=True)

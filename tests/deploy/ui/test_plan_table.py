@@ -43,6 +43,21 @@ def test_the_plan_names_the_image_and_what_its_environment_takes(
     assert (rows["image"], rows.get("environment")) == (image, environment)
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/home/a?b/C# dev/images.npy", "/home/a?b/C# dev/images.npy"),
+        ("https://me:word@host/images.npy?sig=1#x", "https://host/images.npy"),
+    ],
+)
+def test_the_plan_shows_a_path_as_it_is_and_an_address_without_secrets(path: str, told: str) -> None:
+    facts = dataclasses.replace(FACTS, data_path=path, data=dataclasses.replace(FACTS.data, path=path))
+    plan = make(SETTINGS, Request(), facts, tryout=True)
+    assert dict(plan_rows(plan))["data"].endswith(f"read in place from {told}")
+    checked = dataclasses.replace(plan, data=dataclasses.replace(plan.data, rows=None, where="url"))
+    assert told in dict(plan_rows(checked))["data"]
+
+
 def test_other_targets_have_no_image() -> None:
     rows = dict(plan_rows(make(SETTINGS, Request(), FACTS, tryout=True)))
     assert "image" not in rows
