@@ -4,11 +4,15 @@ A stranger joins a cluster if it is close by chance to one or two of its images.
 So an image stays if the mean of its cosines with the others is nearer to that of the images of a person than to that of
 two strangers. The former is the median over all images that are in a cluster.
 
+The images of some people scatter more than usual. Then even the nearest ones resemble each other less. So in a cluster
+of enough images, an image needs as much less as the nearest ones are less alike than in other clusters. Where several
+people are in one cluster, the nearest images show one of them and are as alike as usual.
+
 A cluster of two images has no halves to tell people who look alike apart. So all such clusters are judged together: if
 their cosines are clearly lower than those of two images of larger clusters, the images of all of them are alone. Of the
 next larger clusters (`small_clusters.py`), only those of low cosines are.
 
-Letters: N images, n of this process (its contiguous share), D embedding size, S sampled images.
+Letters: N images, n of this process (its contiguous share), D embedding size, S sampled images, C clusters.
 """
 
 from __future__ import annotations
@@ -32,9 +36,11 @@ from app.runtime.threads import on_cores, small_matrices
 STEPS = 2**20  # of a cosine: it does not depend on the last bits
 LOOKED_AT = 32  # images of a cluster
 BINS = 2**11  # of the cosines from -1 to 0, and from 0 to 1
+ENOUGH = 10  # images of a cluster, to tell how much it scatters
 LOWEST = 0.02  # share of the clusters of two
 LOWER, SURE = 0.05, 2.5  # least distance of a mean rank from 1/2, and in standard deviations
 Ids = NDArray[np.int64]
+Rows = NDArray[np.float64]
 
 
 def without_strangers(
@@ -59,23 +65,27 @@ def without_strangers(
     if not chosen.any():
         return labels
     cosine, pairs = np.zeros(len(labels), np.int64), np.zeros((2, 2 * BINS + 1), np.int64)
+    nearest = np.zeros(len(names), np.int64)
     small, of_parts = np.zeros((2, len(names)), np.int64), np.zeros((len(SMALL), *[LIKENESS_BINS] * 2), np.int64)
     with small_matrices():
         for ids, rows in whole_clusters(cluster, size, chosen, shard, here):
             groups = by_size(cluster[ids], rows.shape[1])
             compared = on_cores(_compared, [(rows, places) for places in groups])
-            for places, (others, alike, whole, of_larger) in zip(groups, compared, strict=True):
+            for places, (others, near, alike, whole, of_larger) in zip(groups, compared, strict=True):
                 cosine[ids[places]] = others
+                nearest[cluster[ids[places[:, 0]]]] = near
                 pairs[int(places.shape[1] > 2)] += alike
                 if whole:
                     small[:, cluster[ids[places[:, 0]]]] = whole
                 if of_larger:
                     of_parts += [counted(each) for each in of_larger]
             poll()
-    cosine = total(torch.from_numpy(cosine), here).numpy()
+    cosine, nearest = (total(torch.from_numpy(each), here).numpy() for each in (cosine, nearest))
     joined = chosen[cluster]
-    limit = from_main((between_strangers(sample) + float(np.median(cosine[joined])) / STEPS) / 2, here)
-    low = cosine < limit * STEPS
+    strangers, person = from_main((between_strangers(sample), float(np.median(cosine[joined])) / STEPS), here)
+    limit = (strangers + person) / 2
+    share = scatters(nearest / STEPS, np.where(chosen, size, 0), strangers)
+    low = cosine < (strangers + (limit - strangers) * share)[cluster] * STEPS
     looked_at = int(np.minimum(size[chosen & (size > 2)], LOOKED_AT).sum())
     pairs = total(torch.from_numpy(pairs), here).numpy()
     pairs[:, : round((limit + 1) * BINS)] = 0
@@ -90,10 +100,24 @@ def without_strangers(
     return by_smallest_member(np.where(labels == labels[original], alone[original], alone))
 
 
+def scatters(nearest: Rows, size: Ids, strangers: float) -> Rows:
+    """Return how alike the nearest images of clusters [C] of `size` images are, from 0 (as strangers) to 1 (as usual).
+
+    `nearest` [C] are their mean cosines, that of `strangers` counts as 0. The usual one is the median over images.
+    """
+    enough = size >= ENOUGH
+    if not enough.any():
+        return np.ones(len(size))
+    usual = float(np.median(np.repeat(nearest[enough], size[enough])))
+    share = (nearest - strangers) / max(usual - strangers, 1 / STEPS)
+    return np.where(enough, share.clip(0, 1), 1)
+
+
 class Compared(NamedTuple):
     """What the cosines within m clusters of s images are."""
 
     others: Ids  # [m, s]: of an image and the others, on average, in STEPS
+    nearest: Ids  # [m]: of an image and the nearest other one, on average, in STEPS
     pairs: Ids  # [2 * BINS + 1]: how many pairs have each
     whole: Likeness | None  # of the clusters, if they are small
     parts: list[Likeness]  # of parts of the clusters, for each of SMALL; none of a small cluster
@@ -106,15 +130,17 @@ def _compared(rows: Singles, places: Ids) -> Compared:
     products = np.matmul(some, some.transpose(0, 2, 1))
     one, other = np.triu_indices(some.shape[1], 1)
     alike = products[:, one, other].ravel().clip(-1, 1)
+    beside = np.where(np.eye(some.shape[1], dtype=np.bool_), -1.0, products)
     return Compared(
         np.rint(with_others(images) * STEPS).astype(np.int64),
+        np.rint(beside.max(axis=2).mean(axis=1) * STEPS).astype(np.int64),
         np.bincount(np.rint((alike + 1) * BINS).astype(np.int64), minlength=2 * BINS + 1),
         likeness(products) if size in SMALL else None,
         [likeness(parts(products, few)) for few in SMALL if size >= LARGE],
     )
 
 
-def with_others(images: NDArray[np.float64]) -> NDArray[np.float64]:
+def with_others(images: Rows) -> Rows:
     """Return the mean cosine [m, s] of each of the unit `images` [m, s, D] with the others of its cluster."""
     others = images.sum(axis=1, keepdims=True) - images
     return (images * others).sum(axis=2) / (images.shape[1] - 1)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from app.mining.candidates import full_precision
-from app.mining.cluster import similarity_floors
+from app.mining.cluster import RESOLVED, upper_quantile
 from app.mining.clustered import COPY
 from app.mining.lists import usable
 from app.mining.shared_axes import ROUNDING
@@ -40,9 +40,8 @@ FEWEST = 64  # images that are compared with all; of fewer, a gain is not sure
 SCREENED, ASKED = 128, 512  # images that are compared; the others only where the first ones may gain
 FOR_FLOORS = 512  # images whose pairs give a floor
 RANKS = (1, 2, 4, 8, 16)  # of a list
-LOST = (
-    0.1  # share of the ranks that are filled with all directions; without some that tell people apart, a third or more
-)
+KEPT = 0.9  # share of the filled ranks; without directions that tell people apart it is two thirds or less
+REMAIN = 0.5
 MAYBE, SURE = 1.0, 4.0  # standard errors of a gain
 EQUAL = 2.0  # standard errors by which fewer directions may help less and are preferred
 PRODUCTS_AT_ONCE = 2**22
@@ -63,15 +62,14 @@ def without_wide_directions(
         return shard, 0
     wide = torch.tensor(directions, dtype=shard.dtype, device=shard.device)
     rows = torch.from_numpy(np.random.default_rng(0).permutation(sample)[:ASKED]).to(shard.device)
-    some = rows[:FOR_FLOORS]
-    floors = [
-        float(similarity_floors(_left(some, wide[:removed]).cpu().numpy(), count, 1, false_edges_per_image)[0])
-        for removed in range(len(wide) + 1)
-    ]
+    some, tail = rows[:FOR_FLOORS], false_edges_per_image / count
+    pairs = [_cosines(_left(some, wide[:removed])) for removed in range(len(wide) + 1)]
+    plain = float(upper_quantile(pairs[0], np.array([min(0.5, tail)]))[0])
+    floors = from_main([max(0.0, plain), *(floor_of(each, tail) for each in pairs)], here)
     removed = 0
     for asked, errors in ((SCREENED, MAYBE), (ASKED, SURE)):
-        filled = _filled(rows[:asked], wide, from_main(floors, here), shard, here)
-        removed = from_main(chosen(filled, errors), here)
+        before, *filled = _filled(rows[:asked], wide, floors, shard, here)
+        removed = from_main(chosen(before, np.array(filled), errors), here)
         poll()
         if not removed:
             return shard, 0
@@ -94,17 +92,34 @@ def widest(sample: Rows) -> NDArray[np.float64]:
     return directions[:, everybody][:, :most].T
 
 
-def chosen(filled: Counts, errors: float) -> int:
+def floor_of(cosine: Rows, tail: float) -> float:
+    """Return the cosine that random pairs exceed with the probability `tail`, from the cosines [P] of some.
+
+    Of pairs of four groups, such as of four cameras, a quarter is of one group. The lower half of the cosines does not
+    show it, but the upper quartile does. So the tail is extrapolated from both quartiles, and the higher one counts.
+    """
+    known = cosine.clip(RESOLVED - 1, 1 - RESOLVED)
+    mirrored = np.tanh(2 * np.arctanh(np.median(known)) - np.arctanh(known))
+    at = np.array([min(0.5, tail)])
+    return max(0.0, *(float(upper_quantile(each, at)[0]) for each in (cosine, mirrored)))
+
+
+def chosen(before: Counts, filled: Counts, errors: float) -> int:
     """Return how many directions to remove. `filled` [r + 1, Q]: ranks of the lists without the first 0, 1, … r.
 
-    They must help by more than `errors` standard errors, and hide hardly anything that is there with them.
+    They must help by more than `errors` standard errors, and hide hardly anything that is there with them. Images of
+    few people look like few groups. So at least a part must remain of what is there `before` [Q], above the floor of
+    the lower quartile alone.
     """
-    lost = np.maximum(filled[0] - filled, 0).mean(axis=1)
-    harmless = np.flatnonzero(lost <= LOST * filled[0].mean())  # 0 is among them
+    remain = np.minimum(before, filled).mean(axis=1) >= REMAIN * before.mean()
+    kept = np.minimum(filled[0], filled).mean(axis=1) >= KEPT * filled[0].mean()  # without none, all are
+    harmless = np.flatnonzero(remain & kept)
+    if not len(harmless):
+        return 0
     best = harmless[filled[harmless].mean(axis=1).argmax()]
     if gain(filled[0], filled[best]) <= errors:
         return 0
-    return int(next(fewer for fewer in harmless[1:] if gain(filled[fewer], filled[best]) <= EQUAL))
+    return int(next(fewer for fewer in harmless if fewer and gain(filled[fewer], filled[best]) <= EQUAL))
 
 
 def gain(before: Counts, after: Counts) -> float:
@@ -115,20 +130,25 @@ def gain(before: Counts, after: Counts) -> float:
 
 
 def _filled(rows: Tensor, wide: Tensor, floors: list[float], shard: Tensor, here: World) -> Counts:
-    """Return [r + 1, Q] which of RANKS the lists of `rows` [Q, D] fill above `floors`, without the first directions.
+    """Return how many of RANKS the lists of `rows` [Q, D] fill above `floors` [r + 2], without 0, 0, 1, … r directions.
 
     Copies of an image, such as itself, are no neighbours.
     """
-    near = torch.zeros((len(floors), len(rows)), dtype=torch.int64, device=shard.device)
+    trials = [(max(0, at - 1), floor) for at, floor in enumerate(floors)]
+    near = torch.zeros((len(trials), len(rows)), dtype=torch.int64, device=shard.device)
     with full_precision(shard.device):
-        asked = [_left(rows, wide[:removed]) for removed in range(len(floors))]
         for part in shard[usable(shard)].split(PRODUCTS_AT_ONCE // len(rows)):
-            others = rows @ part.T < floors[0] + COPY * (1 - floors[0])
-            for removed, floor in enumerate(floors):
-                above = asked[removed] @ _left(part, wide[:removed]).T >= floor
-                near[removed] += above.logical_and_(others).sum(1)
+            others = rows @ part.T < floors[1] + COPY * (1 - floors[1])
+            for counted, (removed, floor) in zip(near, trials, strict=True):
+                above = _left(rows, wide[:removed]) @ _left(part, wide[:removed]).T >= floor
+                counted += above.logical_and_(others).sum(1)
     counts = total(near, here).cpu().numpy()
     return (counts[:, :, None] >= np.array(RANKS)).sum(axis=2)
+
+
+def _cosines(rows: Tensor) -> Rows:
+    """Return the cosines [P] of all pairs of unit `rows` [S, D]."""
+    return (rows @ rows.T).cpu().numpy()[np.triu_indices(len(rows), 1)]
 
 
 def _left(rows: Tensor, directions: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from app.mining.strangers import BINS, are_lower, between_strangers, with_others, without_strangers
+from app.mining.strangers import BINS, are_lower, between_strangers, scatters, with_others, without_strangers
 from app.runtime.dist import World
 from tests.app.support.planted import unit
 from tests.app.support.ranks import free_port, run_ranks
@@ -38,6 +38,49 @@ def kept(bank: Floats, clusters: NDArray[np.int64], original: NDArray[np.int32] 
 def test_strangers_are_alone_and_people_stay() -> None:
     bank, clusters, truth = joined(6)
     assert np.array_equal(kept(bank, clusters), truth)
+
+
+def clouds(sizes: list[int], scatter: list[float]) -> tuple[Floats, NDArray[np.int64]]:
+    """Return embeddings of people of `sizes` images that `scatter` around their centres, and the person of each."""
+    rng = np.random.default_rng(0)
+    person = np.repeat(np.arange(len(sizes)), sizes)
+    noise = np.array(scatter)[person, None] * rng.normal(size=(len(person), DIM)) / DIM**0.5
+    return unit(unit(rng.normal(size=(len(sizes), DIM)))[person] + noise), person
+
+
+def by_first(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.unique(labels, return_index=True)[1][np.unique(labels, return_inverse=True)[1]]
+
+
+def test_a_person_whose_images_scatter_more_than_usual_stays() -> None:
+    bank, person = clouds([40] * 12, [0.8] * 11 + [1.6])
+    found = kept(bank, by_first(person))
+    assert np.array_equal(found[person < 11], by_first(person)[person < 11])
+    assert np.unique(found[person == 11], return_counts=True)[1].max() >= 38
+
+
+def test_of_several_people_in_one_cluster_most_are_alone() -> None:
+    bank, person = clouds([20] * 16, [0.8] * 16)
+    clusters = by_first(np.maximum(person, 5))  # the first six are one
+    found = kept(bank, np.where(person < 6, 0, clusters))
+    assert len(np.unique(found[person < 6])) > 100
+    assert np.array_equal(found[person >= 6], by_first(person)[person >= 6])
+
+
+@pytest.mark.parametrize(
+    ("nearest", "size", "expected"),
+    [
+        ([0.6, 0.6, 0.3, 0.6], [50, 50, 50, 9], [1, 1, 0.5, 1]),
+        ([0.6, 0.9, -0.1], [50, 30, 30], [1, 1, 0]),
+        ([0.6, 0.3], [9, 9], [1, 1]),  # few images do not tell
+        ([0.0, 0.0], [50, 50], [0, 0]),
+        ([], [], []),
+    ],
+)
+def test_people_scatter_as_much_as_their_nearest_images_tell(
+    nearest: list[float], size: list[int], expected: list[float]
+) -> None:
+    assert scatters(np.array(nearest), np.array(size, np.int64), 0.0) == pytest.approx(expected)
 
 
 def test_a_stranger_that_is_the_first_image_leaves_the_others_together() -> None:

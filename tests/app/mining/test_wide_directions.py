@@ -91,12 +91,14 @@ def test_the_number_that_helps_most_without_a_loss_is_chosen() -> None:
     base = random.integers(0, 3, 200)
     more, much = base + random.integers(0, 2, 200), base + random.integers(1, 3, 200)
     hides = np.where(np.arange(200) % 4, 5, 0)  # a quarter of the images lose all
-    assert chosen(np.stack([base, base, base]), 4) == 0
-    assert chosen(np.stack([base, more, much]), 4) == 2
-    assert chosen(np.stack([base, much, much]), 4) == 1
-    assert chosen(np.stack([base, more, hides]), 4) == 1
-    assert chosen(np.stack([base, hides, much]), 4) == 2  # of two offsets, both hide people until both are removed
-    assert chosen(np.stack([base, base[::-1]]), 4) == 0
+    assert chosen(base, np.stack([base, base, base]), 4) == 0
+    assert chosen(base, np.stack([base, more, much]), 4) == 2
+    assert chosen(base, np.stack([base, much, much]), 4) == 1
+    assert chosen(base, np.stack([base, more, hides]), 4) == 1
+    assert chosen(base, np.stack([base, hides, much]), 4) == 2  # of two offsets, one alone hides people
+    assert chosen(base, np.stack([base, base[::-1]]), 4) == 0
+    assert chosen(np.full(200, 5), np.stack([0 * base, base]), 4) == 0  # images of few people
+    assert chosen(np.full(200, 5), np.stack([base, much]), 4) == 1
     assert gain(base, base + 1) == np.inf
 
 
