@@ -94,8 +94,9 @@ def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Co
     import paramiko
     from fabric import Config, Connection
 
-    keys = [key] if key else list(way.keys)
-    only = bool(keys) and (way.only or key is not None)
+    only = way.only or key is not None
+    named = [key] if key else [*way.keys, *way.usual]
+    keys = named if only else list(way.keys)  # Paramiko finds the usual ones itself, after those of the agent
     connection = Connection(
         way.host,
         user=way.user,
@@ -112,7 +113,7 @@ def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Co
         },
         connect_timeout=max(1, round(timeout_s)),
     )
-    connection.client._agent = AgentKeys([os.path.expanduser(each) for each in keys], only=only)
+    connection.client._agent = AgentKeys([os.path.expanduser(each) for each in named], only=only)
     return connection
 
 
@@ -224,9 +225,9 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
     except broken() as error:
         if NO_KEY in str(error):
             raise WrongUse(
-                f"{where()} answers, but this computer has no key to log in with: the SSH agent and ~/.ssh hold none; "
-                "create a key and add its public half to authorized_keys there, or name a key with key: in the "
-                "target's file",
+                f"{where()} answers, but this computer has no key to log in with: the SSH agent and ~/.ssh hold none "
+                "that your SSH configuration permits; create a key and add its public half to authorized_keys there, "
+                "or name a key with key: in the target's file",
                 next_command="ssh-keygen -t ed25519",
             ) from error
         transport = stuck().client.get_transport()

@@ -694,6 +694,29 @@ def test_the_named_key_comes_first_of_a_full_agent(
 
 
 @needs_sshd
+@pytest.mark.parametrize("config", ["", "IdentitiesOnly yes", "IdentitiesOnly yes\n  IdentityFile ~/.ssh/id_ed25519"])
+def test_a_default_key_comes_first_of_a_full_agent(
+    full_agent: Server, home: Path, open_shell: Callable[..., SshShell], config: str
+) -> None:
+    """As OpenSSH has it, which names its default keys as if the configuration did."""
+    import asyncssh
+
+    locked = home / ".ssh" / "id_ed25519"
+    asyncssh.read_private_key(str(full_agent.key)).write_private_key(str(locked), passphrase="x" * 8)
+    (home / ".ssh" / "config").write_text(f"Host *\n  {config}\n")
+    assert open_shell(full_agent.machine(key=None)).clock() > 0
+
+
+@needs_sshd
+def test_a_host_gets_no_key_of_the_agent_that_no_file_names(
+    full_agent: Server, home: Path, open_shell: Callable[..., SshShell]
+) -> None:
+    (home / ".ssh" / "config").write_text("Host *\n  IdentitiesOnly yes\n")
+    with pytest.raises(WrongUse, match="no key to log in with"):
+        open_shell(full_agent.machine(key=None)).clock()
+
+
+@needs_sshd
 def test_more_keys_than_a_server_lets_try_are_told(full_agent: Server, open_shell: Callable[..., SshShell]) -> None:
     shell = open_shell(full_agent.machine(key=None))
     assert "as with `MaxAuthTries`: name the right one with key:" in sentence(shell, LinkLost)
