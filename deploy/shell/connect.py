@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import WrongUse, quoted
+from deploy.pod.base.text import visible
 from deploy.shell.agent_keys import AgentKeys
 from deploy.shell.base import last_lines
 from deploy.shell.host_keys import HostKeys, name_of
@@ -213,8 +215,8 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
         transport = stuck().client.get_transport()
         if transport and transport.auth_handler and transport.auth_handler.auth_method == "keyboard-interactive":
             raise WrongUse(
-                f"{where()} accepts the key, and asks for a second factor, which this program cannot enter: log in "
-                "with a user or through a host that needs none"
+                f"{where()} accepts the key, and asks for a second factor, which it did not get: enter it in a "
+                "terminal for each connection, or use a host that needs none"
             ) from error
         with_key = f"the key {address.key}" if address.key else "every key of the SSH agent and of ~/.ssh"
         raise WrongUse(
@@ -264,10 +266,20 @@ def _transport(sock: Any, **options: Any) -> Any:
     transport = paramiko.Transport(sock, **options)
     if isinstance(sock, ProxyProgram):
         sock.transport = transport
+    transport.auth_interactive_dumb = lambda user: transport.auth_interactive(user, _second_factor)  # else on stdout
     security = transport.get_security_options()
     ciphers = list(security.ciphers)
     security.ciphers = sorted(ciphers, key=lambda name: not name.endswith("gcm@openssh.com"))
     return transport
+
+
+def _second_factor(title: str, instructions: str, prompts: Sequence[tuple[str, bool]]) -> list[str]:
+    """Ask for what a server wants to know beside the key. Raises EOFError without a terminal."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise EOFError
+    for line in filter(None, (visible(title).strip(), visible(instructions).strip())):
+        print(line, file=sys.stderr, flush=True)
+    return [getpass.getpass(f"{visible(prompt).strip()} ") for prompt, _ in prompts]
 
 
 def _socket(host: str, port: int, timeout_s: float, family: int) -> socket.socket:

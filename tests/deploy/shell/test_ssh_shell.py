@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import select
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -826,6 +828,58 @@ def test_addresses_of_another_family_are_not_tried(
     assert open_shell(server.machine()).clock() > 0
     (home / ".ssh" / "config").write_text("Host *\n  AddressFamily inet6\n")
     assert "cannot be resolved" in sentence(open_shell(server.machine()), LinkLost)
+
+
+class TwoFactors(paramiko.ServerInterface):
+    """A server that asks for a code after the key."""
+
+    accepts_key = False
+
+    def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002 - Paramiko's
+        return "keyboard-interactive" if self.accepts_key else "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:  # noqa: ARG002 - Paramiko's
+        self.accepts_key = True
+        return int(paramiko.AUTH_PARTIALLY_SUCCESSFUL)
+
+    def check_auth_interactive(self, username: str, submethods: str) -> paramiko.InteractiveQuery:  # noqa: ARG002
+        return paramiko.InteractiveQuery("", "", ("\x1b[2JCode:", False))
+
+    def check_auth_interactive_response(self, responses: list[str]) -> int:
+        return int(paramiko.AUTH_SUCCESSFUL if responses == ["123"] else paramiko.AUTH_FAILED)
+
+
+@pytest.mark.parametrize("typed", ["123", "124", None])
+def test_a_second_factor_is_asked_for_at_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], typed: str | None
+) -> None:
+    """Standard output is for documents, and what the server says is no command for the terminal."""
+    from deploy.shell.connect import _transport
+
+    asked: list[str] = []
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin.isatty", lambda: typed is not None)
+    monkeypatch.setattr("getpass.getpass", lambda prompt: asked.append(prompt) or typed)
+    make_key(tmp_path / "key")
+    key = paramiko.Ed25519Key(filename=str(tmp_path / "key"))
+    one, other = socket.socketpair()
+    server, client = paramiko.Transport(one), _transport(other)
+    try:
+        server.add_server_key(key)
+        server.start_server(event=threading.Event(), server=TwoFactors())
+        client.start_client(timeout=under_load(10))
+        assert client.auth_publickey("me", key) == ["keyboard-interactive"]
+        if typed == "123":
+            client.auth_interactive_dumb("me")
+        else:
+            with pytest.raises(paramiko.AuthenticationException):
+                client.auth_interactive_dumb("me")
+        assert client.is_authenticated() == (typed == "123")
+        assert asked == ([] if typed is None else ["\\x1b[2JCode: "])
+        assert capfd.readouterr().out == ""
+    finally:
+        client.close()
+        server.close()
 
 
 @needs_sshd
