@@ -72,7 +72,7 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
             host_keys.prepare_gateway(gateway.client, gateway.host, gateway.port, called)
         host_keys.prepare(connection.client, connection.host, connection.port)
         with _agent(way):
-            _open(connection, address, host_keys, timeout_s, FAMILIES.get(way.family, socket.AF_UNSPEC))
+            _open(connection, address, host_keys, timeout_s)
     except BaseException:
         disconnect(connection)
         raise
@@ -115,6 +115,7 @@ def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Co
         },
         connect_timeout=max(1, round(timeout_s)),
     )
+    connection._set(family=FAMILIES.get(way.family, socket.AF_UNSPEC))
     connection.client._agent = AgentKeys([os.path.expanduser(each) for each in named], only=only)
     return connection
 
@@ -186,7 +187,7 @@ class ChannelStream:
             self.channel.close()
 
 
-def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout_s: float, family: int) -> None:
+def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout_s: float) -> None:
     import paramiko
 
     def stuck() -> Connection:
@@ -198,8 +199,9 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
 
     proxy = None
     try:
-        if not connection.gateway:
-            connection.connect_kwargs["sock"] = _socket(connection.host, connection.port, timeout_s, family)
+        *_, nearest = chain(connection)
+        if not nearest.gateway:
+            nearest.connect_kwargs["sock"] = _socket(nearest.host, nearest.port, timeout_s, nearest.family)
         elif isinstance(connection.gateway, str):
             connection.connect_kwargs["sock"] = proxy = ProxyProgram(connection.gateway)
             connection.gateway = False  # else Fabric starts the command a second time

@@ -828,6 +828,9 @@ def test_addresses_of_another_family_are_not_tried(
     assert open_shell(server.machine()).clock() > 0
     (home / ".ssh" / "config").write_text("Host *\n  AddressFamily inet6\n")
     assert "cannot be resolved" in sentence(open_shell(server.machine()), LinkLost)
+    gate = f"Host gate\n  HostName 127.0.0.1\n  Port {server.port}\n  AddressFamily inet6\n"
+    (home / ".ssh" / "config").write_text(f"{gate}Host 127.0.0.1\n  ProxyJump gate\n")
+    assert "cannot be resolved" in sentence(open_shell(server.machine()), LinkLost)
 
 
 class TwoFactors(paramiko.ServerInterface):
