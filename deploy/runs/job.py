@@ -114,7 +114,7 @@ def _busy(reason: str, folder: RunFolder, plan: Plan) -> WrongUse:
         return WrongUse(f"{reason}: wait for it", next_command=command(f"status --on {plan.target}"))
     request = RunFolder(folder.path.parent / Name(holder[1])).stop_request
     is_windows = isinstance(request, PureWindowsPath)  # this computer, and without `touch`
-    make = "python -c \"import sys; open(sys.argv[1], 'w').close()\"" if is_windows else "touch"
+    make = 'python -c "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"' if is_windows else "touch"
     return WrongUse(
         f"{reason}, which was not started from this folder: wait for it, or end it with a checkpoint",
         next_command=command(f"exec --on {plan.target} -- {make} {quoted(request)}"),

@@ -279,9 +279,8 @@ def _second_factor(title: str, instructions: str, prompts: Sequence[tuple[str, b
     """Ask for what a server wants to know beside the key. Raises EOFError without a terminal."""
     if sys.stdin is None or not sys.stdin.isatty():
         raise EOFError
-    for line in filter(None, (visible(title).strip(), visible(instructions).strip())):
-        print(line, file=sys.stderr, flush=True)
-    return [getpass.getpass(f"{visible(prompt).strip()} ") for prompt, _ in prompts]
+    about = [line for each in (title, instructions) if (line := visible(each).strip())]
+    return [getpass.getpass("\n".join([*about, f"{visible(prompt).strip()} "])) for prompt, _ in prompts]
 
 
 def _socket(host: str, port: int, timeout_s: float, family: int) -> socket.socket:
