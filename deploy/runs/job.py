@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import PurePath
+from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 from deploy import border
@@ -113,9 +113,11 @@ def _busy(reason: str, folder: RunFolder, plan: Plan) -> WrongUse:
     if holder is None:
         return WrongUse(f"{reason}: wait for it", next_command=command(f"status --on {plan.target}"))
     request = RunFolder(folder.path.parent / Name(holder[1])).stop_request
+    is_windows = isinstance(request, PureWindowsPath)  # this computer, and without `touch`
+    make = 'python -c "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"' if is_windows else "touch"
     return WrongUse(
         f"{reason}, which was not started from this folder: wait for it, or end it with a checkpoint",
-        next_command=command(f"exec --on {plan.target} -- touch {quoted(request)}"),
+        next_command=command(f"exec --on {plan.target} -- {make} {quoted(request)}"),
     )
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import WrongUse, quoted
+from deploy.pod.base.text import visible
 from deploy.shell.agent_keys import AgentKeys
 from deploy.shell.base import last_lines
 from deploy.shell.host_keys import HostKeys, name_of
@@ -70,7 +72,7 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
             host_keys.prepare_gateway(gateway.client, gateway.host, gateway.port, called)
         host_keys.prepare(connection.client, connection.host, connection.port)
         with _agent(way):
-            _open(connection, address, host_keys, timeout_s, FAMILIES.get(way.family, socket.AF_UNSPEC))
+            _open(connection, address, host_keys, timeout_s)
     except BaseException:
         disconnect(connection)
         raise
@@ -94,8 +96,9 @@ def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Co
     import paramiko
     from fabric import Config, Connection
 
-    keys = [key] if key else list(way.keys)
-    only = bool(keys) and (way.only or key is not None)
+    only = way.only or key is not None
+    named = [key] if key else [*way.keys, *way.usual]
+    keys = named if only else list(way.keys)  # Paramiko finds the usual ones itself, after those of the agent
     connection = Connection(
         way.host,
         user=way.user,
@@ -112,7 +115,8 @@ def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Co
         },
         connect_timeout=max(1, round(timeout_s)),
     )
-    connection.client._agent = AgentKeys([os.path.expanduser(each) for each in keys], only=only)
+    connection._set(family=FAMILIES.get(way.family, socket.AF_UNSPEC))
+    connection.client._agent = AgentKeys([os.path.expanduser(each) for each in named], only=only)
     return connection
 
 
@@ -183,7 +187,7 @@ class ChannelStream:
             self.channel.close()
 
 
-def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout_s: float, family: int) -> None:
+def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout_s: float) -> None:
     import paramiko
 
     def stuck() -> Connection:
@@ -195,8 +199,9 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
 
     proxy = None
     try:
-        if not connection.gateway:
-            connection.connect_kwargs["sock"] = _socket(connection.host, connection.port, timeout_s, family)
+        *_, nearest = chain(connection)
+        if not nearest.gateway:
+            nearest.connect_kwargs["sock"] = _socket(nearest.host, nearest.port, timeout_s, nearest.family)
         elif isinstance(connection.gateway, str):
             connection.connect_kwargs["sock"] = proxy = ProxyProgram(connection.gateway)
             connection.gateway = False  # else Fabric starts the command a second time
@@ -212,8 +217,8 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
         transport = stuck().client.get_transport()
         if transport and transport.auth_handler and transport.auth_handler.auth_method == "keyboard-interactive":
             raise WrongUse(
-                f"{where()} accepts the key, and asks for a second factor, which this program cannot enter: log in "
-                "with a user or through a host that needs none"
+                f"{where()} accepts the key, and asks for a second factor, which it did not get: enter it in a "
+                "terminal for each connection, or use a host that needs none"
             ) from error
         with_key = f"the key {address.key}" if address.key else "every key of the SSH agent and of ~/.ssh"
         raise WrongUse(
@@ -224,9 +229,9 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
     except broken() as error:
         if NO_KEY in str(error):
             raise WrongUse(
-                f"{where()} answers, but this computer has no key to log in with: the SSH agent and ~/.ssh hold none; "
-                "create a key and add its public half to authorized_keys there, or name a key with key: in the "
-                "target's file",
+                f"{where()} answers, but this computer has no key to log in with: the SSH agent and ~/.ssh hold none "
+                "that your SSH configuration permits; create a key and add its public half to authorized_keys there, "
+                "or name a key with key: in the target's file",
                 next_command="ssh-keygen -t ed25519",
             ) from error
         transport = stuck().client.get_transport()
@@ -263,10 +268,19 @@ def _transport(sock: Any, **options: Any) -> Any:
     transport = paramiko.Transport(sock, **options)
     if isinstance(sock, ProxyProgram):
         sock.transport = transport
+    transport.auth_interactive_dumb = lambda user: transport.auth_interactive(user, _second_factor)  # else on stdout
     security = transport.get_security_options()
     ciphers = list(security.ciphers)
     security.ciphers = sorted(ciphers, key=lambda name: not name.endswith("gcm@openssh.com"))
     return transport
+
+
+def _second_factor(title: str, instructions: str, prompts: Sequence[tuple[str, bool]]) -> list[str]:
+    """Ask for what a server wants to know beside the key. Raises EOFError without a terminal."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise EOFError
+    about = [line for each in (title, instructions) if (line := visible(each).strip())]
+    return [getpass.getpass("\n".join([*about, f"{visible(prompt).strip()} "])) for prompt, _ in prompts]
 
 
 def _socket(host: str, port: int, timeout_s: float, family: int) -> socket.socket:

@@ -41,15 +41,22 @@ NOT_FOUND, TOO_OLD, REPLACED = 127, 86, 85  # exit codes: of every shell, of `pr
 # folder or in an environment there is loaded or searched for. Names are UTF-8, whatever the locale there.
 BOOTSTRAP = "python3 -X utf8 -IS -c 'import sys;b=sys.stdin.buffer;b.readline();exec(b.read(int(b.readline())))'"
 # Old systems keep an old `python3` for themselves and have a newer one beside it. It gets the text by a pipe, from a
-# process of its own, as a pipe does not hold all of it. The syntax is that of Python 3.6.
+# process of its own, as a pipe does not hold all of it. The syntax is that of Python 3.6. A newer one that does not run
+# is a shim of pyenv for a version that is not chosen.
 FOR_OLD = """
 import sys
 text = {text!r}
 if sys.version_info < (3, 9):
-    import os, shutil
-    newer = [shutil.which("python3.%d" % minor) for minor in range(15, 8, -1)]
-    newer = [each for each in newer if each]
-    if not newer:
+    import os, shutil, subprocess
+    def runs(path):
+        null = subprocess.DEVNULL
+        try:
+            return not subprocess.call([path, "-IS", "-c", ""], stdin=null, stdout=null, stderr=null)
+        except OSError:
+            return False
+    named = [shutil.which("python3.%d" % minor) for minor in range(15, 8, -1)]
+    newer = next((path for path in named if path and runs(path)), None)
+    if newer is None:
         sys.stderr.write(sys.version.split()[0])
         sys.exit({too_old})
     reading, writing = os.pipe()
@@ -60,9 +67,9 @@ if sys.version_info < (3, 9):
         os._exit(0)
     os.close(writing)
     os.set_inheritable(reading, True)
-    os.environ[{python3!r}] = newer[0]
+    os.environ[{python3!r}] = newer
     load = "import os;exec(os.fdopen(%d,'rb').read())" % reading
-    os.execv(newer[0], [newer[0], "-X", "utf8", "-IS", "-c", load])
+    os.execv(newer, [newer, "-X", "utf8", "-IS", "-c", load])
 exec(text)
 """
 LOGIN_SCRIPT = "a login script there, such as ~/.bashrc,"

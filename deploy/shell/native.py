@@ -41,9 +41,9 @@ PLAIN = {
     "Tunnel": "no",
 }
 OWN_ERROR = 255  # exit code of ssh itself; any other is the command's
-# What every login shell passes on as it is. In zsh a leading = looks a program up, in fish \ escapes inside quotes too,
-# in csh ! recalls a command, and a line end ends it.
-PLAIN_WORD = re.compile(r"[\w@%+:,./-][\w@%+:,./=-]*", re.ASCII)
+# What every login shell passes on as it is. In zsh a leading = looks a program up, in fish %self is a number and \
+# escapes inside quotes too, in csh ! recalls a command, and a line end ends it.
+PLAIN_WORD = re.compile(r"[\w@+:,./-][\w@%+:,./=-]*", re.ASCII)
 QUOTABLE = re.compile(r"[^'\\!\r\n]*")
 # Other words travel as digits. Python ignores two signals, which a program started by it would inherit.
 DECODER = (

@@ -30,6 +30,7 @@ class Way:
     user: str
     port: int
     keys: tuple[str, ...] = ()  # existing files that the configuration names
+    usual: tuple[str, ...] = ()  # existing default keys, which the agent may hold too
     only: bool = False  # IdentitiesOnly: no other keys of the agent
     agent: str | None = None  # a socket in place of SSH_AUTH_SOCK; "none": no agent
     jumps: tuple[str, ...] = ()
@@ -77,11 +78,14 @@ def parse(text: str, host: str) -> Way:
     jumps = last("proxyjump", "none")
     command = last("proxycommand", "none")
     user, port = last("user", getpass.getuser()), last("port", "22")
+    files = values.get("identityfile", [])
+    usual = [Path(each).expanduser() for each in files if each in USUAL_KEYS]
     return Way(
         host=last("hostname", host),
         user=user,
         port=int(port),
-        keys=tuple(file for each in values.get("identityfile", []) if (file := _key(each, host, user))),
+        keys=tuple(file for each in files if (file := _key(each, host, user))),
+        usual=tuple(str(file) for file in usual if file.is_file()),
         only=last("identitiesonly", "no") == "yes",
         agent=_agent(last("identityagent", "SSH_AUTH_SOCK")),
         jumps=() if jumps == "none" else tuple(jumps.split(",")),

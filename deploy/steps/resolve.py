@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import posixpath
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,6 @@ from deploy.steps.continuing import Start
 from deploy.steps.measured import measured_in, succeeded_of
 from deploy.workspace import code, compression, devices, sources
 from deploy.workspace import dataset as data
-from deploy.workspace.exclude import NEVER_CODE
 from deploy.workspace.shards import refuse_undividable, staged_blocks
 from deploy.workspace.sources import Origin
 
@@ -154,17 +153,16 @@ def _refuse_missing_files(settings: Settings, overrides: Sequence[str]) -> None:
             if settings.is_local:
                 if not here.exists():
                     raise WrongUse(f"--set {key}: there is no {here}; give one such as {files.EXAMPLES[key]}")
-            elif not PurePosixPath(path).is_absolute() and not _is_of_the_code(settings.project, path):
+            elif not PurePosixPath(path).is_absolute() and not _is_sent(settings, path):
                 raise WrongUse(
                     f"--set {key}: {path} is no file of the code, and nothing else of this computer is sent; give its "
                     f"path on the machine, such as /workspace/{PurePath(path).name}"
                 )
 
 
-def _is_of_the_code(project: Path, path: str) -> bool:
-    """Whether a path that is relative to the project is a file of the copy that a job runs in."""
-    top = PurePath(os.path.normpath(path)).parts[:1]
-    return (project / path).exists() and top != () and top[0] not in ("..", *NEVER_CODE)
+def _is_sent(settings: Settings, path: str) -> bool:
+    """Whether a path that is relative to the project, as the machine reads it, is in the copy that a job runs in."""
+    return code.is_sent(settings.project, posixpath.normpath(path), settings.target.exclude)
 
 
 def _refuse_missing_packages(settings: Settings, config: Mapping[str, Any]) -> None:

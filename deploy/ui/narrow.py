@@ -40,7 +40,11 @@ def paragraphs(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int
         short = ", ".join(each for each, fold in told if not fold)
         for text in [short, *(each for each, fold in told if fold)]:
             wrapped = textwrap.wrap(
-                text, max(width - 1, LEAST_CHARACTERS), initial_indent="   ", subsequent_indent="   "
+                text,
+                max(width - 1, LEAST_CHARACTERS),
+                initial_indent="   ",
+                subsequent_indent="   ",
+                break_on_hyphens=False,  # a path or a name is copied whole
             )
             lines += [line.replace(KEPT, " ") for line in wrapped]
     return lines

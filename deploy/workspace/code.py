@@ -7,7 +7,7 @@ import io
 import os
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -54,6 +54,17 @@ def look(project: Path, excluded_by: tuple[str, ...] = ()) -> CodeFacts:
     return replace(facts, excluded_files=files, excluded_bytes=total)
 
 
+def is_sent(project: Path, name: str, excluded_by: tuple[str, ...] = ()) -> bool:
+    """Whether a file or folder, with / between folders, is uploaded as code; `exclude:` and ignored files are not."""
+    names: Iterable[str]
+    if is_repository(project):
+        listed = upload_list.listing(project, excluded_by).names
+        names = (os.fsdecode(each) for each in listed if on_disk(project, each))
+    else:
+        names = _code_names(project)
+    return any(each == name or each.startswith(f"{name}/") for each in names)
+
+
 def _refuse_without_git(excluded_by: tuple[str, ...]) -> None:
     if excluded_by:
         raise WrongUse(
@@ -89,7 +100,7 @@ def check(
     """
     if not is_repository(project):
         _refuse_without_git(excluded_by)
-        names = [file.relative_to(project).as_posix() for file in _code_files(project)]
+        names = _code_names(project)
         return leaks.refuse(leaks.find(project, names, secrets), set(), allowed), None
     listed = upload_list.listing(project, excluded_by)
     worktree.refuse(project, listed, large_files)
@@ -173,6 +184,10 @@ def _copy(project: Path) -> tuple[str, bytes]:
             about.size = len(content)
             archive.addfile(about, io.BytesIO(content))
     return f"copy-{digest.hexdigest()[:40]}", packed.getvalue()
+
+
+def _code_names(project: Path) -> list[str]:
+    return [file.relative_to(project).as_posix() for file in _code_files(project)]
 
 
 def _code_files(project: Path) -> list[Path]:

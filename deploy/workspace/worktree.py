@@ -22,13 +22,9 @@ OLD_FORMAT = "sha1"
 GITLINK = b"160000 "
 # core.safecrlf and core.fsmonitor serve the user's repository. In a snapshot, only the disk counts.
 FOR_SNAPSHOTS = ("-c", "core.safecrlf=false", "-c", "core.fsmonitor=false")
-# The user's hooks serve his own commits. git 3 makes repositories of SHA-256 unless it is told.
-OURS = {
-    "GIT_CONFIG_COUNT": "1",
-    "GIT_CONFIG_KEY_0": "core.hooksPath",
-    "GIT_CONFIG_VALUE_0": "/dev/null",
-    "GIT_DEFAULT_HASH": OLD_FORMAT,
-}
+# The user's hooks serve his own commits. `git -c` sets the same variable; git before 2.31 knows no GIT_CONFIG_COUNT.
+# git 3 makes repositories of SHA-256 unless it is told.
+OURS = {"GIT_CONFIG_PARAMETERS": "'core.hooksPath=/dev/null'", "GIT_DEFAULT_HASH": OLD_FORMAT}
 NO_DRIVER = {b"unspecified", b"unset", b"set"}
 
 

@@ -189,11 +189,11 @@ def box(project: Project, tmp_path: Path) -> Iterator[Box]:
 
 
 def test_a_host_that_lets_nobody_in(box: Box, tmp_path: Path) -> None:
-    """Without a key, with a wrong key, and with a key that has a passphrase."""
+    """Without a key, with a wrong key, with a key that has a passphrase, and with too many keys in the agent."""
     project, key = box.project, tmp_path / "home" / ".ssh" / "id_ed25519"
     box.target(key=None)
-    words = advised(project, "deploy", "--on", "box")
-    subprocess.run([*words, "-q", "-N", "", "-f", str(key)], check=True)
+    make = advised(project, "deploy", "--on", "box")
+    subprocess.run([*make, "-q", "-N", "", "-f", str(key)], check=True)
     words = advised(project, "deploy", "--on", "box")
     options = [
         "-o",
@@ -229,6 +229,16 @@ def test_a_host_that_lets_nobody_in(box: Box, tmp_path: Path) -> None:
         subprocess.run(words, env=told, check=True, capture_output=True, stdin=subprocess.DEVNULL)
         project.env |= agent
         box.invoke("deploy")  # with the key of the agent
+        for number in range(6):  # as many as a server lets try
+            subprocess.run([*make, "-q", "-N", "", "-f", str(tmp_path / f"other{number}")], check=True)
+        subprocess.run(["ssh-add", "-q", "-D"], env=told, check=True)
+        subprocess.run(["ssh-add", "-q", *(tmp_path / f"other{each}" for each in range(6))], env=told, check=True)
+        subprocess.run(["ssh-add", "-q", str(key)], env=told, check=True, stdin=subprocess.DEVNULL)
+        for file in (key, key.with_suffix(".pub")):
+            file.unlink()  # else the key would be offered first
+        words = advised(project, "deploy", "--on", "box", code=3)
+        listed = subprocess.run(words, env=told, check=True, capture_output=True, text=True).stdout
+        assert len(listed.splitlines()) == 7
     finally:
         subprocess.run(["ssh-agent", "-k"], env={**os.environ, **agent}, check=True, capture_output=True)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -191,6 +194,18 @@ def test_a_line_longer_than_any_event_is_dropped(tmp_path: Path, bytes_more: int
 def planned(tmp_path: Path) -> tuple[Rented, Plan]:
     rented = Rented(tmp_path)
     return rented, make(rented.settings, Request(), FACTS, tryout=False)
+
+
+def test_a_run_of_another_folder_is_ended_with_a_program_that_the_computer_has(tmp_path: Path) -> None:
+    """Windows has no `touch`."""
+    _, made = planned(tmp_path)
+    folder = RunFolder(PureWindowsPath(r"C:\\a\\runs\\new"))
+    refused = job._busy("the machine is busy with run old", folder, made).next_command
+    words = shlex.split(str(refused).partition(" -- ")[2])
+    assert words[:2] == ["python", "-c"]
+    assert words[3].replace("\\", "/") == "C:/a/runs/old/stop.request"
+    subprocess.run([sys.executable, *words[1:3], str(tmp_path / "made")], check=True)
+    assert (tmp_path / "made").read_bytes() == b""
 
 
 def test_a_start_is_over_when_this_attempts_supervisor_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

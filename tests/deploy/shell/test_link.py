@@ -191,6 +191,9 @@ def test_a_newer_python_beside_an_old_python3_is_taken(tmp_path: Path) -> None:
     (tmp_path / "python3").write_text("#!/bin/sh\nexit 86\n")
     (tmp_path / "python3").chmod(0o755)
     (tmp_path / "python3.12").symlink_to(sys.executable)
+    for name, first in (("python3.14", "#!/bin/sh\nexit 127"), ("python3.13", "\0")):  # pyenv's, and of another system
+        (tmp_path / name).write_text(first)
+        (tmp_path / name).chmod(0o755)
     made = agent(f"PATH={quoted(str(tmp_path))}:/bin:/usr/bin; {OLD.replace('python3', quoted(sys.executable), 1)}")
     assert made.submit("run", argv=["python3", "-c", "print(3)"]).result() == (0, b"3\n", b"")
     made.close()

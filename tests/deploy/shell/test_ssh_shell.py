@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import select
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -44,7 +46,7 @@ needs_ssh = pytest.mark.skipif(
 )
 SPLIT_BY_SOME = [
     "", "a b", "a\\\\b", "a\\b", "it's", "\\'", "$HOME", "`id`", "!x", "a!b", "!!", "a\nb", "~", "*", "?", "=foo",
-    "%1", "{a,b}", "^x^y", "#c", "a=b", "a\tb", "é", ";", "&&", "(", "[a]",
+    "%1", "%self", "{a,b}", "^x^y", "#c", "a=b", "a\tb", "é", ";", "&&", "(", "[a]",
 ]  # fmt: skip
 MAKERS: dict[str, Callable[..., Any]] = {"openssh": openssh, "asyncssh": asyncssh_server}
 
@@ -694,6 +696,29 @@ def test_the_named_key_comes_first_of_a_full_agent(
 
 
 @needs_sshd
+@pytest.mark.parametrize("config", ["", "IdentitiesOnly yes", "IdentitiesOnly yes\n  IdentityFile ~/.ssh/id_ed25519"])
+def test_a_default_key_comes_first_of_a_full_agent(
+    full_agent: Server, home: Path, open_shell: Callable[..., SshShell], config: str
+) -> None:
+    """As OpenSSH has it, which names its default keys as if the configuration did."""
+    import asyncssh
+
+    locked = home / ".ssh" / "id_ed25519"
+    asyncssh.read_private_key(str(full_agent.key)).write_private_key(str(locked), passphrase="x" * 8)
+    (home / ".ssh" / "config").write_text(f"Host *\n  {config}\n")
+    assert open_shell(full_agent.machine(key=None)).clock() > 0
+
+
+@needs_sshd
+def test_a_host_gets_no_key_of_the_agent_that_no_file_names(
+    full_agent: Server, home: Path, open_shell: Callable[..., SshShell]
+) -> None:
+    (home / ".ssh" / "config").write_text("Host *\n  IdentitiesOnly yes\n")
+    with pytest.raises(WrongUse, match="no key to log in with"):
+        open_shell(full_agent.machine(key=None)).clock()
+
+
+@needs_sshd
 def test_more_keys_than_a_server_lets_try_are_told(full_agent: Server, open_shell: Callable[..., SshShell]) -> None:
     shell = open_shell(full_agent.machine(key=None))
     assert "as with `MaxAuthTries`: name the right one with key:" in sentence(shell, LinkLost)
@@ -803,6 +828,61 @@ def test_addresses_of_another_family_are_not_tried(
     assert open_shell(server.machine()).clock() > 0
     (home / ".ssh" / "config").write_text("Host *\n  AddressFamily inet6\n")
     assert "cannot be resolved" in sentence(open_shell(server.machine()), LinkLost)
+    gate = f"Host gate\n  HostName 127.0.0.1\n  Port {server.port}\n  AddressFamily inet6\n"
+    (home / ".ssh" / "config").write_text(f"{gate}Host 127.0.0.1\n  ProxyJump gate\n")
+    assert "cannot be resolved" in sentence(open_shell(server.machine()), LinkLost)
+
+
+class TwoFactors(paramiko.ServerInterface):
+    """A server that asks for a code after the key."""
+
+    accepts_key = False
+
+    def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002 - Paramiko's
+        return "keyboard-interactive" if self.accepts_key else "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:  # noqa: ARG002 - Paramiko's
+        self.accepts_key = True
+        return int(paramiko.AUTH_PARTIALLY_SUCCESSFUL)
+
+    def check_auth_interactive(self, username: str, submethods: str) -> paramiko.InteractiveQuery:  # noqa: ARG002
+        return paramiko.InteractiveQuery("", "", ("\x1b[2JCode:", False))
+
+    def check_auth_interactive_response(self, responses: list[str]) -> int:
+        return int(paramiko.AUTH_SUCCESSFUL if responses == ["123"] else paramiko.AUTH_FAILED)
+
+
+@pytest.mark.parametrize("typed", ["123", "124", None])
+def test_a_second_factor_is_asked_for_at_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], typed: str | None
+) -> None:
+    """Standard output is for documents, and what the server says is no command for the terminal."""
+    from deploy.shell.connect import _transport
+
+    asked: list[str] = []
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin.isatty", lambda: typed is not None)
+    monkeypatch.setattr("getpass.getpass", lambda prompt: asked.append(prompt) or typed)
+    make_key(tmp_path / "key")
+    key = paramiko.Ed25519Key(filename=str(tmp_path / "key"))
+    one, other = socket.socketpair()
+    server, client = paramiko.Transport(one), _transport(other)
+    try:
+        server.add_server_key(key)
+        server.start_server(event=threading.Event(), server=TwoFactors())
+        client.start_client(timeout=under_load(10))
+        assert client.auth_publickey("me", key) == ["keyboard-interactive"]
+        if typed == "123":
+            client.auth_interactive_dumb("me")
+        else:
+            with pytest.raises(paramiko.AuthenticationException):
+                client.auth_interactive_dumb("me")
+        assert client.is_authenticated() == (typed == "123")
+        assert asked == ([] if typed is None else ["\\x1b[2JCode: "])
+        assert capfd.readouterr().out == ""
+    finally:
+        client.close()
+        server.close()
 
 
 @needs_sshd
@@ -895,7 +975,7 @@ def test_every_login_shell_passes_the_words_on(name: str) -> None:
 def test_a_line_holds_nothing_that_shells_read_differently(word: str) -> None:
     """The shells may be missing here."""
     line = native.for_any_shell(["printf", word])
-    quoted = re.findall(r"'[^'\\!\n]*'|(?:^|(?<= ))[\w@%+:,./-][\w@%+:,./=-]*(?= |$)", line, re.ASCII)
+    quoted = re.findall(r"'[^'\\!\n]*'|(?:^|(?<= ))[\w@+:,./-][\w@%+:,./=-]*(?= |$)", line, re.ASCII)
     assert " ".join(quoted) == line
 
 

@@ -130,6 +130,7 @@ torch.distributed.init_process_group("gloo")
 both = torch.ones(1)
 torch.distributed.all_reduce(both)
 assert both == 2
+torch.distributed.destroy_process_group()
 """
 
 

@@ -154,10 +154,11 @@ def test_files_of_the_configuration_are_found_before_a_machine_is_made(
         (away(rented), "train.eval.sets=images.npy", "images.npy is no file of the code"),
         (away(rented), "train.eval.sets=faces/../data/orl", "faces/../data/orl is no file of the code"),
         (away(rented), f"train.eval.sets=../{tmp_path.name}/faces", "faces is no file of the code"),
+        (away(rented), "train.eval.sets=faces/images.npy", "faces/images.npy is no file of the code"),
     ):
         with pytest.raises(WrongUse, match=f"^--set {given.partition('=')[0]}: .*{sentence}"):
             check(at, Request(overrides=(given,)))
-    for right in ("train.eval.sets=faces/images.npy", "train.warm_start=/there/x.pt"):
+    for right in ("train.eval.sets=app/config.py,app", "train.warm_start=/there/x.pt"):
         assert check(away(rented), Request(overrides=(right,))).request.overrides == (right,)
 
 

@@ -271,6 +271,7 @@ def add_run(project: Path, run_id: str, target: str, provider: str, run_dir: str
     )  # fmt: skip
     write_json(project / "runs" / run_id / "run.json", asdict(record))
     plan = {"epochs": 5, "grace_s": 0.2, "argv": [sys.executable], "cwd": "/", "limits": {}, "nodes": 1}
+    plan |= {"data_path": "/dev/shm/images.npy", "request": {}}
     write_json(project / "runs" / run_id / "plan.json", plan)
 
 

@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from deploy.ui.narrow import paragraphs
 from deploy.ui.screen import Screen
 
 COLUMNS = ("run", "state", "started", "accuracy", "time", "reason")
@@ -47,3 +48,9 @@ def test_a_row_that_does_not_fit_becomes_a_paragraph() -> None:
         " orl-20261130-193626-aaaa",
         "   state succeeded, started 2026-11-30 19:36, accuracy 88.5%, time 1:08",
     ]
+
+
+def test_a_path_is_not_folded_at_its_hyphens() -> None:
+    """People copy it."""
+    path = "/data/face-sets/of-the-first-year/pairs-of-both/list.csv"
+    assert any(path in line for line in paragraphs(["run", "reason"], [["a", f"the job has no file {path}"]], 60))

@@ -147,6 +147,22 @@ def test_what_is_committed_under_data_travels_as_it_is_here(tree: Path, machine:
     assert [each.read_text() for each in (folder / "data").iterdir()] == ["second\n"]
 
 
+def test_a_file_that_git_ignores_or_exclude_names_is_not_sent(tree: Path) -> None:
+    """A machine would be rented for a run that does not find it there."""
+    (tree / ".gitignore").write_text("/*.onnx\n")
+    (tree / "data").mkdir()
+    for name in ("teacher.onnx", "new.bin", "data/committed.bin", "data/other.bin"):
+        (tree / name).write_text("1")
+    git(tree, "add", "data/committed.bin")
+    sent = {name for name in ("new.bin", "conf.yaml", "data", "data/committed.bin") if code.is_sent(tree, name)}
+    assert sent == {"new.bin", "conf.yaml", "data", "data/committed.bin"}
+    for name in ("teacher.onnx", "data/other.bin", "dat", "..", ".", "absent", "data\\committed.bin"):
+        assert not code.is_sent(tree, name)
+    assert not code.is_sent(tree, "new.bin", ("*.bin",))
+    (tree / "conf.yaml").unlink()
+    assert not code.is_sent(tree, "conf.yaml")
+
+
 def test_a_repository_of_sha256(tmp_path: Path, machine: Path) -> None:
     """The code is sent whole, then as a difference. A SHA-1 repository on the same machine stays intact."""
     old = arrived(repository(tmp_path / "old"), machine)
@@ -191,6 +207,11 @@ def test_settings_for_the_users_own_repositories_change_nothing(
     hook.chmod(0o755)
     (tmp_path / "attributes").write_text("* text eol=crlf\n")
     (tmp_path / ".gitconfig").write_text(settings)
+    old = tmp_path / "bin" / "git"  # before 2.31
+    old.parent.mkdir()
+    old.write_text(f'#!/bin/sh\nunset GIT_CONFIG_COUNT\nexec {shutil.which("git")} "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", str(old.parent), prepend=os.pathsep)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert (arrived(tree, machine) / "conf.yaml").read_bytes() == b"a: 1\n"
 
