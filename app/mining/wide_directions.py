@@ -7,9 +7,11 @@ without those, images lose the neighbours that they have.
 
 So the widest directions are tried: the first, the first two, and so on. A sample of images is compared with all images,
 without a search for the others. The ranks of a list that are filled above the floor count, since an image with one
-neighbour may gain or lose others. The floor allows as many neighbours by chance in each trial. Numbers of directions
-without which images lose neighbours do not count. Of the others, the one that helps most is removed if it surely helps;
-of numbers that may be equally good, the smallest.
+neighbour may gain or lose others. The floor allows as many neighbours by chance in each trial. But along a wide
+direction that is left, far more strangers may be above it. About as many are as far below a cosine of 0, where images
+of one person hardly are. So what strangers fill is counted there and subtracted. Numbers of directions without which
+images lose neighbours do not count. Of the others, the one that helps most is removed if it surely helps; of numbers
+that may be equally good, the smallest.
 
 Letters: n images of this process (its contiguous share), D embedding size, S sampled ones, Q of them that are compared
 with all, r directions.
@@ -28,7 +30,7 @@ from app.mining.cluster import similarity_floors
 from app.mining.clustered import COPY
 from app.mining.lists import usable
 from app.mining.shared_axes import ROUNDING
-from app.mining.shared_direction import without
+from app.mining.shared_direction import PRODUCTS_AT_ONCE, ROWS_AT_ONCE, without
 from app.runtime.dist import World, from_main, total
 from app.runtime.stop import Poll
 
@@ -40,12 +42,9 @@ FEWEST = 64  # images that are compared with all; of fewer, a gain is not sure
 SCREENED, ASKED = 128, 512  # images that are compared; the others only where the first ones may gain
 FOR_FLOORS = 512  # images whose pairs give a floor
 RANKS = (1, 2, 4, 8, 16)  # of a list
-LOST = (
-    0.1  # share of the ranks that are filled with all directions; without some that tell people apart, a third or more
-)
+LOST = 0.1  # share of the ranks filled with all directions; without some that tell people apart, a third or more
 MAYBE, SURE = 1.0, 4.0  # standard errors of a gain
 EQUAL = 2.0  # standard errors by which fewer directions may help less and are preferred
-PRODUCTS_AT_ONCE = 2**22
 Rows = NDArray[np.float32]
 Counts = NDArray[np.int64]
 
@@ -63,21 +62,22 @@ def without_wide_directions(
         return shard, 0
     wide = torch.tensor(directions, dtype=shard.dtype, device=shard.device)
     rows = torch.from_numpy(np.random.default_rng(0).permutation(sample)[:ASKED]).to(shard.device)
-    some = rows[:FOR_FLOORS]
-    floors = [
-        float(similarity_floors(_left(some, wide[:removed]).cpu().numpy(), count, 1, false_edges_per_image)[0])
-        for removed in range(len(wide) + 1)
-    ]
+    with full_precision(shard.device):
+        left = [_left(rows[:FOR_FLOORS], wide[:removed]).cpu().numpy() for removed in range(len(wide) + 1)]
+    floors = [float(similarity_floors(each, count, 1, false_edges_per_image)[0]) for each in left]
     removed = 0
     for asked, errors in ((SCREENED, MAYBE), (ASKED, SURE)):
-        filled = _filled(rows[:asked], wide, from_main(floors, here), shard, here)
-        removed = from_main(chosen(filled, errors), here)
+        filled, chance = _filled(rows[:asked], wide, from_main(floors, here), shard, here)
+        removed = from_main(chosen(filled, chance, errors), here)
         poll()
         if not removed:
             return shard, 0
-    for direction in wide[:removed]:
-        shard = without(shard, direction)
-    return shard, removed
+    rest = torch.empty_like(shard)
+    for part, into in zip(shard.split(ROWS_AT_ONCE), rest.split(ROWS_AT_ONCE), strict=True):
+        for direction in wide[:removed]:
+            part = without(part, direction)
+        into.copy_(part)
+    return rest, removed
 
 
 def widest(sample: Rows) -> NDArray[np.float64]:
@@ -94,17 +94,24 @@ def widest(sample: Rows) -> NDArray[np.float64]:
     return directions[:, everybody][:, :most].T
 
 
-def chosen(filled: Counts, errors: float) -> int:
+def chosen(filled: Counts, chance: Counts, errors: float) -> int:
     """Return how many directions to remove. `filled` [r + 1, Q]: ranks of the lists without the first 0, 1, … r.
 
-    They must help by more than `errors` standard errors, and hide hardly anything that is there with them.
+    They must help by more than `errors` standard errors, and hide hardly anything that is there with them. `chance`
+    [r + 1, Q] are the ranks that strangers fill; they are no help.
     """
     lost = np.maximum(filled[0] - filled, 0).mean(axis=1)
     harmless = np.flatnonzero(lost <= LOST * filled[0].mean())  # 0 is among them
-    best = harmless[filled[harmless].mean(axis=1).argmax()]
-    if gain(filled[0], filled[best]) <= errors:
+    helped = filled - chance
+    best = harmless[helped[harmless].mean(axis=1).argmax()]
+    if gain(helped[0], helped[best]) <= errors:
         return 0
-    return int(next(fewer for fewer in harmless[1:] if gain(filled[fewer], filled[best]) <= EQUAL))
+    as_good = (
+        fewer
+        for fewer in harmless[1:]
+        if gain(helped[fewer], helped[best]) <= EQUAL and gain(chance[best], chance[fewer]) <= EQUAL
+    )
+    return int(next(as_good))
 
 
 def gain(before: Counts, after: Counts) -> float:
@@ -114,21 +121,25 @@ def gain(before: Counts, after: Counts) -> float:
     return float(more.mean() / error) if error else float(np.inf * np.sign(more.mean())) if more.any() else 0.0
 
 
-def _filled(rows: Tensor, wide: Tensor, floors: list[float], shard: Tensor, here: World) -> Counts:
+def _filled(rows: Tensor, wide: Tensor, floors: list[float], shard: Tensor, here: World) -> tuple[Counts, Counts]:
     """Return [r + 1, Q] which of RANKS the lists of `rows` [Q, D] fill above `floors`, without the first directions.
 
-    Copies of an image, such as itself, are no neighbours.
+    The second result counts as far below 0 instead, where only strangers are. Copies of an image, such as itself, are
+    no neighbours.
     """
-    near = torch.zeros((len(floors), len(rows)), dtype=torch.int64, device=shard.device)
+    near = torch.zeros((2, len(floors), len(rows)), dtype=torch.int64, device=shard.device)
     with full_precision(shard.device):
         asked = [_left(rows, wide[:removed]) for removed in range(len(floors))]
-        for part in shard[usable(shard)].split(PRODUCTS_AT_ONCE // len(rows)):
+        for own in usable(shard).nonzero().flatten().split(PRODUCTS_AT_ONCE // len(rows)):
+            part = shard.index_select(0, own)
             others = rows @ part.T < floors[0] + COPY * (1 - floors[0])
             for removed, floor in enumerate(floors):
-                above = asked[removed] @ _left(part, wide[:removed]).T >= floor
-                near[removed] += above.logical_and_(others).sum(1)
+                cosine = asked[removed] @ _left(part, wide[:removed]).T
+                near[0, removed] += (cosine >= floor).logical_and_(others).sum(1)
+                near[1, removed] += (cosine <= -floor).sum(1)
     counts = total(near, here).cpu().numpy()
-    return (counts[:, :, None] >= np.array(RANKS)).sum(axis=2)
+    above, below = (counts[..., None] >= np.array(RANKS)).sum(axis=3)
+    return above, below
 
 
 def _left(rows: Tensor, directions: Tensor) -> Tensor:
