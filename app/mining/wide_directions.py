@@ -139,7 +139,7 @@ def _filled(rows: Tensor, wide: Tensor, floors: list[float], shard: Tensor, here
                 if removed:  # much faster than another product
                     product.addr_(along[removed - 1], of_part[removed - 1], alpha=-1)
                 least = torch.outer(floor * length[removed], length_of_part[removed])
-                # Sums of few ones are exact in 32 bits, and several times faster than as whole numbers.
+                # Floats of 32 bits are exact for sums of so few ones, and several times faster than whole numbers.
                 each = (product >= least).logical_and_(others), product <= least.neg_()
                 near[:, removed] += torch.stack([found.sum(1, dtype=torch.float32) for found in each])
     counts = total(near, here).cpu().numpy()
