@@ -103,8 +103,8 @@ def _fault(value: Any, rule: Mapping[str, Any], default: Any) -> str | None:
         return "is out of range; give a number from 0 to 1"
     if "most" in rule and not 0 <= value <= rule["most"]:
         return f"must be from {rule.get('least', 0)} to {rule['most']:.10g}, such as {such_as:g}"
-    in_a_list = default is dataclasses.MISSING  # the checks of ranges name the whole list
-    if isinstance(value, float) and not math.isfinite(value) and not in_a_list:
+    # Other checks name the whole list, and the range of a number that may be null.
+    if isinstance(default, float) and not math.isfinite(value):
         return f"is not a finite number; give one such as {such_as:g}"
     return None
 

@@ -89,9 +89,8 @@ class BackboneConfig:
 
 @dataclass
 class MocoConfig:
-    projection_hidden: int = field(
-        default=2048, metadata={"least": 1}
-    )  # width of the hidden layer between backbone and loss
+    # width of the hidden layer between backbone and loss
+    projection_hidden: int = field(default=2048, metadata={"least": 1})
     projection_dim: int = field(default=128, metadata={"least": 1})  # size of the vectors that the loss compares
     queue_size: int = field(default=65536, metadata={"least": 1})  # keys of earlier batches, the negatives
     # of the momentum encoder, per step: its share of its own old weights
@@ -163,12 +162,12 @@ class HeadConfig:
     name: str = field(default="arcface", metadata={"choices": HEADS})
     scale: float = field(default=64.0, metadata=ABOVE_ZERO)  # of the logits
     # null: the head's published margin; magface: the margin at the smallest norm; sphereface: a factor of the angle
-    margin: float | None = field(default=None, metadata={"such_as": 0.4})
+    margin: float | None = None
     margins: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.0])  # combined: cos(m1 * angle + m2) - m3
     # arcface, combined, sphereface: leave the margin out of the gradient, as published since 2022
     straight_through: bool = True
     # ignore other classes above this cosine: they may be the same person
-    filter_above: float | None = field(default=None, metadata={"such_as": 0.4})
+    filter_above: float | None = None
     # Share of class centres per step (Partial FC); always includes the batch's classes. 0: those alone.
     sample_rate: float = field(default=1.0, metadata={"most": 1.0, "such_as": 0.3})
     # lazy: centres not sampled stay; dense: weight decay and momentum move them, as published

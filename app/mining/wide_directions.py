@@ -7,9 +7,11 @@ without those, images lose the neighbours that they have.
 
 So the widest directions are tried: the first, the first two, and so on. A sample of images is compared with all images,
 without a search for the others. The ranks of a list that are filled above the floor count, since an image with one
-neighbour may gain or lose others. The floor allows as many neighbours by chance in each trial. Numbers of directions
-without which images lose neighbours do not count. Of the others, the one that helps most is removed if it surely helps;
-of numbers that may be equally good, the smallest.
+neighbour may gain or lose others. The floor allows as many neighbours by chance in each trial. But along a wide
+direction that is left, far more strangers may be above it. About as many are as far below a cosine of 0, where images
+of one person hardly are. So what strangers fill is counted there and subtracted. Numbers of directions without which
+images lose neighbours do not count. Of the others, the one that helps most is removed if it surely helps; of numbers
+that may be equally good, the smallest.
 
 Letters: n images of this process (its contiguous share), D embedding size, S sampled ones, Q of them that are compared
 with all, r directions.
@@ -28,7 +30,7 @@ from app.mining.cluster import RESOLVED, upper_quantile
 from app.mining.clustered import COPY
 from app.mining.lists import usable
 from app.mining.shared_axes import ROUNDING
-from app.mining.shared_direction import without
+from app.mining.shared_direction import PRODUCTS_AT_ONCE, ROWS_AT_ONCE, STEPS, without
 from app.runtime.dist import World, from_main, total
 from app.runtime.stop import Poll
 
@@ -44,7 +46,6 @@ KEPT = 0.9  # share of the filled ranks; without directions that tell people apa
 REMAIN = 0.5
 MAYBE, SURE = 1.0, 4.0  # standard errors of a gain
 EQUAL = 2.0  # standard errors by which fewer directions may help less and are preferred
-PRODUCTS_AT_ONCE = 2**22
 Rows = NDArray[np.float32]
 Counts = NDArray[np.int64]
 
@@ -62,20 +63,25 @@ def without_wide_directions(
         return shard, 0
     wide = torch.tensor(directions, dtype=shard.dtype, device=shard.device)
     rows = torch.from_numpy(np.random.default_rng(0).permutation(sample)[:ASKED]).to(shard.device)
-    some, tail = rows[:FOR_FLOORS], false_edges_per_image / count
-    pairs = [_cosines(_left(some, wide[:removed])) for removed in range(len(wide) + 1)]
-    plain = float(upper_quantile(pairs[0], np.array([min(0.5, tail)]))[0])
-    floors = from_main([max(0.0, plain), *(floor_of(each, tail) for each in pairs)], here)
+    with full_precision(shard.device):
+        left = [_left(rows[:FOR_FLOORS], wide[:removed]).cpu().numpy() for removed in range(len(wide) + 1)]
+    pairs = [(each @ each.T)[np.triu_indices(len(each), 1)] for each in left]
+    tail = np.array([min(0.5, false_edges_per_image / count)])
+    lower = max(0.0, float(upper_quantile(pairs[0], tail)[0]))
+    floors = from_main([lower, *(floor_of(each, tail) for each in pairs)], here)
     removed = 0
     for asked, errors in ((SCREENED, MAYBE), (ASKED, SURE)):
-        before, *filled = _filled(rows[:asked], wide, floors, shard, here)
-        removed = from_main(chosen(before, np.array(filled), errors), here)
+        (before, *filled), (_, *chance) = _filled(rows[:asked], wide, floors, shard, here)
+        removed = from_main(chosen(before, np.array(filled), np.array(chance), errors), here)
         poll()
         if not removed:
             return shard, 0
-    for direction in wide[:removed]:
-        shard = without(shard, direction)
-    return shard, removed
+    rest = torch.empty_like(shard)
+    for part, into in zip(shard.split(ROWS_AT_ONCE), rest.split(ROWS_AT_ONCE), strict=True):
+        for direction in wide[:removed]:
+            part = without(part, direction)
+        into.copy_(part)
+    return rest, removed
 
 
 def widest(sample: Rows) -> NDArray[np.float64]:
@@ -92,34 +98,39 @@ def widest(sample: Rows) -> NDArray[np.float64]:
     return directions[:, everybody][:, :most].T
 
 
-def floor_of(cosine: Rows, tail: float) -> float:
-    """Return the cosine that random pairs exceed with the probability `tail`, from the cosines [P] of some.
+def floor_of(cosine: Rows, tail: NDArray[np.float64]) -> float:
+    """Return the cosine that random pairs exceed with the probability `tail` [1], from the cosines [P] of some.
 
     Of pairs of four groups, such as of four cameras, a quarter is of one group. The lower half of the cosines does not
     show it, but the upper quartile does. So the tail is extrapolated from both quartiles, and the higher one counts.
     """
     known = cosine.clip(RESOLVED - 1, 1 - RESOLVED)
     mirrored = np.tanh(2 * np.arctanh(np.median(known)) - np.arctanh(known))
-    at = np.array([min(0.5, tail)])
-    return max(0.0, *(float(upper_quantile(each, at)[0]) for each in (cosine, mirrored)))
+    return max(0.0, *(float(upper_quantile(each, tail)[0]) for each in (cosine, mirrored)))
 
 
-def chosen(before: Counts, filled: Counts, errors: float) -> int:
+def chosen(before: Counts, filled: Counts, chance: Counts, errors: float) -> int:
     """Return how many directions to remove. `filled` [r + 1, Q]: ranks of the lists without the first 0, 1, … r.
 
-    They must help by more than `errors` standard errors, and hide hardly anything that is there with them. Images of
-    few people look like few groups. So at least a part must remain of what is there `before` [Q], above the floor of
-    the lower quartile alone.
+    They must help by more than `errors` standard errors, and hide hardly anything that is there with them. `chance`
+    [r + 1, Q] are the ranks that strangers fill; they are no help. Images of few people look like few groups. So at
+    least a part must remain of what is there `before` [Q], above the floor of the lower quartile alone.
     """
     remain = np.minimum(before, filled).mean(axis=1) >= REMAIN * before.mean()
     kept = np.minimum(filled[0], filled).mean(axis=1) >= KEPT * filled[0].mean()  # without none, all are
     harmless = np.flatnonzero(remain & kept)
     if not len(harmless):
         return 0
-    best = harmless[filled[harmless].mean(axis=1).argmax()]
-    if gain(filled[0], filled[best]) <= errors:
+    helped = filled - chance
+    best = harmless[helped[harmless].mean(axis=1).argmax()]
+    if gain(helped[0], helped[best]) <= errors:
         return 0
-    return int(next(fewer for fewer in harmless if fewer and gain(filled[fewer], filled[best]) <= EQUAL))
+    as_good = (
+        fewer
+        for fewer in harmless
+        if fewer and gain(helped[fewer], helped[best]) <= EQUAL and gain(chance[best], chance[fewer]) <= EQUAL
+    )
+    return int(next(as_good))
 
 
 def gain(before: Counts, after: Counts) -> float:
@@ -129,28 +140,43 @@ def gain(before: Counts, after: Counts) -> float:
     return float(more.mean() / error) if error else float(np.inf * np.sign(more.mean())) if more.any() else 0.0
 
 
-def _filled(rows: Tensor, wide: Tensor, floors: list[float], shard: Tensor, here: World) -> Counts:
-    """Return how many of RANKS the lists of `rows` [Q, D] fill above `floors` [r + 2], without 0, 0, 1, … r directions.
+def _filled(rows: Tensor, wide: Tensor, floors: list[float], shard: Tensor, here: World) -> tuple[Counts, Counts]:
+    """Return [r + 2, Q] which of RANKS the lists of `rows` [Q, D] fill above `floors`, without 0, 0, 1, … r directions.
 
-    Copies of an image, such as itself, are no neighbours.
+    The second result counts as far below 0 instead, where only strangers are. Copies of an image, such as itself, are
+    no neighbours.
     """
-    trials = [(max(0, at - 1), floor) for at, floor in enumerate(floors)]
-    near = torch.zeros((len(trials), len(rows)), dtype=torch.int64, device=shard.device)
+    near = torch.zeros((2, len(floors), len(rows)), dtype=torch.float64, device=shard.device)
     with full_precision(shard.device):
-        for part in shard[usable(shard)].split(PRODUCTS_AT_ONCE // len(rows)):
-            others = rows @ part.T < floors[1] + COPY * (1 - floors[1])
-            for counted, (removed, floor) in zip(near, trials, strict=True):
-                above = _left(rows, wide[:removed]) @ _left(part, wide[:removed]).T >= floor
-                counted += above.logical_and_(others).sum(1)
+        along, length = _along(rows, wide)
+        for own in usable(shard).nonzero().flatten().split(PRODUCTS_AT_ONCE // len(rows)):
+            part = shard.index_select(0, own)
+            of_part, length_of_part = _along(part, wide)
+            product = rows @ part.T
+            others = product < floors[1] + COPY * (1 - floors[1])
+            for trial, floor in enumerate(floors):
+                removed = max(0, trial - 1)
+                if removed:  # much faster than another product
+                    product.addr_(along[removed - 1], of_part[removed - 1], alpha=-1)
+                least = torch.outer(floor * length[removed], length_of_part[removed])
+                # Floats of 32 bits are exact for sums of so few ones, and several times faster than whole numbers.
+                each = (product >= least).logical_and_(others), product <= least.neg_()
+                near[:, trial] += torch.stack([found.sum(1, dtype=torch.float32) for found in each])
     counts = total(near, here).cpu().numpy()
-    return (counts[:, :, None] >= np.array(RANKS)).sum(axis=2)
-
-
-def _cosines(rows: Tensor) -> Rows:
-    """Return the cosines [P] of all pairs of unit `rows` [S, D]."""
-    return (rows @ rows.T).cpu().numpy()[np.triu_indices(len(rows), 1)]
+    above, below = (counts[..., None] >= np.array(RANKS)).sum(axis=3)
+    return above, below
 
 
 def _left(rows: Tensor, directions: Tensor) -> Tensor:
     """Return unit `rows` [*, D] without their part along the orthogonal `directions` [r, D]."""
     return normalize(rows - (rows @ directions.T) @ directions)
+
+
+def _along(rows: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the parts [r, n] of `rows` [n, D] along `wide` [r, D], and the lengths without the first 0 … r [r + 1, n].
+
+    A row without a rest has a small length, with which no product is as large as a floor.
+    """
+    along = wide @ rows.T
+    squared = rows.square().sum(1) - torch.cat([torch.zeros_like(along[:1]), along.square().cumsum(0)])
+    return along, squared.clamp_min(1 / STEPS).sqrt()

@@ -284,6 +284,10 @@ for size, port in ((3, ports[0]), (2, ports[1])):
             found, report = find_pseudo_ids(shard, previous, None, config, here, seed=0)
             np.save(folder / f"raised_{size}_{here.rank}.npy", found)
             assert report.offset > 0.8, report
+            shard = torch.from_numpy(dist.share(np.load(folder / "posed.npy"), here))
+            found, report = find_pseudo_ids(shard, previous, None, config, here, seed=0)
+            np.save(folder / f"posed_{size}_{here.rank}.npy", found)
+            assert report.shared, report
 print("fine")
 """
 
@@ -316,6 +320,10 @@ def test_two_and_three_processes_find_what_one_finds_bit_by_bit(tmp_path: Path) 
     np.save(tmp_path / "mixed.npy", mixed)
     raised = unit(bank + 3 * unit(np.ones((1, 64))))
     np.save(tmp_path / "raised.npy", raised)
+    posed = planted([6] * 130, 64, 0.7)[0][: len(bank)]
+    posed[:, :2] += np.random.default_rng(1).uniform(-1, 1, (len(bank), 2))
+    posed = unit(posed)
+    np.save(tmp_path / "posed.npy", posed)
     ports = [str(free_port()), str(free_port())]
     run_ranks(RANKS, 3, str(tmp_path), *ports)
     alone = World(0, 1, torch.device("cpu"))
@@ -335,6 +343,7 @@ def test_two_and_three_processes_find_what_one_finds_bit_by_bit(tmp_path: Path) 
                     again = np.empty_like(found)
                     again[mixed] = np.load(tmp_path / f"mixed_{size}_{rank}.npy")
                     assert np.array_equal(keep_ids(found, again), found)
-    found, _ = find_pseudo_ids(torch.from_numpy(raised), previous, None, CONFIG, alone, seed=0)
-    for size, rank in ((3, 0), (3, 1), (3, 2), (2, 0), (2, 1)):
-        assert np.array_equal(np.load(tmp_path / f"raised_{size}_{rank}.npy"), found)
+    for name, rows in (("raised", raised), ("posed", posed)):
+        found, _ = find_pseudo_ids(torch.from_numpy(rows), previous, None, CONFIG, alone, seed=0)
+        for size, rank in ((3, 0), (3, 1), (3, 2), (2, 0), (2, 1)):
+            assert np.array_equal(np.load(tmp_path / f"{name}_{size}_{rank}.npy"), found)

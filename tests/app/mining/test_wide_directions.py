@@ -91,15 +91,31 @@ def test_the_number_that_helps_most_without_a_loss_is_chosen() -> None:
     base = random.integers(0, 3, 200)
     more, much = base + random.integers(0, 2, 200), base + random.integers(1, 3, 200)
     hides = np.where(np.arange(200) % 4, 5, 0)  # a quarter of the images lose all
-    assert chosen(base, np.stack([base, base, base]), 4) == 0
-    assert chosen(base, np.stack([base, more, much]), 4) == 2
-    assert chosen(base, np.stack([base, much, much]), 4) == 1
-    assert chosen(base, np.stack([base, more, hides]), 4) == 1
-    assert chosen(base, np.stack([base, hides, much]), 4) == 2  # of two offsets, one alone hides people
-    assert chosen(base, np.stack([base, base[::-1]]), 4) == 0
-    assert chosen(np.full(200, 5), np.stack([0 * base, base]), 4) == 0  # images of few people
-    assert chosen(np.full(200, 5), np.stack([base, much]), 4) == 1
+    none = np.zeros((3, 200), np.int64)
+    assert chosen(base, np.stack([base, base, base]), none, 4) == 0
+    assert chosen(base, np.stack([base, more, much]), none, 4) == 2
+    assert chosen(base, np.stack([base, much, much]), none, 4) == 1
+    assert chosen(base, np.stack([base, more, hides]), none, 4) == 1
+    assert chosen(base, np.stack([base, hides, much]), none, 4) == 2  # two offsets hide people until both are removed
+    assert chosen(base, np.stack([base, base[::-1]]), none[:2], 4) == 0
+    strangers = np.stack([none[0], np.where(np.arange(200) % 4, 2, 0), none[0]])
+    assert chosen(base, np.stack([base, much, more]), strangers, 4) == 2  # strangers, who are no help
+    best = much + (np.arange(200) % 50 == 0)
+    assert (
+        chosen(base, np.stack([base, much + strangers[1], best]), strangers, 4) == 2
+    )  # one is as good but for strangers
+    few = np.full(200, 5)  # images of few people
+    assert chosen(few, np.stack([0 * base, base]), none[:2], 4) == 0
+    assert chosen(few, np.stack([base, much]), none[:2], 4) == 1
     assert gain(base, base + 1) == np.inf
+
+
+def test_strangers_along_a_direction_that_is_left_are_no_help() -> None:
+    """Many images of people with one image each: without the first direction, strangers fill the lists most."""
+    random = np.random.default_rng(2)
+    owner = np.concatenate([np.repeat(np.arange(67), 6), np.arange(67, 1665)])
+    bank = random.normal(size=(1665, 128))[owner] + 0.7 * random.normal(size=(2000, 128))
+    assert removed(moved(unit(bank), 3, 0.8)) >= 3
 
 
 @pytest.mark.parametrize(("kind", "least"), [("domains", 0.95), ("pose", 0.98), ("wide", 0.9)])

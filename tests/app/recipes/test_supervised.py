@@ -57,7 +57,7 @@ def test_room_for_the_class_centres_is_asked_for_at_the_start(
     trained = build_optimizer(config.train.optimizer, recipe.param_groups())
     free = 2 * checkpoint.estimated_bytes(recipe.modules, trained) + recipe.table_bytes()  # for the tables of one
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
-    with pytest.raises(WrongUse, match="two checkpoints needs"):
+    with pytest.raises(WrongUse, match="two checkpoints: "):
         run(small_data, tmp_path, alone, *words)
 
 
@@ -241,8 +241,10 @@ def test_images_without_a_label_are_left_out_and_labels_of_any_kind_are_numbered
         (["recipe.head.name=cosface", "recipe.head.margins=[1,0,0.4]"], "recipe.head.name=combined"),
         (["recipe.head.name=combined", "recipe.head.margin=0.3"], "recipe.head.margins"),
         (["recipe.head.margin=28.6"], "radians"),
-        (["recipe.head.margin=nan"], "is not a finite number; give one such as 0.4"),
+        (["recipe.head.margin=nan"], "from 0 to 1.57 (radians, not degrees), such as 0.4"),
         (["recipe.head.name=sphereface", "recipe.head.margin=0.5"], "from 1 to 4 (a factor of the angle)"),
+        (["recipe.head.name=sphereface", "recipe.head.margin=nan"], "from 1 to 4 (a factor of the angle), such as 1.7"),
+        (["recipe.head.filter_above=nan"], "not a cosine; give one such as 0.4, or null"),
         (["recipe.head.warm_start=true"], "train.warm_start=PATH"),
         (["train.optimizer.momentum=0"], "nesterov=false"),
         (["train.optimizer.weight_decay=-1"], "from 0 on"),
