@@ -24,7 +24,8 @@ from tests.deploy.conftest import SOURCE, wait_until
 
 # Says that it is an old Python.
 OLD = BOOTSTRAP.replace("import sys", 'import sys;sys.version_info=3,6,8;sys.version="3.6.8 (old)"')
-EVERY_PYTHON = [path for path in map(shutil.which, ("python3.9", "python3.10", "python3.12", "python3.13")) if path]
+OTHERS = ("python3.9", "python3.10", "python3.12", "python3.13")
+EVERY_PYTHON = [path for path in map(shutil.which, OTHERS) if path] or [sys.executable]
 
 
 def agent(command: str = BOOTSTRAP) -> Link:

@@ -61,6 +61,8 @@ def main() -> int:
             step += 1
             tell(folder, "step", epoch, step, loss=1 / step, lr=0.1, images_per_s=100.0, seconds_left=1.0)
             print(f"rank {RANK} step {step}", flush=True)
+            if manner.endswith("fails") and step == 4 and RANK:
+                STOP.wait(30)  # the first exit ends all ranks: let rank 0 fail before it is told to stop
             if manner == "fails" and step == 4:
                 raise RuntimeError("the loss is not a number")
             if manner == "leaks_and_fails" and step == 4:
