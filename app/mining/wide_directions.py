@@ -44,7 +44,7 @@ FOR_FLOORS = 512  # images whose pairs give a floor
 RANKS = (1, 2, 4, 8, 16)  # of a list
 KEPT = 0.9  # share of the filled ranks; directions that tell people apart took a fifth or more with them
 REMAIN = 0.5  # of those above the lower floor
-MAYBE, SURE = 1.0, 4.0  # standard errors of a gain
+MAYBE, SURE = 1.0, 6.0  # standard errors of a gain
 EQUAL = 2.0  # standard errors by which fewer directions may help less and are preferred
 Rows = NDArray[np.float32]
 Counts = NDArray[np.int64]
@@ -112,9 +112,9 @@ def floor_of(cosine: Rows, tail: NDArray[np.float64]) -> float:
 def chosen(before: Counts, filled: Counts, chance: Counts, errors: float) -> int:
     """Return how many directions to remove. `filled` [r + 1, Q]: ranks of the lists without the first 0, 1, … r.
 
-    They must help by more than `errors` standard errors, and hide hardly anything that is there with them. `chance`
-    [r + 1, Q] are the ranks that strangers fill; they are no help. Images of few people look like few groups. So at
-    least a part must remain of what is there `before` [Q], above the floor of the lower quartile alone.
+    They must help by more than `errors` standard errors, and hide hardly any neighbours. `chance` [r + 1, Q] are the
+    ranks that strangers fill; they are no help. Images of few people look like few groups. So half of the ranks must
+    stay filled that are filled `before` [Q], above the floor of the lower quartile alone.
     """
     remain = np.minimum(before, filled).mean(axis=1) >= REMAIN * before.mean()
     kept = np.minimum(filled[0], filled).mean(axis=1) >= KEPT * filled[0].mean()  # without none, all are
