@@ -66,7 +66,7 @@ def find_pseudo_ids(
     of = clustered(rows, config, here, seed=seed, poll=poll)
     clusters = of.strict
     if config.method == "overlap":
-        of, removed = _without_shared_directions(of, config, here, seed, poll)
+        of, removed = without_shared_directions(of, config, here, seed, poll)
         clusters = _people(of, config, here, poll)
     floor = config.similarity if config.method == "parity" else float(of.first[0])
     copies = np.count_nonzero(originals(of.listed, here, floor=1 - RESOLVED) != np.arange(len(previous)))
@@ -100,7 +100,7 @@ def find_pseudo_ids(
     return found, report
 
 
-def _without_shared_directions(
+def without_shared_directions(
     of: Clustered, config: MiningConfig, here: World, seed: int, poll: Poll
 ) -> tuple[Clustered, int]:
     """Return what is found without the directions that images of different people share, and their number.

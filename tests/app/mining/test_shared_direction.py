@@ -11,7 +11,7 @@ from app.config import NO_ID, MiningConfig
 from app.mining.cluster import Clusters
 from app.mining.clustered import clustered
 from app.mining.gate import Report, pair_f
-from app.mining.pseudo_ids import common_direction, find_pseudo_ids
+from app.mining.pseudo_ids import common_direction, find_pseudo_ids, without_shared_directions
 from app.mining.shared_direction import (
     NEVER,
     Facts,
@@ -165,9 +165,11 @@ def test_blurry_images_go_to_their_people_where_others_differ_by_more_than_chanc
     """Other clusters resemble strangers, too, so it is only a hint; and fewer images have a neighbour without it."""
     truth = plant("everything", 2000, "medium", 256, 21)
     found, report = find(truth.images, truth.labels)
-    assert report.shared >= 1
     assert report.largest < 200
     assert pair_f(found, truth.labels) > 0.85
+    alone, config = World(0, 1, torch.device("cpu")), MiningConfig()
+    of = clustered(torch.from_numpy(truth.images), config, alone, seed=0, poll=undisturbed)
+    assert without_shared_directions(of, config, alone, 0, undisturbed)[1] == 1
 
 
 def test_a_direction_is_found_by_a_cluster_that_is_one_above_the_second_floor_only() -> None:
