@@ -7,7 +7,8 @@ people in that their images fill the line between the two means. Images spread e
 that one of many directions.
 
 The means of few images are apart by chance, too. So one half of the images must confirm the distance that the other
-half shows.
+half shows. And where a network tells people apart with difficulty, the images of each scatter so widely that strangers
+fill lines as well. So a line must be filled far more than those between the same clusters and strangers.
 
 Letters: N images mined, n of this process (its contiguous share), k neighbours, P pairs of clusters, C clusters of
 pairs, D embedding size.
@@ -34,6 +35,9 @@ TOUCHING = 3  # images of each cluster that list one of the other, at least; str
 BORDER = 0.2  # share of the images of each cluster; a piece of a chain is about as long as its lists reach
 FILLED = 1 / 24  # variance along the line, of the squared distance: half of what evenly spread images have
 CONFIRMED = 0.5  # share of the squared distance between the means that is not chance
+STRANGERS = 16  # random clusters with which each cluster of a pair is compared
+MOST = 0.9  # of the lines to strangers; some may be pieces of the same person
+MORE = 8.0  # times as much as these the line must be filled; those of people of real networks were up to 7.2
 STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
 PAIRS_AT_ONCE, ROWS_AT_ONCE = 2**12, 2**14
 Ids = NDArray[np.int64]
@@ -46,6 +50,11 @@ class Line(NamedTuple):
     squared: Rows  # [P]: the squared distance of the means
     confirmed: Rows  # [P]: the same from two independent halves of the images
     variance: Rows  # [P]: along the line, the mean of both clusters
+
+    @property
+    def filled(self) -> Rows:
+        """The variance along the line, of the squared distance [P]."""
+        return self.variance / np.maximum(self.squared, 1e-24)
 
 
 def joined(
@@ -66,13 +75,14 @@ def joined(
     part = (gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0) & (original == np.arange(len(labels)))
     images = np.bincount(labels[part], minlength=len(labels))
     pairs = touching(labels, images, listed, floor, here)
-    pairs = pairs[images[pairs].sum(1) <= largest]
-    one_curve = np.zeros(len(pairs), np.bool_)
-    for first in range(0, len(pairs), PAIRS_AT_ONCE):
-        some = slice(first, first + PAIRS_AT_ONCE)
-        one_curve[some] = fills(measured(pairs[some], np.where(part, labels, -1), images, shard, here))
-        poll()
-    pairs = pairs[np.array(from_main(one_curve.tolist(), here), np.bool_)]
+    pairs, counted = pairs[images[pairs].sum(1) <= largest], np.where(part, labels, -1)
+    lines = measured(pairs, counted, images, shard, here, poll)
+    filling = from_main(np.flatnonzero(fills(lines)).tolist(), here)
+    pairs, filled = pairs[filling], lines.filled[filling]
+    strange, foreign = with_strangers(pairs, images)
+    by_chance = measured(strange.reshape(-1, 2), counted, images, shard, here, poll).filled.reshape(foreign.shape)
+    usual = np.quantile(np.where(foreign, by_chance, 0), MOST, axis=1)
+    pairs = pairs[from_main(np.flatnonzero(filled > MORE * usual).tolist(), here)]
     edge = np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])
     curve = connected_components(sparse.coo_array(edge, shape=(len(labels), len(labels))), directed=False)[1][labels]
     whole = np.bincount(curve)[curve] <= largest
@@ -82,6 +92,17 @@ def joined(
 def fills(line: Line) -> NDArray[np.bool_]:
     """Return for P lines whether the images of two clusters fill the line between their means."""
     return (line.variance > FILLED * line.squared) & (line.confirmed > CONFIRMED * line.squared)
+
+
+def with_strangers(pairs: Ids, images: Ids) -> tuple[Ids, NDArray[np.bool_]]:
+    """Return pairs [P, r, 2] of the clusters of each of `pairs` [P, 2] with random ones, and which [P, r] are others.
+
+    `images` [N] are those that count in each cluster.
+    """
+    large = np.flatnonzero(images >= LEAST)
+    drawn = large[np.random.default_rng(0).integers(0, max(1, len(large)), (len(pairs), 2 * STRANGERS))]
+    own = np.repeat(pairs, STRANGERS, axis=1)
+    return np.stack([own, drawn], 2), (drawn[:, :, None] != pairs[:, None, :]).all(2)
 
 
 def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: World) -> Ids:
@@ -114,15 +135,23 @@ def _entries_across(part: slice, own: Ids, labels: Ids, listed: Neighbours, floo
     return np.stack([row + part.start, labels[ids[row, at]]])
 
 
-def measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World) -> Line:
+def measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World, poll: Poll = undisturbed) -> Line:
     """Measure the lines between the means of `pairs` [P, 2] of clusters; `labels` [N], -1: an image does not count."""
+    some = []
+    for part in np.array_split(pairs, -(-len(pairs) // PAIRS_AT_ONCE) or 1):
+        some.append(_measured(part, labels, images, shard, here))
+        poll()
+    return Line(*map(np.concatenate, zip(*some, strict=True)))
+
+
+def _measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World) -> Line:
     names, ends = np.unique(pairs, return_inverse=True)
     ends, size = ends.reshape(pairs.shape), images[names]
     row, half = _images_of(names, size, labels, shard, here)
     added = torch.zeros((2 * len(names), shard.shape[1]), dtype=torch.int64, device=shard.device)
     for own, into in zip(row.split(ROWS_AT_ONCE), half.split(ROWS_AT_ONCE), strict=True):
         added.index_add_(0, into, (shard[own].double() * STEPS).round().long())
-    sums = total(added, here).cpu().numpy().reshape(len(names), 2, -1) / STEPS
+    sums = total(added, here).cpu().numpy().reshape(len(names), 2, shard.shape[1]) / STEPS
     halves = sums / np.stack([(size + 1) // 2, size // 2], 1)[:, :, None]
     between = _from_end_to_end(sums.sum(1) / size[:, None], ends)
     squared = (between**2).sum(1)

@@ -89,6 +89,17 @@ def test_people_who_look_alike_stay_apart_though_they_touch() -> None:
     assert np.array_equal(join(bank, labels), everyone)
 
 
+@pytest.mark.parametrize("dim", [8, 16, 24])
+def test_people_stay_apart_where_strangers_fill_lines_too(dim: int) -> None:
+    """In few dimensions, as in those that a weak network uses, the images of each person scatter along every line."""
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(20), 40)
+    centre = unit(rng.normal(size=(20, dim)))
+    centre[1::2] = unit(centre[::2] + 0.8 * unit(rng.normal(size=(10, dim))))  # look-alikes
+    bank = unit(centre[owner] + 0.8 * rng.normal(size=(len(owner), dim)) / dim**0.5)
+    assert len(np.unique(join(bank.astype(np.float32), owner))) >= 19
+
+
 def test_a_person_above_the_largest_size_stays_in_pieces() -> None:
     bank, owner, half = curves(4, 60)
     assert np.array_equal(join(bank, half, largest=60), first_images(owner))
