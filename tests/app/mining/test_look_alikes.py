@@ -160,6 +160,30 @@ def test_chance_does_not_explain_clusters_that_measure_more_or_differ_more(centr
     assert not is_chance(centre + spread * np.random.default_rng(1).normal(size=100))
 
 
+@pytest.mark.parametrize(
+    ("lower", "upper", "is_low"),
+    [
+        ([(64, 10), (0, 20)], [(0, 10), (64, 20)], True),  # of equal sizes, all clusters of two people are larger
+        ([(10, 10), (10, 80)], [(30, 10), (30, 80)], True),  # most clusters of all sizes show two people
+        ([(10, 10), (0, 80)], [(30, 10), (40, 80)], False),  # the larger ones have halves
+    ],
+)
+def test_most_clusters_may_show_two_people_if_others_of_their_sizes_show_one(
+    lower: list[tuple[int, int]], upper: list[tuple[int, int]], *, is_low: bool
+) -> None:
+    size = np.concatenate([np.full(count, each) for count, each in lower + upper])
+    one, two = (sum(count for count, _ in each) for each in (lower, upper))
+    by_chance = np.random.default_rng(0).permutation(ndtri(np.linspace(0.02, 0.98, one)))
+    deviations = np.concatenate([by_chance, np.linspace(9, 30, two)])
+    found = np.array(limit_of(deviations, size).above)
+    assert bool((found <= ABOVE).all()) is is_low
+
+
+def test_people_whose_halves_differ_more_or_less_leave_no_gap() -> None:
+    deviations = np.append(ndtri(np.linspace(0.02, 0.98, 16)), np.linspace(1, 20, 48))
+    assert limit_of(deviations, np.full(64, 20)).of(20) > 10
+
+
 def test_a_single_cluster_and_equal_ones_have_a_limit() -> None:
     assert limit_of(np.array([4.0]), np.array([8])).of(8) == pytest.approx(4 + ABOVE)
     assert limit_of(np.zeros(9), np.full(9, 8)).of(8) == pytest.approx(ABOVE)
