@@ -187,16 +187,32 @@ def limit_of(deviations: Rows, size: Ids) -> Limit:
     everywhere = are_everywhere([deviations[alike] for alike in groups])
     result = Limit([], [])
     for alike in groups:
-        centre, spread, above = 0.0, 1.0, ABOVE
+        centre, spread, above, slope = 0.0, 1.0, ABOVE, 0.0
+        root = np.sqrt(size[alike])
+        typical = np.exp(np.log(size[alike]).mean() / 2)
         is_sure = size[alike].max() <= SURE
         if not is_chance(deviations[alike], everywhere=everywhere) or not (is_sure or everywhere):
-            lower, median = np.quantile(deviations[alike], [0.25, 0.5])
+            slope = rise(root, deviations[alike]) if alike is groups[-1] else 0.0
+            lower, median = np.quantile(deviations[alike] - slope * (root - typical), [0.25, 0.5])
             centre, spread = max(0.0, median), max(1.0, (median - lower) / LOWER_HALF)
         elif is_sure:
             above = rarely_above(deviations[alike], size[alike])
-        result.log_size.append(float(np.log(size[alike]).mean()))
-        result.above.append(float(centre + above * spread))
+        for at in (typical, *np.unique(root[root > typical])) if slope else (typical,):
+            result.log_size.append(float(2 * np.log(at)))
+            result.above.append(float(centre + above * spread + slope * (at - typical)))
     return result
+
+
+def rise(root: Rows, deviations: Rows) -> float:
+    """Return by how much `deviations` [C] rise with the `root` [C] of the size, the median over pairs; at least 0.
+
+    Halves of one kind are surer in a larger cluster. Few clusters do not change the median (Sen 1968).
+    """
+    one, other = np.triu_indices(len(root), 1)
+    apart = root[one] != root[other]
+    one, other = one[apart], other[apart]
+    slopes = (deviations[other] - deviations[one]) / (root[other] - root[one])
+    return max(0.0, float(np.median(slopes))) if len(slopes) else 0.0
 
 
 def are_everywhere(groups: list[Rows]) -> bool:

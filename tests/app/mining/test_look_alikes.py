@@ -179,6 +179,16 @@ def test_most_clusters_may_show_two_people_if_others_of_their_sizes_show_one(
     assert bool((found <= ABOVE).all()) is is_low
 
 
+@pytest.mark.parametrize("twins", [0, 3])
+def test_the_limit_rises_with_the_size_as_halves_of_everybody_do(twins: int) -> None:
+    size = np.repeat([4, 6, 9, 12, 16, 25, 150], [10, 10, 8, 8, 8, 8, 8])
+    deviations = 5 + size**0.5 + np.random.default_rng(0).normal(size=60) / 2
+    deviations[40 : 40 + twins] += 20
+    limit = limit_of(deviations, size)
+    assert (limit.of(size[52:]) > deviations[52:]).all()
+    assert (limit.of(size[40 : 40 + twins]) < deviations[40 : 40 + twins]).all()
+
+
 def test_people_whose_halves_differ_more_or_less_leave_no_gap() -> None:
     deviations = np.append(ndtri(np.linspace(0.02, 0.98, 16)), np.linspace(1, 20, 48))
     assert limit_of(deviations, np.full(64, 20)).of(20) > 10
