@@ -62,6 +62,7 @@ LEAST_ABOVE = 2.0  # standard deviations, where many clusters are above
 BY_CHANCE = 0.1  # of the images of clusters to split, at most
 TOGETHER = 32  # clusters that are compared with each other, at least
 LOWER_HALF = 0.6745  # standard deviations from the median of a normal distribution to its lower quartile
+HALF_APART, MOST_APART = 4, 6  # of so many clusters one is below chance: half of those that show one person
 CLEARLY = 2.0  # standard errors by which clusters are more spread than mixed groups
 SURE = 50  # images; of larger groups fewer are mixed (`ENTRIES`), so chance is not as sure
 ROUNDS = 2  # once pairs are separated, chance and the clusters left over tell more
@@ -182,26 +183,58 @@ class Limit(NamedTuple):
 def limit_of(deviations: Rows, size: Ids) -> Limit:
     """Return the limit, from the deviations [C] of all clusters and their sizes [C], alike ones together."""
     order = np.argsort(size, kind="stable")
+    groups = np.array_split(order, max(1, len(order) // TOGETHER))
+    both = both_kinds(deviations)
     result = Limit([], [])
-    for alike in np.array_split(order, max(1, len(order) // TOGETHER)):
-        centre, spread, above = 0.0, 1.0, ABOVE
-        if size[alike].max() <= SURE and is_chance(deviations[alike]):
-            above = rarely_above(deviations[alike], size[alike])
-        else:
-            lower, median = np.quantile(deviations[alike], [0.25, 0.5])
+    for alike in groups:
+        centre, spread, above, slope = 0.0, 1.0, ABOVE, 0.0
+        root = np.sqrt(size[alike])
+        typical = np.exp(np.log(size[alike]).mean() / 2)
+        is_sure = size[alike].max() <= SURE
+        if not is_chance(deviations[alike], both=both) or not (is_sure or both):
+            slope = rise(root, deviations[alike]) if alike is groups[-1] else 0.0
+            lower, median = np.quantile(deviations[alike] - slope * (root - typical), [0.25, 0.5])
             centre, spread = max(0.0, median), max(1.0, (median - lower) / LOWER_HALF)
-        result.log_size.append(float(np.log(size[alike]).mean()))
-        result.above.append(float(centre + above * spread))
+        elif is_sure:
+            above = rarely_above(deviations[alike], size[alike])
+        for at in (typical, *np.unique(root[root > typical])) if slope else (typical,):
+            result.log_size.append(float(2 * np.log(at)))
+            result.above.append(float(centre + above * spread + slope * (at - typical)))
     return result
 
 
-def is_chance(deviations: Rows) -> bool:
-    """Return whether chance explains the lower of `deviations` [C], if half of the clusters or less show two people.
+def rise(root: Rows, deviations: Rows) -> float:
+    """Return by how much `deviations` [C] rise with the `root` [C] of the size, the median over pairs; at least 0.
 
-    Then a quarter is below the mean of chance, and no further below than chance gives.
+    Halves of one kind are surer in a larger cluster. Few clusters do not change the median (Sen 1968).
+    """
+    one, other = np.triu_indices(len(root), 1)
+    apart = root[one] != root[other]
+    one, other = one[apart], other[apart]
+    slopes = (deviations[other] - deviations[one]) / (root[other] - root[one])
+    return max(0.0, float(np.median(slopes))) if len(slopes) else 0.0
+
+
+def both_kinds(deviations: Rows) -> bool:
+    """Return whether clusters of deviations [C] clearly show one person or two, and a third or more show one.
+
+    Where people have halves themselves, those without are few, or halves that differ more or less leave no gap.
+    """
+    below = np.count_nonzero(deviations <= 0)
+    lower, upper = np.count_nonzero(deviations <= ABOVE), np.count_nonzero(deviations > 2 * ABOVE)
+    return bool(MOST_APART * below >= len(deviations) and 2 * (len(deviations) - lower - upper) < min(lower, upper))
+
+
+def is_chance(deviations: Rows, *, both: bool = False) -> bool:
+    """Return whether chance explains the lower of `deviations` [C], and the others show two people.
+
+    If these are half of the clusters or less, a quarter is below the mean of chance, and no further below than chance
+    gives. They may be more where clusters of `both` kinds are clear.
     """
     below = deviations[deviations <= 0]
-    return bool(4 * len(below) >= len(deviations) and (below**2).mean() ** 0.5 <= 1 + CLEARLY / (2 * len(below)) ** 0.5)
+    if not both and HALF_APART * len(below) < len(deviations):
+        return False
+    return not len(below) or bool((below**2).mean() ** 0.5 <= 1 + CLEARLY / (2 * len(below)) ** 0.5)
 
 
 def rarely_above(deviations: Rows, size: Ids) -> float:

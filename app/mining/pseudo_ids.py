@@ -20,6 +20,7 @@ from app.mining.lists import NONE, Neighbours, usable
 from app.mining.look_alikes import apart
 from app.mining.offset import without_offset
 from app.mining.order import move_rows, order_of, places_in
+from app.mining.pieces import in_either, in_pieces, pieced
 from app.mining.shared_direction import Shared, shared_direction, without
 from app.mining.strangers import without_strangers
 from app.mining.wide_directions import without_wide_directions
@@ -135,9 +136,13 @@ def common_direction(of: Clustered, config: MiningConfig, here: World, poll: Pol
 
 def _people(of: Clustered, config: MiningConfig, here: World, poll: Poll) -> Clusters:
     """Return the clusters that likely show one person each."""
-    people = apart(of.likely.labels, of.rows, of.original, here, poll)
-    people = without_strangers(people, of.rows, of.original, of.sample, config.max_cluster, here, poll)
-    people = joined(people, of.rows, of.kept, float(of.first[0]), of.original, config.max_cluster, here, poll)
+    pieces, floor, largest = of.likely.labels, float(of.first[0]), config.max_cluster
+    people = pieced(pieces, of.rows, of.kept, floor, of.original, largest, here)
+    people = apart(people, of.rows, of.original, here, poll)
+    people = without_strangers(people, of.rows, of.original, of.sample, largest, here, poll)
+    # Pieces of a curve border on each other with a larger share of their images than joined ones.
+    curves = joined(in_pieces(people, pieces), of.rows, of.kept, floor, of.original, largest, here, poll)
+    people = in_either(people, curves, largest)
     return of.likely._replace(labels=people)
 
 

@@ -11,6 +11,9 @@ if the share is far above chance, and above the median share of the other large 
 in `look_alikes.py`. Where these are too few or show no people either, a share that is nearer to that of the other
 images with a neighbour than to chance is a hint.
 
+If nearly all people have few images, there are few sharp ones to resemble. But then all images drift along m, some more
+than others. So a cluster shows no person either if the images outside lie along m, and m is what they have in common.
+
 The direction is then removed from all images. This brings the images that lie as far along m as the cluster. It costs
 all others what they differ along m, as a share of their variance. In embeddings of few dimensions each direction is
 needed. But where all images drift along m, some more than others, that variance tells nobody apart. So after a mere
@@ -48,6 +51,8 @@ SEVERAL = 3  # images of a cluster; two may be near by chance
 LOOKED_AT = 128  # images of a cluster
 STRANGERS = 512  # images from which the cosine that chance gives is read
 QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
+LIE_ALONG = 0.75  # share of the images outside; half of them do by chance
+COMMON = 0.5  # share of the squared length of the mean of the images outside
 STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
 ROWS_AT_ONCE = 2**12
 PRODUCTS_AT_ONCE = 2**22  # more memory would come from the system anew each time, which takes longer than the product
@@ -82,6 +87,7 @@ class Facts(NamedTuple):
     outside: float  # share of the sample that resembles strangers once the direction is removed
     images: float  # share of all images: those as far along the direction as most of the cluster
     variance: float  # share of the variance of most images: that along the direction
+    is_common: bool = False  # all images drift along the direction
 
     @property
     def pays(self) -> bool:
@@ -154,8 +160,8 @@ def shared_direction(
             resembles_strangers(each, chance, others),
         )
         # All ranks follow rank 0: CPUs of several kinds may round the last bit of a product differently.
-        if from_main((stands or resembles) and (each.pays or not must_pay), here):
-            return Shared(direction, from_main(stands and each.pays, here), place == at, apart)
+        if from_main((stands or each.is_common or resembles) and (each.pays or not must_pay), here):
+            return Shared(direction, from_main((stands or each.is_common) and each.pays, here), place == at, apart)
     return None
 
 
@@ -198,7 +204,7 @@ def _measured(
     Strangers are images outside that are less than half as far along the direction as the cluster. An image resembles
     one if their cosine without the direction is one that an image has with `false_edges_per_image` strangers by chance.
     """
-    samples, limits, tail = [], [], min(0.5, false_edges_per_image / max(1, len(place) - 1))
+    samples, limits, common, tail = [], [], [], min(0.5, false_edges_per_image / max(1, len(place) - 1))
     for at, direction in enumerate(directions):
         ids = np.flatnonzero(place == at)
         drawn = np.sort(np.random.default_rng(0).choice(ids, min(LOOKED_AT, len(ids)), replace=False))
@@ -207,6 +213,7 @@ def _measured(
         samples.append(without(rows, direction))
         by_chance = (samples[-1] @ without(strangers, direction).T).flatten().cpu().numpy()
         between = (float(typical) + float(np.median((strangers @ direction).cpu().numpy()))) / 2
+        common.append(is_common(direction, strangers[strangers @ direction < between]))
         limits.append([float(quarter), between, float(upper_quantile(by_chance, np.array([tail]))[0])])
     far, half_way, floor = torch.tensor(limits, device=shard.device).T
     own = torch.from_numpy(place[first_row(len(place), here) :][: len(shard)]).to(shard.device)
@@ -221,7 +228,19 @@ def _measured(
     outside = [float(each.double().mean()) for each in reached]
     variance = [variance_along(direction, strangers) for direction in directions]
     size = np.bincount(place[place >= 0]).tolist()
-    return [Facts(*each) for each in zip(size, looked_at, outside, as_far.tolist(), variance, strict=True)]
+    return [Facts(*each) for each in zip(size, looked_at, outside, as_far.tolist(), variance, common, strict=True)]
+
+
+def is_common(direction: Tensor, outside: Tensor) -> bool:
+    """Return whether the images `outside` [S, D] lie along the unit `direction` [D], and share hardly any other one.
+
+    The mean of strangers has no more of it than of others, and half of them lie the other way.
+    """
+    if len(outside) < LEAST:
+        return False
+    along, mean = outside @ direction, outside.mean(0)
+    lie_along = float((along > 0).double().mean()) > LIE_ALONG
+    return lie_along and bool((mean @ direction) ** 2 > COMMON * mean.square().sum())
 
 
 def reaches(rows: Tensor, of: Tensor, shard: Tensor, least: Tensor, here: World) -> Tensor:

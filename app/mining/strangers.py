@@ -151,13 +151,16 @@ def are_lower(pairs: Ids, larger: Ids, images: int) -> bool:
 
     This is the rank test of Mann and Whitney (1947), one-sided, with a least size of the effect.
     Images of a lower cosine than nearly all pairs become no cluster of two, so both leave them out.
+
+    An image is in many cosines of its cluster, so these count as no more than there are images.
     """
     counted = np.cumsum(pairs) > LOWEST * pairs.sum()
     pairs, larger = pairs[counted], larger[counted]
     if not pairs.any() or not larger.any():
         return False
     rank = (pairs * (np.cumsum(larger) - larger / 2)).sum() / pairs.sum() / larger.sum()
-    return bool(rank < 0.5 - max(LOWER, SURE * ((1 / pairs.sum() + 1 / images) / 12) ** 0.5))
+    independent = min(images, larger.sum())
+    return bool(rank < 0.5 - max(LOWER, SURE * ((1 / pairs.sum() + 1 / independent) / 12) ** 0.5))
 
 
 def between_strangers(sample: NDArray[np.float32]) -> float:

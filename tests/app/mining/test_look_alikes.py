@@ -160,6 +160,40 @@ def test_chance_does_not_explain_clusters_that_measure_more_or_differ_more(centr
     assert not is_chance(centre + spread * np.random.default_rng(1).normal(size=100))
 
 
+@pytest.mark.parametrize(
+    ("lower", "upper", "is_low"),
+    [
+        ([(64, 10), (0, 20)], [(0, 10), (64, 20)], True),  # of equal sizes, all clusters of two people are larger
+        ([(24, 10), (4, 80)], [(16, 10), (36, 80)], True),  # nearly all of the larger clusters show two people
+        ([(14, 10), (2, 80)], [(26, 10), (38, 80)], False),  # people have halves, but for a few
+    ],
+)
+def test_most_clusters_may_show_two_people_if_a_third_show_one(
+    lower: list[tuple[int, int]], upper: list[tuple[int, int]], *, is_low: bool
+) -> None:
+    size = np.concatenate([np.full(count, each) for count, each in lower + upper])
+    one, two = (sum(count for count, _ in each) for each in (lower, upper))
+    by_chance = np.random.default_rng(0).permutation(ndtri(np.linspace(0.02, 0.98, one)))
+    deviations = np.concatenate([by_chance, np.linspace(9, 30, two)])
+    found = np.array(limit_of(deviations, size).above)
+    assert bool((found <= ABOVE).all()) is is_low
+
+
+@pytest.mark.parametrize("twins", [0, 3])
+def test_the_limit_rises_with_the_size_as_halves_of_everybody_do(twins: int) -> None:
+    size = np.repeat([4, 6, 9, 12, 16, 25, 150], [10, 10, 8, 8, 8, 8, 8])
+    deviations = 5 + size**0.5 + np.random.default_rng(0).normal(size=60) / 2
+    deviations[40 : 40 + twins] += 20
+    limit = limit_of(deviations, size)
+    assert (limit.of(size[52:]) > deviations[52:]).all()
+    assert (limit.of(size[40 : 40 + twins]) < deviations[40 : 40 + twins]).all()
+
+
+def test_people_whose_halves_differ_more_or_less_leave_no_gap() -> None:
+    deviations = np.append(ndtri(np.linspace(0.02, 0.98, 16)), np.linspace(1, 20, 48))
+    assert limit_of(deviations, np.full(64, 20)).of(20) > 10
+
+
 def test_a_single_cluster_and_equal_ones_have_a_limit() -> None:
     assert limit_of(np.array([4.0]), np.array([8])).of(8) == pytest.approx(4 + ABOVE)
     assert limit_of(np.zeros(9), np.full(9, 8)).of(8) == pytest.approx(ABOVE)

@@ -13,9 +13,11 @@ from app.mining.clustered import clustered
 from app.mining.gate import Report, pair_f
 from app.mining.pseudo_ids import common_direction, find_pseudo_ids, without_shared_directions
 from app.mining.shared_direction import (
+    LIE_ALONG,
     NEVER,
     Facts,
     Shared,
+    is_common,
     reaches,
     resembles_strangers,
     shared_direction,
@@ -253,3 +255,36 @@ def test_a_direction_along_which_all_images_drift_is_removed_though_it_has_much_
     found, report = find(unit((1 - drift) ** 0.5 * bank + drift**0.5 * direction), labels)
     assert report.shared == 1
     assert pair_f(found, labels) > 0.9
+
+
+def drifting(images: int, people: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Return embeddings that drift to one direction, and the truth: `people` of `images` images, and 40 of ten."""
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.repeat(np.arange(people), images), np.repeat(people + np.arange(40), 10)])
+    faces = unit(rng.normal(size=(labels[-1] + 1, 256)))[labels] + 0.7 * rng.normal(size=(len(labels), 256)) / 16
+    sharp = rng.beta(6, 1.5, (len(labels), 1)).clip(0.25)
+    drift = sharp * unit(faces) + (1 - sharp) * unit(rng.normal(size=(1, 256)))
+    return unit(drift).astype(np.float32), labels.astype(np.int32)
+
+
+@pytest.mark.parametrize(("images", "people"), [(1, 1200), (2, 600)])
+def test_a_direction_that_all_images_drift_along_is_found_although_hardly_any_person_has_a_sharp_image(
+    images: int, people: int
+) -> None:
+    bank, labels = drifting(images, people)
+    found, report = find(bank, labels)
+    assert report.shared == 1
+    assert pair_f(found, labels) > 0.95
+
+
+def test_the_images_outside_share_the_direction_of_blurry_ones_and_not_that_of_a_person() -> None:
+    rng = np.random.default_rng(0)
+    blur, person = unit(rng.normal(size=(2, 64)))
+    outside = unit(rng.normal(size=(200, 64)) / 8 + rng.uniform(0, 0.8, (200, 1)) * blur)
+    assert is_common(torch.from_numpy(blur), torch.from_numpy(outside))
+    # Their images drift, too.
+    drifts = unit((person + 0.6 * blur)[None])[0]
+    assert float((torch.from_numpy(outside) @ torch.from_numpy(drifts) > 0).double().mean()) > LIE_ALONG
+    assert not is_common(torch.from_numpy(drifts), torch.from_numpy(outside))
+    assert not is_common(torch.from_numpy(blur), torch.from_numpy(outside[:5]))  # too few to tell
+    assert not is_common(torch.from_numpy(blur), torch.from_numpy(outside[:0]))

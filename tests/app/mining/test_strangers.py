@@ -174,6 +174,26 @@ def test_pairs_count_as_lower_if_many_are_clearly_lower(pairs: int, lower: float
     assert are_lower(binned(rng.normal(size=pairs) - lower), binned(rng.normal(size=5000)), 500) is expected
 
 
+def test_few_cosines_of_larger_clusters_do_not_tell_that_pairs_are_lower() -> None:
+    pairs = np.random.default_rng(3).normal(size=1000)
+    assert not are_lower(binned(pairs), binned(np.array([1.5, 1.6])), 4)
+    assert are_lower(binned(pairs), binned(np.full(40, 1.5)), 40)
+
+
+def test_people_of_two_images_stay_if_strangers_join_two_pairs() -> None:
+    """Two cosines of the one larger cluster happen to be high; they must not cost all other people."""
+    rng = np.random.default_rng(0)
+    centres = unit(rng.normal(size=(200, 256)))
+    bank = unit(np.repeat(centres, 2, axis=0) + rng.normal(size=(400, 256)) / 16).astype(np.float32)
+    cosine = (bank[::2] * bank[1::2]).sum(axis=1)
+    one, other = np.argsort(cosine)[-2:]
+    clusters = np.arange(400) // 2 * 2
+    clusters[[2 * one, 2 * one + 1, 2 * other, 2 * other + 1]] = 2 * min(one, other)
+    found = kept(bank, clusters)
+    assert np.unique(found, return_counts=True)[1].max() >= 2
+    assert (np.bincount(found)[found] > 1).mean() > 0.9
+
+
 def test_equal_cosines_are_not_lower() -> None:
     assert not are_lower(binned(np.ones(400)), binned(np.ones(5000)), 500)
     assert not are_lower(binned(np.zeros(0)), binned(np.ones(5)), 5)
