@@ -206,12 +206,12 @@ def limit_of(deviations: Rows, size: Ids) -> Limit:
 def rise(root: Rows, deviations: Rows) -> float:
     """Return by how much `deviations` [C] rise with the `root` [C] of the size, the median over pairs; at least 0.
 
-    Halves of one kind are surer in a larger cluster. Few clusters do not change the median (Sen 1968).
+    Halves of one kind are surer in a larger cluster. Few clusters do not change the median (Sen 1968). Pairs of one
+    size show no rise and count, so a few clusters that are larger than all others tell nothing.
     """
     one, other = np.triu_indices(len(root), 1)
-    apart = root[one] != root[other]
-    one, other = one[apart], other[apart]
-    slopes = (deviations[other] - deviations[one]) / (root[other] - root[one])
+    larger, more = root[other] - root[one], deviations[other] - deviations[one]
+    slopes = np.where(larger == 0, 0, more / np.where(larger == 0, 1, larger))
     return max(0.0, float(np.median(slopes))) if len(slopes) else 0.0
 
 
