@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from deploy.errors import WrongUse, quoted
 from deploy.pod.base.text import visible
 from deploy.shell.agent_keys import AgentKeys
+from deploy.shell.agent_program import BOOTSTRAP
 from deploy.shell.base import last_lines
 from deploy.shell.host_keys import HostKeys, name_of
 from deploy.shell.jump_hosts import ProxyProgram, chain, gateway_of, last_words
-from deploy.shell.link import BOOTSTRAP, LinkLost
+from deploy.shell.link import LinkLost
 from deploy.shell.ssh_config import Way, way_to
 from deploy.specs.machine import Address
 
