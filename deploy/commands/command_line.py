@@ -26,10 +26,8 @@ REST_BEGINS = "--"
 COMPLETION = ("--complete", COMPLETION_SCRIPT)  # these end without running a command
 # What users may type -> the flag they mean. Similarity of spelling does not find these.
 MEANT = {"--dry": "--dry-run", "-R": "--dry-run", "-n": "--dry-run", "--follow": "--watch", "-f": "--follow"}
-# Their commands answer an empty value with one that fits.
 FEW = 8  # so many flags are listed where none is like the wrong one
-SAY_WHAT_FITS = ("--base", "--gpus", "--host", "--name")
-
+SAY_WHAT_FITS = ("--base", "--gpus", "--host", "--name")  # their commands answer an empty value with one that fits
 
 Commands = Mapping[str, Sequence[Flag]]
 
