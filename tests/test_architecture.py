@@ -52,7 +52,7 @@ MACHINE = [
     "app.runtime",
     "app.config",
     "app.files",
-    "app.said",
+    "app.output",
     "app.errors",
 ]
 
