@@ -47,6 +47,7 @@ from app.evaluation.results import Row
 from app.evaluation.sets import held_out, open_set
 from app.evaluation.weights import how_read, network_of, with_configs
 from app.files import make_folder, shown
+from app.output import say
 from app.report import facts, of_weights
 from app.runtime import checkpoint, dist
 from app.runtime.command import answer
@@ -54,7 +55,6 @@ from app.runtime.dist import ALONE, World
 from app.runtime.finite import NotFinite
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Interrupted, Stop
-from app.said import say
 
 OWN_WORDS = ("weights", "sets", "gallery", "probes", "out", "flip", "fit")
 

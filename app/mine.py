@@ -32,6 +32,7 @@ from app.mining.gate import bcubed_f, pair_precision
 from app.mining.knn import refuse_without_faiss
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
+from app.output import say
 from app.runtime import dist
 from app.runtime.command import answer
 from app.runtime.dist import ALONE, World, share
@@ -39,7 +40,6 @@ from app.runtime.folder import RunFolder
 from app.runtime.precision import settle
 from app.runtime.stop import Stop
 from app.runtime.weights import load_backbone
-from app.said import say
 
 ROWS_AT_ONCE = 2**16  # scaled to length 1
 

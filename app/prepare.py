@@ -67,7 +67,7 @@ from app.data.sources.worker_pool import cores
 from app.data.synthetic.source import synthetic
 from app.errors import EXIT_WRONG_USE, WrongUse, as_typed
 from app.files import atomic, make_folder, one_at_a_time, write_json
-from app.said import say
+from app.output import say
 
 PLACED = ("align", "fit", "landmarks", "min_face", "min_score_pct", "not_found", "several")
 OPTIONS: dict[str, tuple[str, ...]] = {

@@ -25,6 +25,7 @@ from app.evaluation.while_training import SetNumbers
 from app.files import make_folder
 from app.mining.knn import SearchInexact
 from app.mining.refresh import Interlude
+from app.output import say
 from app.recipes import RECIPES, Batch
 from app.recipes.update import batches, update
 from app.report.leave import LIMIT_AFTER_STOP_S, LIMIT_S, leave
@@ -40,7 +41,6 @@ from app.runtime.schedule import learning_rate
 from app.runtime.start import refuse_unfit_files
 from app.runtime.stop import Interrupted, Stop
 from app.runtime.track import Tracker, tracker
-from app.said import say
 from app.set_up import Training, begin, set_up
 
 

@@ -33,13 +33,11 @@ from scipy.sparse.csgraph import connected_components
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-
 from app.config import NO_ID
-from app.mining.cluster import NONE_KNOWN, by_overlap, number
-from app.mining.graph import weigh
+from app.mining.cluster import by_overlap, number
 from app.runtime.dist import World, share, world
 from benchmarks._claims import Claim, core_seconds, quick, report
-from benchmarks.cluster_time import CONFIG, FLOOR, K, planted_lists
+from benchmarks.cluster_time import CONFIG, FLOOR, K, kept_edges, planted_lists
 
 PIECE, LIMIT_GIB, RANKS = 1_000_000, 16.0, (1, 2)
 FLOORS = np.linspace(FLOOR, FLOOR - 0.1, K, dtype=np.float32)  # of a list: they fall, as those of similarity_floors
@@ -98,13 +96,7 @@ def components(folder: Path) -> dict[str, Any]:
 
 def write_edges(folder: Path) -> None:
     """Write the edges [2, E] above the first floor, by rows; in a process of its own, as it needs memory."""
-    ids, cosine = np.load(folder / "ids.npy"), np.load(folder / "cosine.npy")
-    degree, weight = (cosine >= FLOOR).sum(axis=1).astype(np.int32), np.zeros(ids.shape, np.uint16)
-    n = len(ids)
-    everyone, group = np.arange(n, dtype=np.int32), np.zeros(n, np.int32)
-    weigh(ids, cosine, 0, ids, everyone, degree, degree == K, group, CONFIG.min_overlap, 0, weight, NONE_KNOWN)
-    row, at = np.nonzero(weight)
-    np.save(folder / "edges.npy", np.stack([row, ids[row, at]]).astype(np.int32))
+    np.save(folder / "edges.npy", kept_edges((np.load(folder / "ids.npy"), np.load(folder / "cosine.npy"))))
 
 
 def peak_gib() -> float:

@@ -72,17 +72,23 @@ def ours(lists: Lists) -> NDArray[np.int64]:
     return number(raw.labels, CONFIG.min_cluster, CONFIG.max_cluster)
 
 
-def kept_graph(lists: Lists) -> sparse.csr_array:
-    """Return the edges that ours keeps of the lists, in scipy's format."""
+def kept_edges(lists: Lists) -> NDArray[np.int32]:
+    """Return the edges [2, E] above the floor that ours keeps of the lists, by rows."""
     ids, cosine = lists
     n = len(ids)
-    weight = np.zeros(ids.shape, np.uint16)
-    degree = (cosine >= FLOOR).sum(1).astype(np.int32)
+    degree, weight = (cosine >= FLOOR).sum(axis=1).astype(np.int32), np.zeros(ids.shape, np.uint16)
     everyone, group = np.arange(n, dtype=np.int32), np.zeros(n, np.int32)
     weigh(ids, cosine, 0, ids, everyone, degree, degree == K, group, CONFIG.min_overlap, 0, weight, NONE_KNOWN)
     row, place = np.nonzero(weight)
-    print(f"{n} images, {(cosine >= FLOOR).mean():.0%} of the entries above the floor, {len(row)} edges kept")
-    return sparse.csr_array((np.ones(len(row), np.float32), (row, ids[row, place])), shape=(n, n))
+    return np.stack([row, ids[row, place]]).astype(np.int32)
+
+
+def kept_graph(lists: Lists) -> sparse.csr_array:
+    """Return the edges that ours keeps of the lists, in scipy's format."""
+    ids, cosine = lists
+    edges, n = kept_edges(lists), len(ids)
+    print(f"{n} images, {(cosine >= FLOOR).mean():.0%} of the entries above the floor, {edges.shape[1]} edges kept")
+    return sparse.csr_array((np.ones(edges.shape[1], np.float32), tuple(edges)), shape=(n, n))
 
 
 def peak_gib(folder: str) -> float:

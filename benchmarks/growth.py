@@ -99,7 +99,7 @@ def resume(n: int, folder: Path) -> tuple[Work, float]:
     saved = checkpoint.save(run, state, modules, {}, optimizer, scaler, keep=1, facts={})
 
     def work() -> None:
-        content = checkpoint.read(run.checkpoints / saved["file"], in_place=True)
+        content = checkpoint.read(run.checkpoints / saved["file"])
         modules.load_state_dict(content["modules"])
         Positives(modules["pseudo_ids"].ids.numpy())
         epoch_order(np.arange(n), seed=0, epoch=1)

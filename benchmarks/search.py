@@ -13,7 +13,6 @@ from pathlib import Path
 
 import faiss
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
@@ -22,24 +21,11 @@ from app.mining.knn import choose_backend, neighbours, search
 from app.mining.sample import recall
 from app.runtime.dist import World
 from benchmarks._claims import Claim, in_turn, quick, report, seconds
+from benchmarks.gpu.searching import DIM, NEIGHBOURS, people
 from tests.app.support.nearest import nearest
 
-DIM, K = 512, 32
+K = NEIGHBOURS
 FP32_TILE = 1024  # queries; with 1.2 million columns their scores take 5 GB
-
-
-def people(count: int, device: torch.device) -> Tensor:
-    """Return unit vectors [count, DIM] in random order: 11 images per person on average, mutual cosines about 0.5."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(rows: int) -> Tensor:
-        return torch.randn(rows, DIM, generator=generator, device=device)
-
-    bank = normal(count // 11 + 1)[torch.randint(0, count // 11 + 1, (count,), generator=generator, device=device)]
-    for part in bank.split(2**16):
-        part += normal(len(part))
-        part /= torch.linalg.vector_norm(part, dim=1, keepdim=True)
-    return bank
 
 
 def on_cpu(is_quick: bool) -> list[Claim]:

@@ -52,7 +52,7 @@ MACHINE = [
     "app.runtime",
     "app.config",
     "app.files",
-    "app.said",
+    "app.output",
     "app.errors",
 ]
 
@@ -140,7 +140,7 @@ PRINTS = {
     "deploy/providers/sbom.py": "the text of what lists an image's packages, which runs in the image",
     "deploy/ui/screen.py": "the screen, which shows escapes and does not obey them",
     "deploy/ui/progress.py": "the bar, through the same",
-    "deploy/shell/link.py": "the text of the agent, which runs on the machine",
+    "deploy/shell/agent_program.py": "the text of the agent, which runs on the machine",
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
     "deploy/commands/program.py": "help, version, and that it was interrupted or ended by a signal",
 }
@@ -171,7 +171,7 @@ STARTS_PROCESSES = {
     "deploy/pod/agent/verbs.py",
     "deploy/shell/jump_hosts.py",
     "deploy/shell/local.py",
-    "deploy/shell/link.py",  # the machine's, in its text for an old Python
+    "deploy/shell/agent_program.py",  # the machine's, in its text for an old Python
     "deploy/shell/native.py",
     "deploy/shell/ssh_config.py",
 }

@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from app.config.schema import Config, DistillConfig, HeadConfig, defaults
+from app.config.schema import BackboneConfig, Config, DistillConfig, HeadConfig, defaults
 
 MOST = 2**63  # the first whole number that torch and numpy do not take
 
 
 def faults(config: Config) -> Iterator[str]:
     """Yield one message per invalid value; it names the key and a value that works."""
-    train, data, backbone, recipe = config.train, config.data, config.backbone, config.recipe
-    mining, positives = config.mining, recipe.positives
+    train, data, recipe, mining = config.train, config.data, config.recipe, config.mining
+    positives = recipe.positives
     fraction = data.data_fraction
     if not (math.isfinite(fraction) and 0 < fraction <= 1):
         yield f"data.data_fraction={fraction:g} is not a fraction; give a number above 0 and up to 1, such as 0.1"
@@ -44,24 +44,30 @@ def faults(config: Config) -> Iterator[str]:
         )
     if mining.features == "bank" and mining.start_epoch == 0:
         yield "mining.features=bank is empty before epoch 0; give mining.start_epoch=1 or mining.features=fresh"
+    if data.train_labels_path and not config.has_head:
+        yield f"data.train_labels_path is for recipe supervised; give {_for_a_head(config)}, or leave it out"
+    yield from _faults_of_backbone(config.backbone)
+
+
+def _faults_of_backbone(backbone: BackboneConfig) -> Iterator[str]:
+    """Check the keys that only some backbones have, and the form of the layers of each."""
+    is_vit, layers = backbone.name == "vit", backbone.layers
     vit_alone = {"drop_path": 0, "mask_ratio": 0, "parity_mask_ratio": False, "attention_precision": "fp32"}
     for name, unset in vit_alone.items():
-        if backbone.name != "vit" and getattr(backbone, name) != unset:
+        if not is_vit and getattr(backbone, name) != unset:
             yield f"backbone.{name} applies only to backbone vit; leave it out, or give backbone=vit_t"
-    if backbone.name == "vit" and (len(backbone.layers) != 1 or backbone.width % 8):
+    if is_vit and (len(layers) != 1 or backbone.width % 8):
         yield "backbone vit needs one number of layers and a width divisible by 8; give backbone=vit_t"
-    if backbone.name == "vit" and backbone.patch_size > backbone.image_size:
+    if is_vit and backbone.patch_size > backbone.image_size:
         yield (
             f"backbone.patch_size={backbone.patch_size} is larger than backbone.image_size={backbone.image_size}; "
             "give a smaller one, such as 9"
         )
-    if backbone.name == "iresnet" and not (1 <= len(backbone.layers) <= 4 and min(backbone.layers) >= 1):
-        yield f"backbone.layers={backbone.layers} must be one to four numbers from 1 on, such as [3, 4, 14, 3]"
-    if backbone.name == "vit" and backbone.layers and backbone.layers[0] < 1:
-        yield f"backbone.layers={backbone.layers} must be a number from 1 on, such as [12]"
-    if config.data.train_labels_path and not config.has_head:
-        yield f"data.train_labels_path is for recipe supervised; give {_for_a_head(config)}, or leave it out"
-    fits = len(backbone.layers) == 4 and min(backbone.layers) >= 1 and backbone.width % 64 == 0
+    if backbone.name == "iresnet" and not (1 <= len(layers) <= 4 and min(layers) >= 1):
+        yield f"backbone.layers={layers} must be one to four numbers from 1 on, such as [3, 4, 14, 3]"
+    if is_vit and layers and layers[0] < 1:
+        yield f"backbone.layers={layers} must be a number from 1 on, such as [12]"
+    fits = len(layers) == 4 and min(layers) >= 1 and backbone.width % 64 == 0
     if backbone.name == "mobilefacenet" and not fits:
         yield (
             "backbone mobilefacenet takes four numbers of layers from 1 on, and a width of 64, 128 or 256; "

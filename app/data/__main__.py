@@ -17,7 +17,7 @@ from pathlib import Path
 from app.data.about import about, in_words
 from app.data.options import failed, parse_options
 from app.errors import EXIT_FAILED, EXIT_WRONG_USE, WrongUse, framed
-from app.said import say
+from app.output import say
 
 WORDS = ("data", "verify", "json")
 

@@ -57,7 +57,7 @@ def accuracy_10_fold(distance: Numbers, same: Answers, fold: Folds) -> tuple[flo
     return float(accuracy.mean()), float(accuracy.std()), float(thresholds[best].mean())
 
 
-def tar_at_far_10_fold(distance: Numbers, same: Answers, fold: Folds, far: float = 1e-3) -> tuple[float, float, float]:
+def tar_at_far_10_fold(distance: Numbers, same: Answers, fold: Folds, far: float) -> tuple[float, float, float]:
     """Mean and standard deviation of the true accept rate over folds, and the mean of the false accept rates.
 
     A fold's threshold is the point where the false accept rate on the other nine reaches `far`, interpolated linearly

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.files import write_text
+from app.output import say
 from app.report.facts import read
 from app.report.page import render
 from app.runtime.folder import RunFolder
-from app.said import say
 
 
 def main(argv: list[str]) -> int:

@@ -18,6 +18,7 @@ LINE_BYTES = 64 << 10  # of an event
 STEPS_MOST = 200_000  # events of one kind that are kept
 SETTINGS_MOST = 400
 TEXT_CHARACTERS = 300
+MOST_NUMBERS = 1000  # in a list
 EVENTS = ("start", "step", "epoch", "mining", "eval", "checkpoint", "skipped", "end")
 
 Event = Mapping[str, Any]
@@ -160,9 +161,9 @@ def number(value: object) -> float | None:
     return found if math.isfinite(found) and abs(found) < 1e300 else None
 
 
-def numbers(value: object, most: int = 1000) -> list[float] | None:
+def numbers(value: object) -> list[float] | None:
     """A list of finite numbers, or None if it is something else, empty or too long."""
-    if not isinstance(value, list) or not 0 < len(value) <= most:
+    if not isinstance(value, list) or not 0 < len(value) <= MOST_NUMBERS:
         return None
     found = [number(each) for each in value]
     return None if None in found else [each for each in found if each is not None]

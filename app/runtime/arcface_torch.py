@@ -32,7 +32,7 @@ def converted(
     `copies`: names of the parts of `modules` that hold the backbone's weights. The optimizer's state is taken if it is
     of the same kind and its sizes fit. Raises WrongUse for files that do not belong together or of another backbone.
     """
-    content = read_tensors(path, in_place=True)
+    content = read_tensors(path)
     if not isinstance(content, dict) or not content.keys() >= THEIRS:
         return None
     if not all(isinstance(content[key], int) for key in ("epoch", "global_step")):
@@ -96,7 +96,7 @@ def _tables(
     weight = torch.cat(their_parts(path))
     steps = torch.full((len(weight),), step)  # int64 [C]
     mine = "adamw" if isinstance(optimizer, torch.optim.AdamW) else "sgd"
-    parts = [_state_of(read_tensors(file, in_place=True), number) for file in their_files(path)]
+    parts = [_state_of(read_tensors(file), number) for file in their_files(path)]
     moments, fits = {}, False
     for theirs, ours in MOMENTS[mine].items():
         given = [part.get(theirs) for part in parts]

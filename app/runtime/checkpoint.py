@@ -23,7 +23,7 @@ from app.errors import WrongUse
 from app.files import atomic, claim, read_json, remove, write_json, write_text
 from app.runtime import safetensors
 from app.runtime.dist import World, copied_from_main, from_main, together
-from app.runtime.finite import NotFinite, first_fault, may_hold_nan
+from app.runtime.finite import NotFinite, first_fault, listed, may_hold_nan
 from app.runtime.folder import RunFolder
 from app.runtime.foreign import is_safetensors, what_it_is
 from app.runtime.optimizer import take_state
@@ -147,7 +147,7 @@ def examine(
     with together(here):
         if here.is_main:
             theirs = foreign(path) if path.is_file() else None
-            content = theirs or read(path, in_place=True)
+            content = theirs or read(path)
             # Others record no settings: those of this run count as unchanged.
             saved = facts if theirs else recorded(content, read_json(path.with_suffix(".json")))
             state = content["state"]
@@ -189,11 +189,7 @@ def load(
 
 def of_data(modules: nn.Module) -> set[str]:
     """Names of the tensors with entries for single images by row number; modules list them in `of_data`."""
-    return {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, part in modules.named_modules()
-        for name in getattr(part, "of_data", ())
-    }
+    return listed(modules, "of_data")
 
 
 def not_finite(content: Mapping[str, Any], modules: nn.Module) -> str | None:
@@ -209,7 +205,7 @@ def refuse_not_finite(path: Path, content: Mapping[str, Any], modules: nn.Module
         return
     own = _age(path.with_suffix(".json"))
     before = (file for file, age in _intact(path.parent) if age < own)
-    older = next((file for file in before if not_finite(read_tensors(file, in_place=True), modules) is None), None)
+    older = next((file for file in before if not_finite(read_tensors(file), modules) is None), None)
     instead = f"give train.resume={older}" if older else "start without it, or with train.warm_start of another file"
     raise WrongUse(f"{path} holds values that are not finite in {fault}; {instead}")
 
@@ -218,7 +214,7 @@ def refuse_earlier(path: Path, modules: nn.Module) -> None:
     """Raise WrongUse if its folder has a newer checkpoint than `path`: `auto`, as of a restart, would continue that."""
     own = _age(path.with_suffix(".json"))
     after = (file for file, age in _intact(path.parent) if age > own)
-    newer = next((file for file in after if not_finite(read_tensors(file, in_place=True), modules) is None), None)
+    newer = next((file for file in after if not_finite(read_tensors(file), modules) is None), None)
     if newer is not None:
         raise WrongUse(
             f"train.resume={path} would continue before {newer.name}, in the same folder, from which a restart would "
@@ -226,17 +222,17 @@ def refuse_earlier(path: Path, modules: nn.Module) -> None:
         )
 
 
-def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """Read a checkpoint and check its sha256 against its JSON, if there is one. Never runs code from the file.
 
-    `in_place`: see `read_tensors`. Raises WrongUse.
+    Raises WrongUse.
     """
     if not path.is_file():
         raise WrongUse(f"there is no checkpoint {path}; give train.resume=auto or an existing .pt")
     described = path.with_suffix(".json")
     if described.is_file() and read_json(described).get("sha256") != sha256(path):
         raise WrongUse(broken(path))
-    content = read_tensors(path, in_place=in_place)
+    content = read_tensors(path)
     if isinstance(content, dict) and "state_dict_backbone" in content:
         raise WrongUse(
             f"{path} is a full checkpoint of arcface_torch, which recipe=supervised resumes; "
@@ -255,16 +251,16 @@ def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
     return content
 
 
-def read_tensors(path: Path, *, in_place: bool = False) -> Any:
+def read_tensors(path: Path) -> Any:
     """Load tensors and plain values from a file of torch or safetensors, without running code from it. Raises WrongUse.
 
-    With `in_place` the file is memory-mapped if its format allows that.
+    The file is memory-mapped if its format allows that.
     """
     try:
         with path.open("rb") as file:
             if is_safetensors(file.read(16)):
                 return safetensors.read(path)
-        mapped = in_place and zipfile.is_zipfile(path)
+        mapped = zipfile.is_zipfile(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning stores options as one; it has no code
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # the unpickler raises anything on damaged bytes

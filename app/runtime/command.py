@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from app.config import manual
 from app.errors import EXIT_FAILED, EXIT_WRONG_USE, Failed, WrongUse, framed
-from app.said import say
+from app.output import say
 
 
 def answer(argv: list[str], usage: str, work: Callable[[], tuple[str, int]]) -> int:

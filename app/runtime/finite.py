@@ -19,14 +19,16 @@ class NotFinite(Failed):
 
 
 def may_hold_nan(module: nn.Module) -> set[str]:
-    """Names, as in the module's state_dict, of the tensors that may hold NaN on purpose.
+    """Names of the tensors that may hold NaN on purpose; modules list them in `may_hold_nan`."""
+    return listed(module, "may_hold_nan")
 
-    Submodules list them in a class attribute `may_hold_nan`, a tuple of names.
-    """
+
+def listed(module: nn.Module, attribute: str) -> set[str]:
+    """Names, as in the module's state_dict, that its submodules list in a class attribute, a tuple."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()
-        for name in getattr(part, "may_hold_nan", ())
+        for name in getattr(part, attribute, ())
     }
 
 

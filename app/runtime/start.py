@@ -37,7 +37,7 @@ def refuse_unfit_files(config: Config, here: World) -> None:
         if not Path(path).is_file():
             raise WrongUse(f"{key}={path} is not a file; give one such as runs/RUN/checkpoints/epoch_014.pt")
         if not (key == "recipe.distill.teacher" and path.endswith(".onnx")):
-            checkpoint.read_tensors(Path(path), in_place=True)
+            checkpoint.read_tensors(Path(path))
     if warm_start is not None:
         try:
             weights.refuse_nan_weights(Path(warm_start), weights.read_backbone(Path(warm_start)))

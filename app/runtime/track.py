@@ -12,12 +12,12 @@ import time
 from typing import Any, Protocol
 
 from app.config import Config
+from app.output import say
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
 from app.runtime.durations import clock
 from app.runtime.folder import RunFolder
 from app.runtime.tensorboard import TensorBoard, numbers
-from app.said import say
 
 
 class Sink(Protocol):

@@ -59,7 +59,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a backbone, under their names in the file. Raises WrongUse for a file without one."""
     if not path.is_file():
         raise WrongUse(f"there is no file {path}; give a checkpoint or a file of published weights that exists")
-    content = read_tensors(path, in_place=True)
+    content = read_tensors(path)
     if isinstance(content, dict) and isinstance(content.get("modules"), dict):
         modules = content["modules"]
         prefix = next((p for p in EMBEDDERS if any(name.startswith(p) for name in modules)), "none")
@@ -137,7 +137,7 @@ def read_centres(path: Path) -> tuple[Tensor, Tensor]:
     arcface_torch writes one file per GPU, checkpoint_gpu_0.pt and so on, each with the next rows of the centres; the
     label of a class there is its row.
     """
-    content = read_tensors(path, in_place=True)
+    content = read_tensors(path)
     if isinstance(content, dict) and isinstance(content.get(THEIR_CENTRES), dict):
         weight = torch.cat(their_parts(path))
         return weight, torch.arange(len(weight))
@@ -166,7 +166,7 @@ def their_parts(path: Path) -> list[Tensor]:
     """
     parts, step = [], None
     for file in their_files(path):
-        content = read_tensors(file, in_place=True)
+        content = read_tensors(file)
         part = content.get(THEIR_CENTRES, {}).get("weight") if isinstance(content, dict) else None
         if not isinstance(part, Tensor) or part.ndim != 2:
             raise WrongUse(f"{file} holds no class centres; copy the files of all GPUs from one run")

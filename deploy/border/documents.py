@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -327,14 +328,17 @@ class Newest:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Read a metrics.jsonl on the laptop that a machine has written. Returns the newest events of each kind."""
     kept = Newest()
-    try:
-        with open(path, "rb") as file:
-            while line := file.readline(EVENT_BYTES + 2):
-                found = event(line)
-                kept.add([found] if found else [])
-    except OSError:
-        return []
+    for each in each_event(path):
+        kept.add([each])
     return kept.events()
+
+
+def each_event(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a metrics.jsonl on the laptop. A missing file has none. Invalid lines are left out."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        while line := file.readline(EVENT_BYTES + 2):
+            if found := event(line):
+                yield found
 
 
 def _count(value: object) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.border.documents import EVENT_BYTES, event
+from deploy.border.documents import each_event
 from deploy.border.values import cut
 from deploy.pod.base.text import visible
 
@@ -46,25 +46,22 @@ def read_history(path: Path) -> History:
     validation: dict[int, float] = {}
     sets: dict[str, dict[int, float]] = {}
     speeds: deque[float] = deque(maxlen=SPEEDS_KEPT)
-    try:
-        with open(path, "rb") as file:
-            while line := file.readline(EVENT_BYTES + 2):
-                told = event(line) or {}
-                kind, epoch = told.get("event"), told.get("epoch")
-                if kind == "step" and told.get("images_per_s") is not None:
-                    speeds.append(float(told["images_per_s"]))
-                if isinstance(epoch, int) and kind == "epoch" and told.get("loss") is not None:
-                    _keep(loss, epoch, told["loss"])
-                if isinstance(epoch, int) and kind == "eval" and told.get("what") == "trained":
-                    _keep(accuracy, epoch, told["accuracy"])
-                    if told.get("validation_accuracy") is not None:
-                        _keep(validation, epoch, told["validation_accuracy"])
-                if isinstance(epoch, int) and kind == "eval" and str(told.get("what")).startswith(OF_SET):
-                    name = _inside("", str(told["what"]).removeprefix(OF_SET))
-                    if name in sets or len(sets) < SETS_MOST:
-                        _keep(sets.setdefault(name, {}), epoch, told["accuracy"])
-    except OSError:
-        pass
+    for told in each_event(path):
+        kind, epoch, what = told.get("event"), told.get("epoch"), str(told.get("what"))
+        if kind == "step" and told.get("images_per_s") is not None:
+            speeds.append(float(told["images_per_s"]))
+        if not isinstance(epoch, int):
+            continue
+        if kind == "epoch" and told.get("loss") is not None:
+            _keep(loss, epoch, told["loss"])
+        if kind == "eval" and what == "trained":
+            _keep(accuracy, epoch, told["accuracy"])
+            if told.get("validation_accuracy") is not None:
+                _keep(validation, epoch, told["validation_accuracy"])
+        if kind == "eval" and what.startswith(OF_SET):
+            name = _inside("", what.removeprefix(OF_SET))
+            if name in sets or len(sets) < SETS_MOST:
+                _keep(sets.setdefault(name, {}), epoch, told["accuracy"])
     speed = round(statistics.median(speeds), 1) if speeds else None
     of_sets = {name: _curve(values) for name, values in sets.items()}
     return History(_curve(loss), _curve(accuracy), speed, of_sets, _curve(validation))

@@ -26,10 +26,8 @@ REST_BEGINS = "--"
 COMPLETION = ("--complete", COMPLETION_SCRIPT)  # these end without running a command
 # What users may type -> the flag they mean. Similarity of spelling does not find these.
 MEANT = {"--dry": "--dry-run", "-R": "--dry-run", "-n": "--dry-run", "--follow": "--watch", "-f": "--follow"}
-# Their commands answer an empty value with one that fits.
 FEW = 8  # so many flags are listed where none is like the wrong one
-SAY_WHAT_FITS = ("--base", "--gpus", "--host", "--name")
-
+SAY_WHAT_FITS = ("--base", "--gpus", "--host", "--name")  # their commands answer an empty value with one that fits
 
 Commands = Mapping[str, Sequence[Flag]]
 
@@ -122,17 +120,10 @@ def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
             version = version or flag in VERSION
         elif word == REST_BEGINS and kind == REST:
             return version
-        elif word == "#" or (word.startswith("#") and kind != WORDS):
-            raise WrongUse(f"'{word}' begins a comment, which zsh and cmd pass on: leave out all words from it on")
         elif not word.startswith("-"):
-            if kind == WORDS:
+            if kind == WORDS and word != "#":
                 continue
-            if kind == REST:
-                raise WrongUse(f"'{word}' is not a flag of {name}: write -- before the command, {name} -- {word}")
-            if word not in commands:
-                raise _stray(name, word, flags)
-            if _takes_words(commands[word]):
-                raise WrongUse(f"{word} cannot follow another command: give {command(word)} alone")
+            _refuse_stray(name, word, commands)
             return _command(word, words[index + 1 :], commands) or version
         elif flag not in flags:
             _refuse(flag, name, flags)
@@ -181,12 +172,21 @@ def _missing(flag: str, more: str = "") -> WrongUse:
     return WrongUse(f"{flag} needs a value, and none was given{more}")
 
 
-def _stray(name: str, word: str, flags: Mapping[str, Flag]) -> WrongUse:
-    near = difflib.get_close_matches(f"--{word}", flags, n=1, cutoff=0.6)
-    if "--on" in flags and word in [*OPTIONS]:  # a shipped target is named after its provider
-        near = [f"--on {word}"]
-    hint = f"did you mean {near[0]}?" if near else f"see {command(f'{name} --help')}"
-    return WrongUse(f"'{word}' is not a flag of {name}: {hint}")
+def _refuse_stray(name: str, word: str, commands: Commands) -> None:
+    """Raise WrongUse for a word that is neither a flag nor a value, unless it is a command that may follow `name`."""
+    if word.startswith("#"):
+        raise WrongUse(f"'{word}' begins a comment, which zsh and cmd pass on: leave out all words from it on")
+    if _takes_words(commands[name]) == REST:
+        raise WrongUse(f"'{word}' is not a flag of {name}: write -- before the command, {name} -- {word}")
+    if word not in commands:
+        flags = _known(name, commands)
+        near = difflib.get_close_matches(f"--{word}", flags, n=1, cutoff=0.6)
+        if "--on" in flags and word in [*OPTIONS]:  # a shipped target is named after its provider
+            near = [f"--on {word}"]
+        hint = f"did you mean {near[0]}?" if near else f"see {command(f'{name} --help')}"
+        raise WrongUse(f"'{word}' is not a flag of {name}: {hint}")
+    if _takes_words(commands[word]):
+        raise WrongUse(f"{word} cannot follow another command: give {command(word)} alone")
 
 
 def _refuse(flag: str, name: str, right: Iterable[str]) -> NoReturn:

@@ -152,11 +152,6 @@ class _Lane:
     failure: DeployError | None = None  # of the newest run here
     why_over: str | None = None
 
-    def take(self, place: int, project: Path) -> Reach:
-        """Connect for a combination."""
-        self.place = place
-        return self.connect(project)
-
     def connect(self, project: Path) -> Reach:
         """Connect anew: the target's machine may be another one than before, or gone."""
         self.connection.close()
@@ -246,8 +241,9 @@ class _Spread:
         number = len(self.records) - len(self.left)
         words = lane.planned.combinations[place].words
         self.screen.say(f"\n{lane.name}: starts {words} (run {number} of {len(self.records)})")
+        lane.place = place
         try:
-            record, _ = begin(lane.take(place, self.project), lane.planned, place, self.screen, keep=self.keep)
+            record, _ = begin(lane.connect(self.project), lane.planned, place, self.screen, keep=self.keep)
             lane.record = self.records[place] = record
             lane.heard()
             self.failures.pop(place, None)

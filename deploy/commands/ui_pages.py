@@ -5,6 +5,7 @@ Nothing here waits for a machine or a provider: they are asked in threads, and t
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
@@ -201,12 +202,10 @@ class Pages:
         self.bills = Asked(rows, tuple(told.messages), time.time())
 
     def _record(self, run_id: str) -> Record:
-        shown = border.cut(run_id, 100)
-        try:
+        shown, folder = border.cut(run_id, 100), None
+        with contextlib.suppress(BadAnswer):  # the name would leave the folder of runs
             folder = self.live.book / Name(run_id)
-        except BadAnswer:
-            raise WrongUse(f"there is no run '{shown}' on this computer") from None
-        if not os.path.isdir(folder):
+        if folder is None or not os.path.isdir(folder):
             raise WrongUse(f"there is no run '{shown}' on this computer")
         found = records.record_in(folder)
         if isinstance(found, str):

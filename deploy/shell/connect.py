@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.errors import WrongUse, quoted
+from deploy.errors import StepFailed, WrongUse, quoted
 from deploy.pod.base.text import visible
 from deploy.shell.agent_keys import AgentKeys
+from deploy.shell.agent_program import BOOTSTRAP
 from deploy.shell.base import last_lines
 from deploy.shell.host_keys import HostKeys, name_of
 from deploy.shell.jump_hosts import ProxyProgram, chain, gateway_of, last_words
-from deploy.shell.link import BOOTSTRAP, LinkLost
+from deploy.shell.link import LinkLost
 from deploy.shell.ssh_config import Way, way_to
 from deploy.specs.machine import Address
 
@@ -188,15 +189,6 @@ class ChannelStream:
 
 
 def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout_s: float) -> None:
-    import paramiko
-
-    def stuck() -> Connection:
-        """Return the first connection on the way that is not open."""
-        return next((each for each in reversed(list(chain(connection))) if not each.is_connected), connection)
-
-    def where() -> str:
-        return f"{stuck().user}@{name_of(stuck().host, stuck().port)}"
-
     proxy = None
     try:
         *_, nearest = chain(connection)
@@ -206,44 +198,57 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
             connection.connect_kwargs["sock"] = proxy = ProxyProgram(connection.gateway)
             connection.gateway = False  # else Fabric starts the command a second time
         connection.open()
-    except paramiko.BadHostKeyException as error:
-        raise host_keys.changed(name_of(stuck().host, stuck().port), error.key) from error
-    except paramiko.PasswordRequiredException as error:
-        raise WrongUse(
-            f"the key for {where()} has a passphrase: add it to your SSH agent first{AGENT_HINT}",
+    except broken() as error:
+        raise _explained(error, connection, address, host_keys, proxy) from error
+
+
+def _explained(
+    error: Exception, connection: Connection, address: Address, host_keys: HostKeys, proxy: ProxyProgram | None
+) -> StepFailed | WrongUse:
+    """Return the error that tells why a connection did not open, and what to do."""
+    import paramiko
+
+    # The first connection on the way that is not open.
+    stuck = next((each for each in reversed(list(chain(connection))) if not each.is_connected), connection)
+    name = name_of(stuck.host, stuck.port)
+    where = f"{stuck.user}@{name}"
+    transport = stuck.client.get_transport()
+    login = transport.auth_handler if transport else None
+    if isinstance(error, paramiko.BadHostKeyException):
+        return host_keys.changed(name, error.key)
+    if isinstance(error, paramiko.PasswordRequiredException):
+        return WrongUse(
+            f"the key for {where} has a passphrase: add it to your SSH agent first{AGENT_HINT}",
             next_command=f"ssh-add {quoted(address.key)}" if address.key else "ssh-add",
-        ) from error
-    except paramiko.AuthenticationException as error:
-        transport = stuck().client.get_transport()
-        if transport and transport.auth_handler and transport.auth_handler.auth_method == "keyboard-interactive":
-            raise WrongUse(
-                f"{where()} accepts the key, and asks for a second factor, which it did not get: enter it in a "
+        )
+    if isinstance(error, paramiko.AuthenticationException):
+        if login and login.auth_method == "keyboard-interactive":
+            return WrongUse(
+                f"{where} accepts the key, and asks for a second factor, which it did not get: enter it in a "
                 "terminal for each connection, or use a host that needs none"
-            ) from error
+            )
         with_key = f"the key {address.key}" if address.key else "every key of the SSH agent and of ~/.ssh"
-        raise WrongUse(
-            f"{where()} rejects {with_key}: add the public half to authorized_keys there, or name another key with "
+        return WrongUse(
+            f"{where} rejects {with_key}: add the public half to authorized_keys there, or name another key with "
             "key: in the target's file",
             next_command=f"ssh -v -p {connection.port} {connection.user}@{connection.host}",
-        ) from error
-    except broken() as error:
-        if NO_KEY in str(error):
-            raise WrongUse(
-                f"{where()} answers, but this computer has no key to log in with: the SSH agent and ~/.ssh hold none "
-                "that your SSH configuration permits; create a key and add its public half to authorized_keys there, "
-                "or name a key with key: in the target's file",
-                next_command="ssh-keygen -t ed25519",
-            ) from error
-        transport = stuck().client.get_transport()
-        if str(error) == HUNG_UP and transport is not None and transport.auth_handler is not None:
-            raise LinkLost(
-                f"{where()} ended the connection after some of this computer's keys, as with `MaxAuthTries`: name the "
-                "right one with key: in the target's file",
-                next_command="ssh-add -l",
-            ) from error
-        said = last_words(proxy)
-        through = f" through its ProxyCommand ({said})" if said else ""
-        raise LinkLost(f"{where()} cannot be reached{through}: {_words(error)}") from error
+        )
+    if NO_KEY in str(error):
+        return WrongUse(
+            f"{where} answers, but this computer has no key to log in with: the SSH agent and ~/.ssh hold none "
+            "that your SSH configuration permits; create a key and add its public half to authorized_keys there, "
+            "or name a key with key: in the target's file",
+            next_command="ssh-keygen -t ed25519",
+        )
+    if str(error) == HUNG_UP and login is not None:
+        return LinkLost(
+            f"{where} ended the connection after some of this computer's keys, as with `MaxAuthTries`: name the "
+            "right one with key: in the target's file",
+            next_command="ssh-add -l",
+        )
+    said = last_words(proxy)
+    through = f" through its ProxyCommand ({said})" if said else ""
+    return LinkLost(f"{where} cannot be reached{through}: {_words(error)}")
 
 
 def _check_key(path: Path) -> None:

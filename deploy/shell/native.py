@@ -19,8 +19,8 @@ from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
 from deploy.pod.base import folder
+from deploy.shell.agent_program import BOOTSTRAP
 from deploy.shell.host_keys import HostKeys
-from deploy.shell.link import BOOTSTRAP
 from deploy.specs.machine import Machine
 
 # AES runs in hardware. Several streams share the processor, so the cost of each one counts. A full list, because

@@ -125,7 +125,6 @@ class Hardware:
     gpu: str | None = None  # name of the first GPU
     gpu_memory_bytes: int | None = None  # of the smallest GPU
     capability: tuple[int, int] | None = None  # compute capability of the oldest GPU
-    driver: str | None = None
     shm_bytes: int | None = None  # size of /dev/shm; None where there is none
     why: str | None = None  # why there is no GPU, where known
 

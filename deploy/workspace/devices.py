@@ -168,7 +168,6 @@ def combine(machine: Hardware, devices: Devices, device: str) -> Hardware:
         gpu=gpus[0].name if gpus else None,
         gpu_memory_bytes=min((each.memory_bytes for each in gpus), default=None),
         capability=min((each.capability for each in gpus), default=None),
-        driver=devices.driver,
         why=None if gpus else "device: cpu in the target's file" if device == CPU and devices.gpus else devices.why,
     )
 

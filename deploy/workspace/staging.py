@@ -168,28 +168,12 @@ def stage(
             shell.remove(packed_file(machine).parent)  # of a call that was interrupted before its last step
         return f"already there: {destination}"
     others = [each for each in _same_place(destination) if shell.size(each) is not None]
-    if others and not there:
-        raise WrongUse(
-            f"{others[0]} already exists, but this project did not stage it: remove it, or set another stage_to in "
-            f"the file of target '{plan.target}'"
-        )
-    if others and plan.queue:
-        raise WrongUse(
-            f"{others[0]} holds other images, which the runs on this machine use: wait until they end, or use a "
-            "target with another stage_to"
-        )
+    if others:
+        _refuse_to_replace(others[0], plan, is_ours=bool(there))
     free()
     for each in (*others, destination.with_name(encoded.OFFSETS)):
         shell.remove(each)  # another data set: it takes the space of this one
-    if packing:
-        _reserve(shell, dataset, blocks, destination)
-        hashes = packing.send(shell, machine, code, _part(destination), progress)
-    elif dataset.where == HERE and not machine.is_here:
-        _reserve(shell, dataset, blocks, destination)
-        pieces = pieces_of(dataset, blocks)
-        hashes = send_pieces(shell, Path(str(dataset.path)), _part(destination), pieces, progress)
-    else:
-        hashes = _copy(shell, machine, code, dataset, blocks, destination, progress)
+    hashes = _send(shell, machine, code, dataset, blocks, destination, progress, packing)
     if dataset.offsets is not None:
         ranges = [range_of(dataset, block) for block in blocks]
         encoded.write_offsets(shell, destination.with_name(encoded.OFFSETS), dataset.offsets, ranges)
@@ -198,12 +182,7 @@ def stage(
         shell.write(destination.with_name("labels.npy"), labels)
     else:
         shell.remove(destination.with_name("labels.npy"))
-    originals = packing.hashes("original_sha256") if packing else hashes
-    of = marked(dataset.manifest.get("dataset_id") or dataset_id(originals), packing)
-    of_part = dataset_id(hashes) + (f"-{manifest['packed']}" if manifest["packed"] else "")
-    manifest |= {"blocks": hashes, "dataset_id": of if len(selected) == count_blocks(dataset) else of_part}
-    if manifest["selection"]:
-        manifest["selection"] = {**manifest["selection"], "of": of}
+    manifest |= _with_hashes(manifest, dataset, hashes, packing, is_whole=len(selected) == count_blocks(dataset))
     # Before the rename: an interruption in between leaves a manifest without images, which is staged again.
     shell.write(destination.with_name("manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
     shell.replace(_part(destination), destination)
@@ -211,6 +190,50 @@ def stage(
         shell.remove(packed_file(machine).parent)
     sent = f", sent {packing.words}" if packing else ""
     return f"staged {bytes_to_stage(dataset, blocks) / GIB:.2f} GiB into {destination}{sent}"
+
+
+def _refuse_to_replace(other: PurePath, plan: Plan, *, is_ours: bool) -> None:
+    """Raise WrongUse if images in the place of this run's are not this project's, or a queued run uses them."""
+    if not is_ours:
+        raise WrongUse(
+            f"{other} already exists, but this project did not stage it: remove it, or set another stage_to in "
+            f"the file of target '{plan.target}'"
+        )
+    if plan.queue:
+        raise WrongUse(
+            f"{other} holds other images, which the runs on this machine use: wait until they end, or use a "
+            "target with another stage_to"
+        )
+
+
+def _send(
+    shell: Shell,
+    machine: Machine,
+    code: PurePath,
+    dataset: Dataset,
+    blocks: list[int],
+    destination: PurePath,
+    progress: Progress,
+    packing: Packing | None,
+) -> list[str]:
+    """Write the images to the part file, packed, from the laptop, or as a copy. Returns the SHA-256 of each block."""
+    if packing is None and (dataset.where != HERE or machine.is_here):
+        return _copy(shell, machine, code, dataset, blocks, destination, progress)
+    _reserve(shell, dataset, blocks, destination)
+    if packing is not None:
+        return packing.send(shell, machine, code, _part(destination), progress)
+    return send_pieces(shell, Path(str(dataset.path)), _part(destination), pieces_of(dataset, blocks), progress)
+
+
+def _with_hashes(
+    manifest: dict[str, Any], dataset: Dataset, hashes: list[str], packing: Packing | None, *, is_whole: bool
+) -> dict[str, Any]:
+    """Return the entries of a manifest that only the SHA-256 of the staged blocks decide."""
+    originals = packing.hashes("original_sha256") if packing else hashes
+    of = marked(dataset.manifest.get("dataset_id") or dataset_id(originals), packing)
+    of_part = dataset_id(hashes) + (f"-{manifest['packed']}" if manifest["packed"] else "")
+    selection = {**manifest["selection"], "of": of} if manifest["selection"] else manifest["selection"]
+    return {"blocks": hashes, "dataset_id": of if is_whole else of_part, "selection": selection}
 
 
 def is_there(

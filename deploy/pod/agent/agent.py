@@ -1,8 +1,8 @@
 """Answer the laptop's requests on a machine, over standard input and output, until the connection closes.
 
-Nothing is installed for it: the laptop sends these modules as the first bytes (`deploy/shell/link.py`). Requests are
-answered in order, so the laptop may send several at once. A heartbeat every two seconds shows the laptop that the
-connection is alive during a long request.
+Nothing is installed for it: the laptop sends these modules as the first bytes (`deploy/shell/agent_program.py`).
+Requests are answered in order, so the laptop may send several at once. A heartbeat every two seconds shows the laptop
+that the connection is alive during a long request.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ import pytest
 from deploy.errors import quoted
 from deploy.pod.agent.frames import Ended, pack, unpack
 from deploy.shell import link as links
-from deploy.shell.link import BOOTSTRAP, Link, LinkLost, NoAgent, program
+from deploy.shell.agent_program import BOOTSTRAP, program
+from deploy.shell.link import Link, LinkLost, NoAgent
 from deploy.shell.native import ProcessStream
 from tests.deploy.conftest import SOURCE, wait_until
 

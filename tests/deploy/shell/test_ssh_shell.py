@@ -27,9 +27,10 @@ from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse, quoted
 from deploy.shell import link as links
 from deploy.shell import native
 from deploy.shell.agent_keys import public_half
+from deploy.shell.agent_program import BOOTSTRAP
 from deploy.shell.host_keys import HostKeys
 from deploy.shell.jump_hosts import ProxyProgram
-from deploy.shell.link import BOOTSTRAP, LinkLost, NoAgent
+from deploy.shell.link import LinkLost, NoAgent
 from deploy.shell.ssh import SshShell
 from deploy.shell.ssh_config import parts
 from deploy.specs.machine import Machine

@@ -256,7 +256,7 @@ def test_what_is_seen_here_is_what_the_plan_counts(look: Look, tmp_path: Path) -
     look(THREE, TORCH_GPUS="3")
     hardware = devices.here(LocalShell(), settings)
     assert (hardware.gpus, hardware.gpu, hardware.gpu_memory_bytes) == (3, "NVIDIA RTX A4500", 20 << 30)
-    assert (hardware.capability, hardware.driver) == ((8, 6), "580.65.06")
+    assert hardware.capability == (8, 6)
     on_cpu = devices.here(LocalShell(), Settings(tmp_path, Target("local", "local", "x", device="cpu")))
     assert (on_cpu.gpus, on_cpu.gpu, on_cpu.why) == (0, None, "device: cpu in the target's file")
     look(THREE, TORCH_OLD="1")

@@ -29,8 +29,6 @@ from tests.support.files import below
 from tests.support.ports import free_port
 
 KEY = "secret_emulated_" + "0123456789abcdef"  # in two parts: files that contain a key are not uploaded
-LAUNCH = "/api/v1/instance-operations/launch"
-TERMINATE = "/api/v1/instance-operations/terminate"
 FIELDS = {
     "region_name", "instance_type_name", "ssh_key_names", "file_system_names", "file_system_mounts", "hostname", "name",
     "image", "user_data", "tags", "firewall_rulesets",

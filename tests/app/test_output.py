@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-WORK = "import sys; from app.said import say; say('one'); say('two'); print('three'); print('done', file=sys.stderr)"
+WORK = "import sys; from app.output import say; say('one'); say('two'); print('three'); print('done', file=sys.stderr)"
 # A pipe without a reader as Windows tells it.
 WINDOWS = """
 import io, os, sys
@@ -48,7 +48,7 @@ def test_work_goes_on_where_the_reader_is_gone(system: str) -> None:
 
 def test_a_name_that_the_output_cannot_hold_is_escaped() -> None:
     """Redirected output of Windows has the encoding of the country. A folder may have a name of another one."""
-    code = "from app.said import say; say('\\u05d0 \\xfc \\udcff')"
+    code = "from app.output import say; say('\\u05d0 \\xfc \\udcff')"
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, check=False)
     assert done.stdout.split() == [b"\\u05d0", b"\xfc", b"\\udcff"], done.stderr
