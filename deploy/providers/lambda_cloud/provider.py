@@ -40,6 +40,7 @@ PYTHON = "auto"  # of the environment that is made there
 LOOK_S = 20.0  # of retries of calls that only read
 PATIENCE_S = 90.0  # the same for calls that end a machine, or look for one that may exist
 ADDRESS_S = 60.0
+SHOWS_S = 30.0  # in which the API may not know a new machine yet, which it bills all the same
 PROBE_S = 5.0
 CONSOLE = "https://cloud.lambda.ai/instances"
 
@@ -226,7 +227,7 @@ class LambdaProvider(Provider):
         limit_s = self.options.wait_min * 60
         for waited_s in self.clock.polls(limit_s):
             if waited_s:
-                made = self._seen(made, max(LOOK_S, limit_s - waited_s), is_new=is_new)
+                made = self._seen(made, max(LOOK_S, limit_s - waited_s), new_s=waited_s if is_new else None)
             if not made.is_alive or made.status == "unhealthy":
                 raise Unfit(f"it is {made.status}")
             if dear := candidates.too_dear(self.options, made.type):
@@ -246,14 +247,17 @@ class LambdaProvider(Provider):
             raise Unfit(error.message) from error
         return machine
 
-    def _seen(self, made: Instance, patience_s: float, *, is_new: bool) -> Instance:
+    def _seen(self, made: Instance, patience_s: float, *, new_s: float | None) -> Instance:
+        """The machine as the API has it now. `new_s`: seconds since it was launched; None for one that was found."""
         try:
             seen = self._ask(lambda: self._api.instance(made.id), patience_s)
         except ApiError as error:
+            if error.is_gone and new_s is not None and new_s <= SHOWS_S:
+                return made
             if error.is_gone:
                 raise Unfit("it vanished while it started") from error
             raise
-        return seen if seen.created or not is_new else replace(seen, created=made.created)
+        return seen if seen.created or new_s is None else replace(seen, created=made.created)
 
     def _end(self, id: str, name: str) -> None:
         """Terminate a machine. One that is gone is success. Raises StepFailed."""

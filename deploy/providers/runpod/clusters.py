@@ -19,7 +19,7 @@ from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.pod_request import Wanted
-from deploy.providers.runpod.readiness import Boot, Unfit
+from deploy.providers.runpod.readiness import SHOWS_S, Boot, Unfit
 from deploy.providers.runpod.retry import Asking, of_family
 from deploy.specs.machine import Machine, MachineSpec, node_name, node_of
 from deploy.specs.settings import RunPod, Settings
@@ -143,16 +143,17 @@ class Clusters:
     def _whole(self, cluster: Cluster, refuse: Callable[[Pod], None], *, is_unused: bool) -> Machine:
         """Wait until every machine answers by SSH and matches the request. Returns the first one."""
         first: Machine | None = None
-        for rank, pod in enumerate(self._members(cluster)):
+        for rank, pod in enumerate(self._members(cluster, SHOWS_S if is_unused else 0.0)):
             ready, identity = self.boot.ready(pod, refuse, is_unused=is_unused)
             machine = self.fit(self.machine(ready, identity, node_name(cluster.name, rank)))
             first = first or machine
         assert first is not None  # `_members` returns `cluster.nodes` pods
         return first
 
-    def _members(self, cluster: Cluster) -> list[Pod]:
+    def _members(self, cluster: Cluster, shows_s: float = 0.0) -> list[Pod]:
         """Return all pods by rank. Waits for them: pods and ranks appear some time after the cluster.
 
+        `shows_s`: seconds in which the API may not know a new cluster yet.
         Raises Unfit when the cluster vanished or a pod ended, NoMachine after wait_min.
         """
         ranks = ""
@@ -160,7 +161,9 @@ class Clusters:
             try:
                 pods = self.asking.ask(lambda: self.api.members(cluster.id), bills=True)
             except Gone as error:
-                raise Unfit("it vanished") from error
+                if waited_s >= shows_s:
+                    raise Unfit("it vanished") from error
+                pods = []
             if ended := [pod for pod in pods if not pod.is_alive]:
                 lines = self.asking.last_lines(ended[0])
                 raise Unfit(f"its machine {ended[0].rank}, {ended[0].id}, has ended ({ended[0].status})", lines)

@@ -16,6 +16,7 @@ from deploy.providers.runpod.signs import CLOSED_PORT, EMPTY_LOG, Signs
 FIRST_LOOK_S = 4.0  # before the first read of the log of a pod that does not answer yet
 LOOK_S = 20.0  # between two reads
 LOOK_PATIENCE_S = 10.0
+SHOWS_S = 30.0  # in which the API may not know a new pod yet, which it bills all the same
 NO_ADDRESS_S = 20.0  # limit for a running container without a published SSH port
 CLOSED_S = 20.0  # limit for an SSH port that does not answer although the container reports that its server is ready
 SILENT_USED_S = 180.0  # least silent_s for a pod that was in use: a wrong refusal leaves it billing beside a second one
@@ -117,7 +118,10 @@ class Boot:
                 if self._answers(pod):
                     return self._known(pod)
             except Gone as error:
-                raise Unfit("it vanished while it started") from error
+                if not is_unused or waited_s > SHOWS_S:
+                    raise Unfit("it vanished while it started") from error
+                self.asking.say(f"{pod} is not listed yet, {waited_s:.0f} s")
+                continue
             if self.asking.api.has_log and wait.is_due():
                 wait.heard = self._heard(pod) or wait.heard
             wait.see(pod)

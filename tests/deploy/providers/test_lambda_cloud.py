@@ -192,6 +192,15 @@ def test_an_unusable_machine_is_released_and_the_next_one_tried(rig: Rig, oddity
     assert any(says in line for line in rig.said)
 
 
+def test_a_machine_that_the_api_does_not_know_at_first_is_waited_for(rig: Rig) -> None:
+    """It bills from the start, so another one would be a second. Also its release would pass for done."""
+    rig.emulator.boot_s = 20.0
+    rig.emulator.faults += [("404", "GET instances/"), ("404", "terminate")]
+    machine = rig.acquire()
+    assert rig.emulator.names == [machine.name]
+    assert len(rig.launches) == 1
+
+
 def test_a_machine_whose_gpus_do_not_work_is_released_and_the_next_one_tried(rig: Rig) -> None:
     provider, seen = rig.provider(), []
 

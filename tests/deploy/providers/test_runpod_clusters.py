@@ -368,6 +368,14 @@ def test_a_cluster_that_vanishes_while_it_starts_costs_the_next_candidate(v2: Ri
     assert len(v2.emulator.names) == 1
 
 
+def test_a_cluster_that_the_api_does_not_know_at_first_is_waited_for(v2: Rig) -> None:
+    v2.emulator.fail("404", "^GET /v2/clusters/[^/]+/pods$", times=3)
+    v2.emulator.fail("404", "^DELETE")
+    machines = v2.acquire_all()
+    assert created(v2) == 1
+    assert [each.id for each in v2.emulator.account.all_clusters()] == [machines[0].group]
+
+
 def test_a_cluster_that_vanished_is_made_anew(v2: Rig) -> None:
     machines = v2.acquire_all()
     provider = v2.provider()

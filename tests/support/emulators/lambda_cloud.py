@@ -181,7 +181,9 @@ class Emulator:
         self.ended: list[Instance] = []
         self.keys: list[dict[str, str]] = [{"id": "k0", "name": "somebody's", "public_key": "ssh-ed25519 AAAAother x"}]
         self.exchanges: list[Exchange] = []
-        self.faults: list[tuple[str, str]] = []  # (kind, pattern of Exchange.what), each used once
+        self.faults: list[
+            tuple[str, str]
+        ] = []  # (kind, pattern of Exchange.what), each used once; 404, 429, 502, cut or done-cut
         self.answers: dict[str, Any] = {}  # path -> a data object sent in place of the true one
         self.refusals: list[Refusal] = []  # of the next launches
         self.next: dict[str, Any] = {}  # fields of the next instance
@@ -341,6 +343,11 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
                 return
             if kind == "502":
                 self._send(502, b"<html>502 Bad Gateway</html>")
+                return
+            if kind == "404":
+                self._send(
+                    404, json.dumps({"error": {"code": "global/object-does-not-exist", "message": "no"}}).encode()
+                )
                 return
             if kind == "429":
                 self._send(429, json.dumps({"error": {"code": "global/rate-limited", "message": "slower"}}).encode())

@@ -68,7 +68,7 @@ class Exchange:
 class Fault:
     """A failed answer. `done`: the request is executed first. `late`: no answer until the client has given up."""
 
-    kind: str  # 429, 502, cut, done-cut, done-late
+    kind: str  # 429 or another status, 502, cut, done-cut, done-late
     on: str  # a pattern for Exchange.what
     times: int
     retry_after_s: int = 0
