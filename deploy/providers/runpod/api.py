@@ -152,6 +152,10 @@ class Api(Protocol):
 
 
 class ApiError(Exception):
+    """`may_exist`: an earlier request for the same thing got no answer, so it may have been carried out."""
+
+    may_exist = False
+
     def __init__(self, detail: str, errors: Sequence[str] = ()) -> None:
         super().__init__("; ".join([detail, *errors]))
         self.detail = detail

@@ -16,7 +16,7 @@ from deploy.providers.runpod.api import ApiError, Cluster, Forbidden, Gone, Offe
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, at_spot, choose
 from deploy.providers.runpod.messages import cannot_pull, no_candidate, unlike_room
 from deploy.providers.runpod.pod_request import Wanted
-from deploy.providers.runpod.readiness import Unfit
+from deploy.providers.runpod.readiness import SHOWS_S, Unfit
 from deploy.providers.runpod.retry import Asking, of_family
 from deploy.providers.runpod.start import image_of, min_cuda, start_of
 from deploy.providers.ssh_key import project_key, public_line
@@ -25,7 +25,6 @@ from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.settings import RunPod, Settings
 
 T = TypeVar("T", bound=Pod | Cluster)
-
 
 DISK_GIB = 40  # at least; small images have room in it
 DISK_BESIDE_GIB = 30  # for environment, code and checkpoints beside large images
@@ -77,7 +76,7 @@ class Making:
         until = self.asking.clock.now() + self.asking.limits.candidates_s
         for candidate in chosen.candidates:
             if self.asking.clock.now() > until:
-                refusals.append(Refusal(str(candidate), "not requested: the time for it is over"))
+                refusals.append(Refusal(str(candidate), "not requested: the time for it is over", was_asked=False))
                 continue
             asked = self.asking.clock.time()
             notes.intend(name, kind=kind.word, target=target, candidate=str(candidate), asked=asked)
@@ -89,7 +88,9 @@ class Making:
                 try:
                     made, was_unclear = self._requested(kind, wanted)
                 except (Refused, Forbidden) as error:
-                    refusals.append(Refusal(str(candidate), str(error), by_rule=unlike_room(error)))
+                    twins = twins or error.may_exist
+                    by_rule, is_forbidden = unlike_room(error), isinstance(error, Forbidden)
+                    refusals.append(Refusal(str(candidate), str(error), by_rule, is_forbidden=is_forbidden))
                     continue
                 twins = twins or was_unclear
                 try:
@@ -108,7 +109,7 @@ class Making:
                     say(f"checking whether {name} was created, to release it")
                     self._end_all(kind, name)
                 raise
-        if twins:
+        for _ in self.asking.clock.polls(SHOWS_S) if twins else ():
             self._end_all(kind, name)
         notes.done_with(name)
         if bad_image:

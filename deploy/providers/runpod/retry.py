@@ -9,7 +9,19 @@ from typing import TypeVar
 
 from deploy.pod.base.retry import API_PAUSES_S, endless
 from deploy.providers.rented import Clock, Listed, readable
-from deploy.providers.runpod.api import Api, ApiError, Cluster, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
+from deploy.providers.runpod.api import (
+    Api,
+    ApiError,
+    Cluster,
+    Conflict,
+    Forbidden,
+    Gone,
+    Pod,
+    Refused,
+    TooMany,
+    Unclear,
+    Unreachable,
+)
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.ratelimit import Limits
@@ -58,9 +70,11 @@ class Asking:
         """Create something; return it, and whether a twin may appear from a request that is carried out late.
 
         Names are not unique, and there is no idempotency key: after no answer, `look` searches for it before a retry.
+        A retry may be refused because the first request took the last machine: that error has `may_exist`.
         """
         waits, began = endless(API_PAUSES_S), self.clock.now()
         unclear: Unclear | None = None
+        refused: ApiError | None = None
         while True:
             try:
                 return make(), unclear is not None
@@ -73,8 +87,17 @@ class Asking:
                     self._wait(error, next(waits), began + limit_s)
                 except TooMany:
                     raise unclear or error from error
+            except ApiError as error:
+                if unclear is None:
+                    raise
+                refused = error
             if unclear and (found := look()):
                 return found, True
+            if isinstance(refused, Refused | Forbidden):
+                refused.may_exist = True
+                raise refused
+            if refused:
+                raise Unclear(f"{unclear}; and then: {refused}") from refused
 
     def terminate(self, pod_id: str, what: str) -> None:
         """End a pod. A pod that is gone is success; one between two states (Conflict) is retried. Raises StepFailed."""

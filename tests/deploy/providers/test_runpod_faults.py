@@ -10,6 +10,7 @@ import pytest
 from deploy.errors import NoMachine
 from deploy.providers.runpod.create import Making
 from tests.support.emulators.rig import Rig, ctrl_c_while_it_is_made, ctrl_c_while_it_starts, killed, listed, of
+from tests.support.emulators.runpod_state import NO_ROOM
 from tests.support.faults import Fault
 from tests.support.interrupts import at_each_line
 
@@ -75,6 +76,54 @@ def test_a_creation_that_shows_late_does_not_stay_a_second_pod(both: Rig, fault:
     assert len(both.emulator.account.ended) == 1
     fault.machines(listed(both), both.emulator.names)
     fault.leaves_out(**NO_RUN)
+
+
+def taken_by_the_first(rig: Rig, status: int = 400, words: str = NO_ROOM) -> None:
+    """The answer to the first creation is lost. The second is refused, as if the first had taken the last machine."""
+    rig.emulator.fail("done-cut", rig.on("create"))
+    sleep = rig.clock.sleep
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        if rig.creations == 1:
+            rig.emulator.account.refusals = [(status, words)]
+
+    rig.clock.sleep = slept  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("gpus", [("NVIDIA RTX A4500", "NVIDIA A40"), ("NVIDIA RTX A4500",)], ids=["another", "none"])
+def test_a_creation_that_shows_after_a_refusal_does_not_stay(both: Rig, gpus: tuple[str, ...], fault: Fault) -> None:
+    """It is released beside the next candidate's pod, and also when no candidate is left."""
+    fault.strikes()
+    both.emulator.next_pod(appears_after_s=5)
+    taken_by_the_first(both)
+    if len(gpus) > 1:
+        assert of(both, both.acquire(gpus=gpus).name).gpu == gpus[1]
+    else:
+        with pytest.raises(NoMachine, match="has no machine"):
+            both.acquire(gpus=gpus)
+    assert len(both.emulator.names) == len(gpus) - 1
+    assert len(both.emulator.account.ended) == 1
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
+
+
+def test_a_creation_before_an_empty_balance_is_named(both: Rig) -> None:
+    """The first pod took the last credit: it may exist, so its note stays."""
+    both.emulator.next_pod(appears_after_s=600)
+    taken_by_the_first(both, 402, "insufficient balance to deploy")
+    with pytest.raises(NoMachine, match=r"did not confirm that it created the pod .*insufficient balance"):
+        both.acquire()
+    assert both.intents() == [both.spec().name]
+
+
+def test_a_pod_that_the_api_does_not_know_at_first_is_waited_for(v2: Rig) -> None:
+    """It bills from the start, so another one would be a second. Also its release would pass for done."""
+    v2.emulator.fail("404", v2.on("get"), times=3)
+    v2.emulator.fail("404", v2.on("end"))
+    machine = v2.acquire()
+    assert v2.creations == 1
+    assert v2.emulator.names == [machine.name]
 
 
 def test_a_creation_that_stays_unclear_is_named_and_found_later(both: Rig, fault: Fault) -> None:
