@@ -78,8 +78,9 @@ class Making:
             if self.asking.clock.now() > until:
                 refusals.append(Refusal(str(candidate), "not requested: the time for it is over", was_asked=False))
                 continue
-            asked = self.asking.clock.time()
-            notes.intend(name, kind=kind.word, target=target, candidate=str(candidate), asked=asked)
+            asked, price = self.asking.clock.time(), candidate.usd_per_hour
+            about = {"kind": kind.word, "target": target, "candidate": str(candidate), "usd_per_hour": price}
+            notes.intend(name, **about, asked=asked)
             several = f"{nodes} x " if nodes > 1 else ""
             spot = "a spot pod: " if self.options.spot else ""
             say(f"requesting {spot}{several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
@@ -137,14 +138,14 @@ class Making:
 
     def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
         """Return the machine once it is ready. It bills already: a failure releases it, or names it in the error."""
-        notes, now = self.asking.notes, self.asking.clock.time()
-        note = {"kind": kind.word, "target": self.settings.target.name, kind.word: made.id, "made": now}
+        notes = self.asking.notes
+        note = {**notes.intended(name), "name": name, kind.word: made.id, "made": self.asking.clock.time()}
         try:
-            notes.intend(name, **note)
+            notes.intend(**note)
             machine = kind.ready(made)
             if may_have_twins:
                 self._end_all(kind, name, but=made.id)
-            notes.intend(name, **note, handed_out=True)
+            notes.intend(**note, handed_out=True)
             return machine
         except Unfit:
             raise  # the caller releases it and tries the next candidate

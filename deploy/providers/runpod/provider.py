@@ -13,7 +13,7 @@ from deploy.errors import CannotTrain, NoMachine
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers.rented import Clock, refuse_unreadable
 from deploy.providers.runpod import clusters, events, key, prices
-from deploy.providers.runpod.api import Api, Gone, LogLine, Offer, Pod
+from deploy.providers.runpod.api import Api, ApiError, Gone, LogLine, Offer, Pod
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.candidates import Candidate, choose, rentals
 from deploy.providers.runpod.clusters import Clusters
@@ -135,7 +135,13 @@ class RunPodProvider(Provider):
             pods = self._asking.pods(self.limits.look_s)
             named = [(pod, pod.name) for pod in _alone(pods) if pod.name.startswith(mine)]
             named += self._clusters.named(mine, pods) if self._has_clusters else []
-        return [self._machine(pod, self._noted(pod), name) for pod, name in named]
+        found = [self._machine(pod, self._noted(pod), name) for pod, name in named]
+        alive = {pod.id for pod, _ in named if pod.is_alive}
+        unknown = "RunPod reports no price for it"
+        return [
+            replace(each, fault=unknown) if each.id in alive and not each.usd_per_hour and not each.fault else each
+            for each in found
+        ]
 
     def volumes(self) -> Sequence[Volume]:
         """List the volumes of the whole account. This project creates none, so a name does not show the owner."""
@@ -210,7 +216,7 @@ class RunPodProvider(Provider):
             name=name or pod.name,
             root=self.settings.root,
             python=PYTHON,
-            usd_per_hour=prices.stopped_disk(pod.volume_gb) if pod.is_stopped else pod.usd_per_hour,
+            usd_per_hour=self._price(pod, name or pod.name),
             address=Address(
                 _fitting(HOST, pod.host) or "",
                 pod.port,
@@ -227,6 +233,23 @@ class RunPodProvider(Provider):
             group=pod.cluster,
             fault=pod.fault,
         )
+
+    def _price(self, pod: Pod, name: str) -> float:
+        """Return US dollars an hour; 0 if nobody knows them.
+
+        RunPod has reported 0 for pods that run and bill. The price of the request counts then, else the catalogue's:
+        a machine without a price would have no limit of cost.
+        """
+        if pod.is_stopped:
+            return prices.stopped_disk(pod.volume_gb)
+        if pod.usd_per_hour or pod.fault or not pod.is_alive:
+            return pod.usd_per_hour
+        noted = self._notes.intended(clusters.plain_name(name)).get("usd_per_hour")
+        if isinstance(noted, int | float) and noted > 0:
+            return float(noted)
+        with contextlib.suppress(ApiError):
+            return self._listed_prices.get(pod.gpu or "", 0.0) * (pod.gpu_count or self.options.gpu_count)
+        return 0.0
 
     def _created(self, pod: Pod) -> float | None:
         """Return when a pod was created. The uptime is the last choice, because each restart resets it."""
@@ -263,6 +286,14 @@ class RunPodProvider(Provider):
         """The catalogue and the data centre of the volume, for plans and offers. A creation asks for the stock anew."""
         with self._words():
             return self._making.catalogue(self._pods.product)
+
+    @cached_property
+    def _listed_prices(self) -> dict[str, float]:
+        """GPU, by the name that a pod reports -> US dollars an hour for one."""
+        options = self.options
+        asked = options.gpus, options.gpu_count, options.cloud, None
+        offers = self._asking.ask(lambda: self._api.offers(*asked), self.limits.look_s)
+        return {name: each.usd_per_gpu_hour for each in offers for name in (each.title, each.gpu)}
 
     @property
     def _has_clusters(self) -> bool:

@@ -250,6 +250,7 @@ def _offer(gpu: str, values: dict[str, Any], cloud: str) -> Offer:
         border.number(values.get(f"{cloud}Price") or 0, f"{what}, {cloud}Price", 0, answers.MOST_USD_PER_HOUR),
         most if values.get(f"{cloud}Cloud") else 0,
         memory_gib=border.number(values.get("memoryInGb") or 0, f"{what}, memoryInGb", 0, 1e6) or None,
+        title=border.text(values.get("displayName") or "", f"{what}, displayName", 100),
     )
 
 

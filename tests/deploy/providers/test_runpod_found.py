@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
+from typing import Any
+
 import pytest
 
 from deploy.errors import NoMachine, StepFailed
 from deploy.specs.machine import Machine
 from tests.support.emulators.clock import START
-from tests.support.emulators.rig import Rig, killed, of
+from tests.support.emulators.rig import Rig, killed, listed, of
 
 
 @pytest.fixture
@@ -55,6 +59,42 @@ def test_find_knows_nothing_of_what_is_gone_or_stopped(both: Rig) -> None:
     assert both.provider().find(machine.name) is None
     both.emulator.account.terminate(machine.id)
     assert both.provider().find(machine.name) is None
+
+
+@pytest.mark.parametrize("said", [0.0, None])
+def test_a_machine_that_runs_without_a_price_has_that_of_its_request(both: Rig, said: float | None) -> None:
+    """RunPod has reported 0 for pods that bill. With 0 a machine would have no limit of cost, and look free."""
+    both.emulator.spoilt.append(("/v2/pods|graphql (pod|myself)", partial(priced_at, said)))
+    machine = both.acquire(gpu_count=2)
+    assert machine.usd_per_hour == 0.5
+    [bill] = listed(both)
+    assert (bill["usd_per_hour"], bill["usd"] > 0) == (0.5, True)
+    found = both.provider().find(machine.name)
+    assert found
+    assert found.usd_per_hour == 0.5
+
+
+@pytest.mark.parametrize(("in_catalogue", "usd"), [(True, 0.25), (False, 0.0)])
+def test_a_machine_of_another_computer_without_a_price_has_that_of_the_catalogue(
+    both: Rig, in_catalogue: bool, usd: float
+) -> None:
+    machine = both.acquire()
+    both.emulator.spoilt.append(("/v2/pods|graphql (pod|myself)", partial(priced_at, 0.0)))
+    shutil.rmtree(both.project / ".sniperface" / "intents")
+    if not in_catalogue:
+        del both.emulator.account.gpus["NVIDIA RTX A4500"]
+    [bill] = listed(both)
+    assert (bill["machine"], bill["usd_per_hour"]) == (machine.name, usd)
+    assert ("its price is not known" in bill["note"]) is not in_catalogue
+
+
+def priced_at(usd: float | None, answer: Any) -> Any:
+    """The answer with this price of each pod in it."""
+    if isinstance(answer, list):
+        return [priced_at(usd, each) for each in answer]
+    if isinstance(answer, dict):
+        return {key: usd if key in ("cost", "costPerHr") else priced_at(usd, value) for key, value in answer.items()}
+    return answer
 
 
 def test_list_is_this_project_with_prices_and_ages(both: Rig) -> None:

@@ -72,6 +72,15 @@ def test_a_guard_knows_where_the_providers_volume_is(rented: Rented) -> None:
     assert (told["volume_path"], watchdog.volume_path(rented.settings)) == ("/volume", None)
 
 
+@pytest.mark.parametrize(("price", "said"), [(0.5, "max_usd 10"), (0.0, "max_usd 10, max_usd is NOT enforced")])
+def test_a_limit_of_cost_without_a_price_is_not_called_a_guard(rented: Rented, price: float, said: str) -> None:
+    target = Target("far", "runpod", "/w", options=RunPod(gpus=("a",), image="x"), max_usd=10.0)
+    told = watchdog.arm(Settings(rented.project, target), rented.machine(usd_per_hour=price), Noting(), Path("/c"), 1)
+    assert told
+    assert told.partition(",")[0] == "max_usd 10"
+    assert (said in told, "NOT" in told) == (True, not price)
+
+
 def test_secrets_can_be_read_by_their_owner_only(rented: Rented) -> None:
     rented.options = {"max_hours": 3.0, "notify": HOOK, "notify_pct": (50,)}
     machine = rented.machine()
