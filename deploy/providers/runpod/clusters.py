@@ -109,7 +109,8 @@ class Clusters:
         clusters = self.all(look_s)
         for cluster_id in sorted({pod.cluster for pod in pods if pod.cluster} - {each.id for each in clusters}):
             with contextlib.suppress(Gone):
-                clusters.append(self.asking.ask(functools.partial(self.api.cluster, cluster_id), look_s))
+                found = self.asking.ask(functools.partial(self.api.cluster, cluster_id), look_s)
+                clusters.append(self.asking.as_named(found))
         return clusters
 
     # Called by `Making`
@@ -118,7 +119,8 @@ class Clusters:
         return self.api.create_cluster(wanted)
 
     def all(self, patience_s: float | None = None, *, bills: bool = False) -> list[Cluster]:
-        return self.asking.told(self.asking.ask(self.api.clusters, patience_s, bills=bills))
+        found = self.asking.told(self.asking.ask(self.api.clusters, patience_s, bills=bills))
+        return [self.asking.as_named(each) for each in found]
 
     def ready(self, made: Cluster) -> Machine:
         return self._whole(made, self.making.refuse_other, is_unused=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from deploy.pod.base.retry import API_PAUSES_S, endless
@@ -58,13 +58,13 @@ class Asking:
                 self._wait(error, next(waits), began + limit_s)
 
     def pods(self, patience_s: float | None = None, *, bills: bool = False) -> list[Pod]:
-        return self.told(self.ask(self.api.pods, patience_s, bills=bills))
+        return [self.as_named(pod) for pod in self.told(self.ask(self.api.pods, patience_s, bills=bills))]
 
     def told(self, found: Sequence[F], so: str = "it may bill") -> list[F]:
         return readable(found, self._reported, self.say, so)
 
     def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:
-        return self.ask(lambda: self.api.get(pod_id), patience_s, bills=True)
+        return self.as_named(self.ask(lambda: self.api.get(pod_id), patience_s, bills=True))
 
     def create(self, make: Callable[[], T], look: Callable[[], T | None]) -> tuple[T, bool]:
         """Create something; return it, and whether a twin may appear from a request that is carried out late.
@@ -126,6 +126,16 @@ class Asking:
         with contextlib.suppress(ApiError):
             return [line.text for line in self.api.log(pod.id, None, None, 20)][-5:]
         return []
+
+    def as_named(self, one: N) -> N:
+        """Return it under the name that it was requested with: on RunPod's pages anyone can change it."""
+        name = self.notes.name_of(one)
+        if name == one.name:
+            return one
+        if one.id not in self._reported:
+            self._reported.add(one.id)
+            self.say(f"{one.id} was renamed on RunPod's pages: {name} is called {one.name} there")
+        return replace(one, name=name)
 
     def _wait(self, error: TooMany | Unclear, wait_s: float, until: float) -> None:
         wait_s = error.retry_after_s if isinstance(error, TooMany) else wait_s

@@ -61,6 +61,21 @@ def test_find_knows_nothing_of_what_is_gone_or_stopped(both: Rig) -> None:
     assert both.provider().find(machine.name) is None
 
 
+def test_a_machine_that_was_renamed_by_hand_is_found_and_billed(both: Rig) -> None:
+    """It would count as gone, and bill on without a line in `ps`."""
+    machine = both.acquire()
+    of(both, machine.name).name = "my best pod"
+    found = both.provider().find(machine.name)
+    assert found
+    assert (found.name, found.id) == (machine.name, machine.id)
+    assert [bill["machine"] for bill in listed(both)] == [machine.name]
+    assert both.acquire("r2").id == machine.id
+    assert both.creations == 1
+    assert "pod0001 was renamed on RunPod's pages" in "\n".join(both.said)
+    both.provider().release(machine)
+    assert both.emulator.names == []
+
+
 @pytest.mark.parametrize("said", [0.0, None])
 def test_a_machine_that_runs_without_a_price_has_that_of_its_request(both: Rig, said: float | None) -> None:
     """RunPod has reported 0 for pods that bill. With 0 a machine would have no limit of cost, and look free."""
