@@ -176,7 +176,7 @@ def limits_of(settings: Settings, machine: Machine | None, nodes: int = 1) -> Li
     """Return the limits of a run. Each of several machines enforces the cost limit of all of them together."""
     return Limits(
         **{name: getattr(settings.target, name) for name in OF_TARGET},
-        paid_since=machine.created if machine else None,
+        paid_since=machine.paid_since if machine else None,
         usd_per_hour=machine.usd_per_hour * nodes if machine else 0.0,
         release=settings.target.options.release,
     )

@@ -196,7 +196,8 @@ class LambdaProvider(Provider):
                     if error.status != 429 or self.clock.now() + wait_s > until:  # a 429 was not carried out
                         raise
                     self.clock.sleep(wait_s)
-            return Instance(id, name, "booting", kind, region, created=self.clock.time())
+            created = self.clock.time() + self._api.ahead_s
+            return Instance(id, name, "booting", kind, region, created=created)
         except NeverSent:
             raise
         except ApiError as error:
@@ -318,7 +319,7 @@ class LambdaProvider(Provider):
                 first_use=True,
             ),
             id=made.id,
-            created=made.created,
+            created=None if made.created is None else made.created - self._api.ahead_s,
             gpu=made.type.gpu,
             gpus=made.type.gpus,
             fault=made.fault,

@@ -120,6 +120,7 @@ class Api(Protocol):
     """The verbs of both APIs; with v2, each is one request. A verb never retries, and raises ApiError on failure."""
 
     has_log: bool
+    ahead_s: float  # of the API's clock to this computer's, in whole minutes; 0 until it has answered
     names_gpus_by_id: bool  # False: a pod has the display name instead
 
     def create(self, wanted: Wanted) -> Pod: ...

@@ -252,10 +252,14 @@ class RunPodProvider(Provider):
         return 0.0
 
     def _created(self, pod: Pod) -> float | None:
-        """Return when a pod was created. The uptime is the last choice, because each restart resets it."""
+        """Return when a pod was created, by this computer's clock.
+
+        The uptime is the last choice, because each restart resets it.
+        """
         note = self._notes.intended(pod.name)
         noted = note.get("made") if note.get("pod") == pod.id else None
-        return pod.created or noted or (self.clock.time() - pod.up_s if pod.up_s else None)
+        told = pod.created and pod.created - self._api.ahead_s
+        return told or noted or (self.clock.time() - pod.up_s if pod.up_s else None)
 
     # Created on first use, because this reads the key or imports a library
 

@@ -73,6 +73,7 @@ class SdkApi:
     """Client for RunPod's package. It does not report when a pod was created; the laptop's note does."""
 
     has_log = False
+    ahead_s = 0.0  # it reports no times
     names_gpus_by_id = False
 
     def __init__(self, key: Key, pace: Pace, limits: Limits) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +22,7 @@ from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.names import slug
 from deploy.specs.settings import Settings, Target
 from deploy.ui.screen import Screen
-from tests.support.emulators.clock import MovedClock
+from tests.support.emulators.clock import MovedClock, OffClock
 from tests.support.emulators.lambda_cloud import KEY, REGIONS, Emulator, Refusal
 from tests.support.interrupts import at_each_line
 
@@ -199,6 +199,19 @@ def test_a_machine_that_the_api_does_not_know_at_first_is_waited_for(rig: Rig) -
     machine = rig.acquire()
     assert rig.emulator.names == [machine.name]
     assert len(rig.launches) == 1
+
+
+@pytest.mark.parametrize("off_s", [3600.0, -3600.0])
+def test_a_wrong_clock_of_a_laptop_changes_no_age(rig: Rig, off_s: float) -> None:
+    """The tag with the time is by the API's clock, so a second laptop computes the same age."""
+    wrong = replace(rig, clock=OffClock(rig.clock, off_s))
+    machine = wrong.acquire()
+    rig.clock.sleep(600)
+    for laptop in (wrong, rig):
+        [listed] = laptop.provider().list()
+        assert listed.name == machine.name
+        assert listed.created
+        assert laptop.clock.time() - listed.created == pytest.approx(600, abs=60)
 
 
 def test_a_machine_whose_gpus_do_not_work_is_released_and_the_next_one_tried(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from deploy.errors import NoMachine, StepFailed
 from deploy.specs.machine import Machine
-from tests.support.emulators.clock import START
+from tests.support.emulators.clock import START, OffClock
 from tests.support.emulators.rig import Rig, killed, listed, of
 
 
@@ -74,6 +75,18 @@ def test_a_machine_that_was_renamed_by_hand_is_found_and_billed(both: Rig) -> No
     assert "pod0001 was renamed on RunPod's pages" in "\n".join(both.said)
     both.provider().release(machine)
     assert both.emulator.names == []
+
+
+@pytest.mark.parametrize("off_s", [3600.0, -3600.0, 20.0])
+def test_a_wrong_clock_of_the_laptop_changes_no_age(both: Rig, off_s: float) -> None:
+    """After an hour of another system's time zone, the reaper would end a machine an hour too early, or too late."""
+    laptop = replace(both, clock=OffClock(both.clock, off_s))
+    machine = laptop.acquire()
+    both.clock.sleep(600)
+    for each in (laptop.provider().find(machine.name), *laptop.provider().list()):
+        assert each
+        assert each.created
+        assert laptop.clock.time() - each.created == pytest.approx(600, abs=120)
 
 
 @pytest.mark.parametrize("said", [0.0, None])

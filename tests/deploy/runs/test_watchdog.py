@@ -12,12 +12,18 @@ from typing import Any
 
 import pytest
 
+from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import write_json
 from deploy.pod.base.heartbeat import LOST_AFTER_S
+from deploy.pod.base.limits import parse
+from deploy.pod.base.paid_time import Meter
 from deploy.runs import watchdog
+from deploy.shell import LocalShell
 from deploy.specs.machine import Machine
+from deploy.specs.plan import limits_of
 from deploy.specs.settings import RunPod, Settings, Ssh, Target
 from deploy.specs.staged import own_folder
+from deploy.workspace import environment
 from tests.deploy.support.rented import Noting, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer, with its python3.
@@ -79,6 +85,27 @@ def test_a_limit_of_cost_without_a_price_is_not_called_a_guard(rented: Rented, p
     assert told
     assert told.partition(",")[0] == "max_usd 10"
     assert (said in told, "NOT" in told) == (True, not price)
+
+
+class Elsewhen(LocalShell):
+    """A machine whose clock is wrong by `off_s`."""
+
+    def __init__(self, off_s: float) -> None:
+        super().__init__()
+        self.off_s = off_s
+
+    def call(self, verb: str, **arguments: Any) -> Any:
+        answer = super().call(verb, **arguments)
+        return answer + self.off_s if verb == "clock" else answer
+
+
+@pytest.mark.parametrize("off_s", [3600.0, -3600.0, 2.0, -1.7e9])
+def test_a_wrong_clock_of_the_machine_shifts_no_limit(rented: Rented, off_s: float) -> None:
+    """What its guard counts is the age that this computer knows."""
+    machine = environment.settle(rented.machine(created=time.time() - 600), Elsewhen(off_s), rented.project)
+    limits = parse(limits_of(rented.settings, machine).to_json())
+    paid_s = Meter(limits, Clock(wall=lambda: time.time() + off_s)).paid_s
+    assert paid_s == pytest.approx(600, abs=60)
 
 
 def test_secrets_can_be_read_by_their_owner_only(rented: Rented) -> None:

@@ -330,6 +330,9 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
         def log_message(self, format: str, *args: Any) -> None:
             """Print nothing."""
 
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(emulator.clock.time() if timestamp is None else timestamp)
+
         def _handle(self) -> None:
             data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             exchange = Exchange(self.command, self.path, json.loads(data) if data else None)

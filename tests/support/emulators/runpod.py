@@ -343,6 +343,9 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
             except (OSError, Refusal):
                 self.close_connection = True
 
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(emulator.clock.time() if timestamp is None else timestamp)
+
         def _chunk(self, data: bytes) -> None:
             self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
             self.wfile.flush()
