@@ -70,7 +70,8 @@ class Asking:
         """Create something; return it, and whether a twin may appear from a request that is carried out late.
 
         Names are not unique, and there is no idempotency key: after no answer, `look` searches for it before a retry.
-        A retry may be refused because the first request took the last machine: that error has `may_exist`.
+        A retry may be refused because the first request took the last machine: that error has `may_exist`. Raises
+        Unclear for a refusal that no other candidate changes.
         """
         waits, began = endless(API_PAUSES_S), self.clock.now()
         unclear: Unclear | None = None
