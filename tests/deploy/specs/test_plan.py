@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from deploy.errors import WrongUse
+from deploy.pod.agent.environment import MEANT
 from deploy.pod.base.limits import Limits, parse
 from deploy.specs.estimate import NAMES, Measured, Phase
 from deploy.specs.facts import CodeFacts, Continuation, DataFacts, Facts
@@ -369,3 +370,12 @@ def test_hydra_reads_back_every_path(value: str) -> None:
     """The app receives exactly the given path."""
     parsed = OverridesParser.create().parse_override(hydra_override("data.binary_cache_path", value)).value()
     assert OmegaConf.create({"path": str(parsed)}).path == value
+
+
+def test_a_pythonpath_of_the_request_is_one_that_is_meant() -> None:
+    """An environment that is made on a machine ignores the one of the login there."""
+    plan = make(SETTINGS, parse_request(env=["PYTHONPATH=/mine", "A=b"]), FACTS, tryout=True)
+    assert {name: plan.env.get(name) for name in ("PYTHONPATH", "A", MEANT)} == {
+        "PYTHONPATH": "/mine", "A": "b", MEANT: "1"
+    }  # fmt: skip
+    assert MEANT not in make(SETTINGS, parse_request(env=["A=b"]), FACTS, tryout=True).env
