@@ -320,6 +320,8 @@ def test_measured_runs_beat_a_guess() -> None:
     plan = make(SETTINGS, Request(), facts, tryout=True)
     assert plan.expected_minutes == pytest.approx(300 * 20 / 10 / 60 + 0.5)
     assert plan.expected_from == "measured: earlier runs like this one on such a machine (8 cores)"
+    brief = dataclasses.replace(facts, measured=[dataclasses.replace(slow, is_most=True)])
+    assert make(SETTINGS, Request(), brief, tryout=True).expected_from.endswith("counts its start for each epoch")
     unseen = make(SETTINGS, Request(), dataclasses.replace(facts, hardware=None), tryout=True)
     assert unseen.expected_from.endswith("on this target")
     other = dataclasses.replace(facts, hardware=Hardware(1, 8, gpu="NVIDIA H100"), config={**CONFIG, "plan": None})
