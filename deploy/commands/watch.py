@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from functools import partial
 from pathlib import Path
@@ -84,7 +85,7 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         except FileNotFoundError as error:  # a disk may vanish during a download
             words = f"{error.filename} no longer exists"
         if words:
-            record = records.get(project / "runs", record.run_id, record.target)  # with its current cost
+            record = _charged(project, record)
         if words not in ("", said):
             screen.say(words)
         said = words
@@ -141,15 +142,37 @@ def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
             return reached.record
     except (DeployError, OSError) as error:
         screen.say(f"it could not be stopped ({error})")
-    with session.target(project, record.target) as at:
-        for name in record.machines:
-            machine = at.machine(name)
-            if machine is not None and machine.usd_per_hour:
-                at.provider.release(machine)
-                at.forget(name)
-                screen.say(f"released {name}: what was not downloaded before is lost")
+    _release_all(project, record, screen)
     reason = "it reached max_usd and could not be stopped"
     return records.update(project / "runs", record, state="expired", reason=reason)
+
+
+def _release_all(project: Path, record: Record, screen: Screen) -> None:
+    """Release the machines of a run as the provider lists them, with or without an address.
+
+    While the provider does not answer, or cannot release one, tries again with growing pauses.
+    """
+    pauses_s = endless(ELSEWHERE_PAUSES_S)
+    while True:
+        try:
+            with session.target(project, record.target) as at:
+                for machine in at.machines():
+                    if machine.name in record.machines:
+                        at.provider.release(machine)
+                        screen.say(f"released {machine.name}: what was not downloaded before is lost")
+            return
+        except (NoMachine, StepFailed) as error:
+            pause = next(pauses_s)
+            screen.complain(f"{error.message}; it still bills; trying again in {pause} s")
+            time.sleep(pause)
+
+
+def _charged(project: Path, record: Record) -> Record:
+    """The run with its current cost, also if its machine is out of reach: it bills all the same."""
+    record = records.get(project / "runs", record.run_id, record.target)
+    with contextlib.suppress(DeployError), session.target(project, record.target) as at:
+        return at.charge(record)
+    return record
 
 
 def _keep_home_current(reached: Reached, screen: Screen) -> Record:

@@ -234,6 +234,12 @@ class Reach:
     def _update(self, record: Record, **changes: Any) -> Record:
         return self.situation.note(records.update(self.settings.runs, record, **changes))
 
+    def charge(self, record: Record) -> Record:
+        """Record what a run's machines have cost, by the provider's list alone: they may be out of reach."""
+        found = (each for each in self.machines() if each.name == record.machine and not each.is_stopped)
+        machine = next(found, None)
+        return self._charge(record, machine) if machine else record
+
     def _charge(self, record: Record, machine: Machine, seen: job.Status | None = None) -> Record:
         """Record what its machines have cost by now. `seen`: the status of rank 0, if it was read."""
         lives = seen.state in LIVE_STATES if seen else record.state not in FINAL_STATES
