@@ -104,7 +104,7 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         elif record.state in FINAL_STATES:
             run_notify_command(load(project, record.target), record, screen)
             if about.options.release == LAPTOP:
-                release_idle(project, record, screen)
+                _release_idle(project, record, screen)
             row = documents.row(record, note=notes.read(project / "runs", record.run_id))
             if record.state == "failed":
                 screen.document(row)
@@ -145,6 +145,15 @@ def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
     _release_all(project, record, screen)
     reason = "it reached max_usd and could not be stopped"
     return records.update(project / "runs", record, state="expired", reason=reason)
+
+
+def _release_idle(project: Path, record: Record, screen: Screen) -> None:
+    """Release machines that nothing else releases. Tries again for some minutes, as nobody may be there."""
+    for pause_s in (*ELSEWHERE_PAUSES_S, None):
+        if release_idle(project, record, screen) or pause_s is None:
+            return
+        screen.say(f"trying again in {pause_s} s")
+        time.sleep(pause_s)
 
 
 def _release_all(project: Path, record: Record, screen: Screen) -> None:

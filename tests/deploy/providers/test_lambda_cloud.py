@@ -445,7 +445,7 @@ def record_of(rig: Rig, run_id: str, state: str, machine: str) -> Record:
     return made
 
 
-@pytest.mark.parametrize(("state", "says"), [("running", "run other is on it"), ("succeeded", "it still bills")])
+@pytest.mark.parametrize(("state", "says"), [("running", "run other is on it"), ("succeeded", "still bills")])
 def test_watch_keeps_a_machine_that_is_needed(
     rig: Rig, state: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
