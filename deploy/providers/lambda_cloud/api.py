@@ -200,7 +200,10 @@ class LambdaApi:
         self.ahead_s = network.ahead_s(date, self.clock.time(), self.ahead_s)
         if status >= 300:
             raise self._refusal(data, status, headers, what)
-        said = border.document(data, f"Lambda: {what}", ANSWER_BYTES)
+        try:
+            said = border.document(data, f"Lambda: {what}", ANSWER_BYTES)
+        except BadAnswer as error:  # the page of a proxy, or half an answer: the same call may succeed later
+            raise ApiError(error.message) from None
         if "data" not in said:
             raise BadAnswer(f"Lambda: {what} answers without data")
         return said["data"]

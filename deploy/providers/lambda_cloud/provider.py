@@ -261,17 +261,26 @@ class LambdaProvider(Provider):
         return seen if seen.created or new_s is None else replace(seen, created=made.created)
 
     def _end(self, id: str, name: str) -> None:
-        """Terminate a machine. One that is gone is success. Raises StepFailed."""
+        """Terminate a machine. One that is gone, or about to end, is success. Raises StepFailed."""
         try:
             if not id:
                 raise ApiError("its entry has no id")
             self._ask(lambda: self._api.terminate(id), PATIENCE_S)
         except ApiError as error:
-            if not error.is_gone:
+            if not error.is_gone and not self._has_ended(id):
                 raise StepFailed(
                     f"machine {id}, {name}, could not be released and still bills: {error}",
                     next_command=f"terminate it at {CONSOLE}",
                 ) from error
+
+    def _has_ended(self, id: str) -> bool:
+        """Whether a machine ends already, as after a request without an answer: the API refuses a second one."""
+        try:
+            return bool(id) and not self._api.instance(id).is_alive
+        except ApiError as error:
+            return error.is_gone
+        except DeployError:
+            return False
 
     def _key_name(self) -> str:
         """Return the name under which the account has this project's public key; add the key if it is new."""

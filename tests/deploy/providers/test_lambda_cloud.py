@@ -201,6 +201,26 @@ def test_a_machine_that_the_api_does_not_know_at_first_is_waited_for(rig: Rig) -
     assert len(rig.launches) == 1
 
 
+def test_a_release_whose_answer_was_lost_is_no_failure(rig: Rig) -> None:
+    """The second request is refused, because the machine ends already."""
+    machine = rig.acquire()
+    rig.emulator.ends_slowly = True
+    rig.emulator.faults.append(("done-cut", "terminate"))
+    rig.provider().release(machine)
+    assert rig.emulator.count("POST instance-operations/terminate") == 2
+    assert rig.provider().list() == []
+
+
+@pytest.mark.parametrize("what", ["instances$", "instances/", "terminate"])
+def test_a_page_in_place_of_an_answer_is_asked_again(rig: Rig, what: str) -> None:
+    """As of a proxy or a network's login. A release must not end there, and a start must not be given up."""
+    rig.emulator.boot_s = 20.0
+    rig.emulator.faults += [("page", what)] * 2
+    rig.provider().release(rig.acquire())
+    assert rig.emulator.names == []
+    assert len(rig.launches) == 1
+
+
 @pytest.mark.parametrize("off_s", [3600.0, -3600.0])
 def test_a_wrong_clock_of_a_laptop_changes_no_age(rig: Rig, off_s: float) -> None:
     """The tag with the time is by the API's clock, so a second laptop computes the same age."""

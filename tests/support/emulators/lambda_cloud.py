@@ -183,11 +183,12 @@ class Emulator:
         self.exchanges: list[Exchange] = []
         self.faults: list[
             tuple[str, str]
-        ] = []  # (kind, pattern of Exchange.what), each used once; 404, 429, 502, cut or done-cut
+        ] = []  # (kind, pattern of Exchange.what), each used once; 404, 429, 502, page, cut or done-cut
         self.answers: dict[str, Any] = {}  # path -> a data object sent in place of the true one
         self.refusals: list[Refusal] = []  # of the next launches
         self.next: dict[str, Any] = {}  # fields of the next instance
         self.is_active = True
+        self.ends_slowly = False  # a machine that was terminated stays in lists, and cannot be terminated again
         self.is_down = False
         self.breaches: list[str] = []
         self._numbers = itertools.count(1)
@@ -245,7 +246,12 @@ class Emulator:
                     self._hold(set(body) == {"instance_ids"}, "terminate takes instance_ids only")
                     found = [self._instance(each) for each in body["instance_ids"]]
                     for each in found:
-                        self._end(each)
+                        if self.ends_slowly and each.status == "terminating":
+                            raise Refusal(400, "global/unknown", "An unknown error occurred.")
+                        if self.ends_slowly:
+                            each.status = "terminating"
+                        else:
+                            self._end(each)
                     return {"terminated_instances": [{**self._told(each), "status": "terminating"} for each in found]}
         raise Refusal(404, "global/object-does-not-exist", f"no {path}")
 
@@ -346,6 +352,9 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
                 return
             if kind == "502":
                 self._send(502, b"<html>502 Bad Gateway</html>")
+                return
+            if kind == "page":
+                self._send(200, b"<html>Log in to this network</html>")
                 return
             if kind == "404":
                 self._send(
