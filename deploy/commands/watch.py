@@ -76,16 +76,7 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
     max_usd = max_usd or about.max_usd
     said = ""
     while True:
-        words = ""
-        try:
-            with session.run(project, record.target, record.run_id) as reached:
-                record = _keep_home_current(reached, screen)
-        except (NoMachine, StepFailed) as error:  # the next look finds out what that means for the run
-            words = error.message
-        except FileNotFoundError as error:  # a disk may vanish during a download
-            words = f"{error.filename} no longer exists"
-        if words:
-            record = _charged(project, record)
+        record, words = _looked_at(project, record, screen)
         if words not in ("", said):
             screen.say(words)
         said = words
@@ -93,26 +84,43 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         if spent and record.state not in FINAL_STATES:
             screen.say(f"this run has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}")
             record = _end_at_ceiling(project, record, screen)
-        if spent and record.state == "lost":
-            words = f"it has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}: it is not continued"
-            screen.say(f"{documents.how_it_is(record)}; {words}")
-            run_notify_command(load(project, record.target), record, screen)
-            return documents.row(record, note=notes.read(project / "runs", record.run_id))
-        if record.state == "lost":
+        if record.state == "lost" and not spent:
             screen.say(f"{documents.how_it_is(record)}; continuing on another machine")
             record = _go_on_elsewhere(project, record, screen)
         elif record.state in FINAL_STATES:
-            run_notify_command(load(project, record.target), record, screen)
-            if about.options.release == LAPTOP:
-                _release_idle(project, record, screen)
-            row = documents.row(record, note=notes.read(project / "runs", record.run_id))
-            if record.state == "failed":
-                screen.document(row)
-                raise StepFailed(documents.how_it_is(record), next_command=documents.resume(record))
-            screen.say(documents.how_it_is(record))
-            return row
+            if record.state == "lost":
+                words = f"it has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}: it is not continued"
+                screen.say(f"{documents.how_it_is(record)}; {words}")
+            return _over(project, record, screen)
         else:
             time.sleep(about.options.poll_s or EVERY_S)
+
+
+def _looked_at(project: Path, record: Record, screen: Screen) -> tuple[Record, str]:
+    """Download what is new of a run. Returns it with its current state and cost, and why that failed, if it did."""
+    try:
+        with session.run(project, record.target, record.run_id) as reached:
+            return _keep_home_current(reached, screen), ""
+    except (NoMachine, StepFailed) as error:  # the next look finds out what that means for the run
+        words = error.message
+    except FileNotFoundError as error:  # a disk may vanish during a download
+        words = f"{error.filename} no longer exists"
+    return _charged(project, record), words
+
+
+def _over(project: Path, record: Record, screen: Screen) -> dict[str, Any]:
+    """Tell how a run ended, and release a machine that cannot release itself. Raises StepFailed for a failed run."""
+    settings = load(project, record.target)
+    run_notify_command(settings, record, screen)
+    if settings.target.options.release == LAPTOP and record.state != "lost":
+        _release_idle(project, record, screen)
+    row = documents.row(record, note=notes.read(project / "runs", record.run_id))
+    if record.state == "failed":
+        screen.document(row)
+        raise StepFailed(documents.how_it_is(record), next_command=documents.resume(record))
+    if record.state != "lost":
+        screen.say(documents.how_it_is(record))
+    return row
 
 
 def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:

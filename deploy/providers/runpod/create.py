@@ -59,6 +59,15 @@ class Kind(Protocol[T]):
     def end(self, made: T) -> None: ...
 
 
+@dataclass
+class _Search:
+    """What the candidates that were tried leave behind."""
+
+    refusals: list[Refusal]
+    may_have_twins: bool = False  # a request without an answer may be carried out late
+    bad_image: Unfit | None = None  # that no host can pull
+
+
 @dataclass(frozen=True)
 class Making:
     settings: Settings
@@ -67,55 +76,71 @@ class Making:
 
     def new(self, kind: Kind[T], spec: MachineSpec) -> Machine:
         """Create a machine of the first candidate that has room and fits. Raises NoMachine."""
-        name, nodes, disk = spec.name, spec.nodes, disk_gib(self.options, self.settings.target.root, spec.data_bytes)
-        target, chosen = self.settings.target.name, self.choose(kind.product)
-        refusals, twins = [*chosen.refusals], False
+        name, chosen = spec.name, self.choose(kind.product)
+        search = _Search([*chosen.refusals])
         public_key = public_line(project_key(self.settings)[1])
-        notes, say = self.asking.notes, self.asking.say
-        bad_image: Unfit | None = None
+        disk = disk_gib(self.options, self.settings.target.root, spec.data_bytes)
         until = self.asking.clock.now() + self.asking.limits.candidates_s
         for candidate in chosen.candidates:
             if self.asking.clock.now() > until:
-                refusals.append(Refusal(str(candidate), "not requested: the time for it is over", was_asked=False))
+                why = "not requested: the time for it is over"
+                search.refusals.append(Refusal(str(candidate), why, was_asked=False))
                 continue
-            asked, price = self.asking.clock.time(), candidate.usd_per_hour
-            about = {"kind": kind.word, "target": target, "candidate": str(candidate), "usd_per_hour": price}
-            notes.intend(name, **about, asked=asked)
-            several = f"{nodes} x " if nodes > 1 else ""
-            spot = "a spot pod: " if self.options.spot else ""
-            say(f"requesting {spot}{several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
-            wanted = self._wanted(name, nodes, candidate, public_key, disk)
             try:
-                try:
-                    made, was_unclear = self._requested(kind, wanted)
-                except (Refused, Forbidden) as error:
-                    twins = twins or error.may_exist
-                    by_rule, is_forbidden = unlike_room(error), isinstance(error, Forbidden)
-                    refusals.append(Refusal(str(candidate), str(error), by_rule, is_forbidden=is_forbidden))
-                    continue
-                twins = twins or was_unclear
-                try:
-                    return self._handed_out(kind, made, name, may_have_twins=twins)
-                except Unfit as unfit:
-                    say(f"releasing {made}: {unfit.why}")
-                    kind.end(made)
-                    refusals.append(Refusal(str(candidate), ": ".join([unfit.why, *unfit.evidence[-1:]])))
-                    if unfit.everywhere:
-                        bad_image = unfit
-                        break
+                self._announce(kind, candidate, spec)
+                wanted = self._wanted(name, spec.nodes, candidate, public_key, disk)
+                if machine := self._tried(kind, wanted, candidate, search):
+                    return machine
             except (ApiError, DeployError):  # it is released already, or named
                 raise
             except BaseException:  # Ctrl-C or an unexpected error; the note stays, as it may appear later
-                if notes.intended(name):  # otherwise it is released
-                    say(f"checking whether {name} was created, to release it")
+                if self.asking.notes.intended(name):  # otherwise it is released
+                    self.asking.say(f"checking whether {name} was created, to release it")
                     self._end_all(kind, name)
                 raise
-        for _ in self.asking.clock.polls(SHOWS_S) if twins else ():
+            if search.bad_image:
+                break
+        for _ in self.asking.clock.polls(SHOWS_S) if search.may_have_twins else ():
             self._end_all(kind, name)
-        notes.done_with(name)
-        if bad_image:
-            raise cannot_pull(self.settings, start_of(self.options, self.settings.project).image, bad_image.why)
-        raise no_candidate(self.settings, refusals, kind.word if nodes > 1 else "machine")
+        self.asking.notes.done_with(name)
+        if search.bad_image:
+            image_name = start_of(self.options, self.settings.project).image
+            raise cannot_pull(self.settings, image_name, search.bad_image.why)
+        raise no_candidate(self.settings, search.refusals, kind.word if spec.nodes > 1 else "machine")
+
+    def _announce(self, kind: Kind[T], candidate: Candidate, spec: MachineSpec) -> None:
+        """Note a request and its price, so that its name is known after a crash, and tell the user."""
+        self.asking.notes.intend(
+            spec.name,
+            kind=kind.word,
+            target=self.settings.target.name,
+            candidate=str(candidate),
+            usd_per_hour=candidate.usd_per_hour,
+            asked=self.asking.clock.time(),
+        )
+        several = f"{spec.nodes} x " if spec.nodes > 1 else ""
+        spot = "a spot pod: " if self.options.spot else ""
+        price = f"{spec.nodes * candidate.usd_per_hour:.2f} USD an hour"
+        self.asking.say(f"requesting {spot}{several}{candidate}, {price}")
+
+    def _tried(self, kind: Kind[T], wanted: Wanted, candidate: Candidate, search: _Search) -> Machine | None:
+        """Request a candidate. Returns the machine; None if it was refused or does not fit, which `search` then has."""
+        try:
+            made, was_unclear = self._requested(kind, wanted)
+        except (Refused, Forbidden) as error:
+            search.may_have_twins |= error.may_exist
+            by_rule, is_forbidden = unlike_room(error), isinstance(error, Forbidden)
+            search.refusals.append(Refusal(str(candidate), str(error), by_rule, is_forbidden=is_forbidden))
+            return None
+        search.may_have_twins |= was_unclear
+        try:
+            return self._handed_out(kind, made, wanted.name, may_have_twins=search.may_have_twins)
+        except Unfit as unfit:
+            self.asking.say(f"releasing {made}: {unfit.why}")
+            kind.end(made)
+            search.refusals.append(Refusal(str(candidate), ": ".join([unfit.why, *unfit.evidence[-1:]])))
+            search.bad_image = unfit if unfit.everywhere else None
+            return None
 
     def _requested(self, kind: Kind[T], wanted: Wanted) -> tuple[T, bool]:
         """Create one, and tell whether it was unclear at first. Raises Refused, Forbidden, NoMachine, ApiError."""

@@ -260,7 +260,7 @@ def test_ctrl_c_while_it_is_made_gives_back(both: Rig) -> None:
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, RuntimeError])
 def test_what_ends_a_launch_at_any_line_after_it_is_made_gives_back(v2: Rig, raised: type[BaseException]) -> None:
     """Until a machine is handed out, no line is left at which Ctrl-C, or an unexpected error, would let it bill."""
-    path = (Making.new, Making._requested, Making._handed_out)
+    path = (Making.new, Making._tried, Making._requested, Making._handed_out)
     for line in at_each_line(path, lambda: bool(v2.emulator.names), v2.acquire, raised):
         assert v2.emulator.names == [], line
         lines = line + 1
