@@ -96,7 +96,9 @@ class Making:
             except BaseException:  # Ctrl-C or an unexpected error; the note stays, as it may appear later
                 if self.asking.notes.intended(name):  # otherwise it is released
                     self.asking.say(f"checking whether {name} was created, to release it")
-                    self._end_all(kind, name)
+                    for _ in self.asking.clock.polls(SHOWS_S):
+                        if self._end_all(kind, name):
+                            break
                 raise
             if search.bad_image:
                 break
@@ -242,10 +244,12 @@ class Making:
             offers = at_spot(offers, self.asking.ask(lambda: api.spot_prices(options.gpu_count, options.cloud)))
         return offers, center
 
-    def _end_all(self, kind: Kind[T], name: str, but: str = "") -> None:
-        for each in of_family(kind.all(bills=True), name, exactly=True):
-            if each.id != but:
-                kind.end(each)
+    def _end_all(self, kind: Kind[T], name: str, but: str = "") -> bool:
+        """Release all that are listed under a name, but one. Returns whether there was any."""
+        found = [each for each in of_family(kind.all(bills=True), name, exactly=True) if each.id != but]
+        for each in found:
+            kind.end(each)
+        return bool(found)
 
     def _wanted(self, name: str, nodes: int, candidate: Candidate, public_key: str, disk: int) -> Wanted:
         options, start = self.options, start_of(self.options, self.settings.project)

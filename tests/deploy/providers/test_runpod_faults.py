@@ -250,10 +250,14 @@ def test_ctrl_c_gives_back(both: Rig) -> None:
 
 @pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals: run it on Linux or macOS")
-def test_ctrl_c_while_it_is_made_gives_back(both: Rig) -> None:
+@pytest.mark.parametrize("appears_after_s", [0.0, 15.0])
+def test_ctrl_c_while_it_is_made_gives_back(both: Rig, appears_after_s: float) -> None:
+    """Also if it is not listed at once."""
+    both.emulator.next_pod(appears_after_s=appears_after_s)
     ctrl_c_while_it_is_made(both, both.on("create"))
     with pytest.raises(KeyboardInterrupt):
         both.acquire()
+    both.clock.sleep(60)
     assert both.emulator.names == []
 
 
