@@ -86,7 +86,7 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
             record = _end_at_ceiling(project, record, screen)
         if record.state == "lost" and not spent:
             screen.say(f"{documents.how_it_is(record)}; continuing on another machine")
-            record = _go_on_elsewhere(project, record, screen)
+            record = _go_on_elsewhere(project, record, screen, max_usd)
         elif record.state in FINAL_STATES:
             if record.state == "lost":
                 words = f"it has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}: it is not continued"
@@ -123,8 +123,11 @@ def _over(project: Path, record: Record, screen: Screen) -> dict[str, Any]:
     return row
 
 
-def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
-    """Start the next attempt. If no machine is available or no copy is readable, retry with growing pauses."""
+def _go_on_elsewhere(project: Path, record: Record, screen: Screen, max_usd: float | None) -> Record:
+    """Start the next attempt. If no machine is available or no copy is readable, retry with growing pauses.
+
+    Returns a run that is still lost once its machines, those that failed included, have cost `max_usd`.
+    """
     pauses_s = endless(ELSEWHERE_PAUSES_S)
     while True:
         try:
@@ -134,7 +137,9 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
         except (NoMachine, LinkLost, MachineGone, NothingReadable) as error:
             # An attempt that never ran does not change the run: it stays lost and does not become failed.
             now = records.get(project / "runs", record.run_id, record.target)
-            records.update(project / "runs", now, state="lost", reason=error.message)
+            now = records.update(project / "runs", now, state="lost", reason=error.message)
+            if max_usd is not None and now.spend_usd >= max_usd:
+                return now
             pause = next(pauses_s)
             screen.say(f"{error.message}; trying again in {pause} s")
             time.sleep(pause)

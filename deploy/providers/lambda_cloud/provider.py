@@ -169,11 +169,13 @@ class LambdaProvider(Provider):
             raise
 
     def _ready_or_released(self, made: Instance, name: str) -> Machine:
+        began = self.clock.now()
         try:
             return self._ready(made, is_new=True)
         except Exception as error:
             self.say(f"releasing {made}: {error}")
             self._end_after(error, made, name)
+            self.waste(made.type.usd_per_hour * (self.clock.now() - began) / 3600)
             raise
 
     def _end_after(self, error: BaseException, made: Instance, name: str) -> None:

@@ -7,7 +7,7 @@ because the same things may go wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -73,6 +73,7 @@ class Making:
     settings: Settings
     options: RunPod
     asking: Asking
+    waste: Callable[[float], None]  # gets the dollars of each that is released again
 
     def new(self, kind: Kind[T], spec: MachineSpec) -> Machine:
         """Create a machine of the first candidate that has room and fits. Raises NoMachine."""
@@ -135,14 +136,19 @@ class Making:
             search.refusals.append(Refusal(str(candidate), str(error), by_rule, is_forbidden=is_forbidden))
             return None
         search.may_have_twins |= was_unclear
+        machine, began = None, self.asking.clock.now()
         try:
-            return self._handed_out(kind, made, wanted.name, may_have_twins=search.may_have_twins)
+            machine = self._handed_out(kind, made, wanted.name, may_have_twins=search.may_have_twins)
         except Unfit as unfit:
             self.asking.say(f"releasing {made}: {unfit.why}")
             kind.end(made)
             search.refusals.append(Refusal(str(candidate), ": ".join([unfit.why, *unfit.evidence[-1:]])))
             search.bad_image = unfit if unfit.everywhere else None
-            return None
+        finally:
+            if machine is None:
+                hours = (self.asking.clock.now() - began) / 3600
+                self.waste(wanted.nodes * candidate.usd_per_hour * hours)
+        return machine
 
     def _requested(self, kind: Kind[T], wanted: Wanted) -> tuple[T, bool]:
         """Create one, and tell whether it was unclear at first. Raises Refused, Forbidden, NoMachine, ApiError."""

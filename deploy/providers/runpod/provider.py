@@ -313,7 +313,7 @@ class RunPodProvider(Provider):
 
     @cached_property
     def _making(self) -> Making:
-        return Making(self.settings, self.options, self._asking)
+        return Making(self.settings, self.options, self._asking, lambda usd: self.waste(usd))
 
     @cached_property
     def _asking(self) -> Asking:

@@ -192,6 +192,15 @@ def test_an_unusable_machine_is_released_and_the_next_one_tried(rig: Rig, oddity
     assert any(says in line for line in rig.said)
 
 
+def test_what_a_machine_cost_that_was_given_back_is_told(rig: Rig) -> None:
+    rig.emulator.boot_s = 600.0
+    rig.emulator.next = {"status": "unhealthy"}
+    provider, wasted = rig.provider(), list[float]()
+    provider.waste = wasted.append
+    provider.acquire(rig.spec())
+    assert wasted == [pytest.approx(0.75 * 600 / 3600, rel=0.05)]
+
+
 def test_a_machine_that_the_api_does_not_know_at_first_is_waited_for(rig: Rig) -> None:
     """It bills from the start, so another one would be a second. Also its release would pass for done."""
     rig.emulator.boot_s = 20.0

@@ -204,6 +204,14 @@ def test_it_is_given_back_and_the_next_is_tried(both: Rig, oddity: dict[str, Any
     assert both.intents() == []
 
 
+def test_what_a_machine_cost_that_was_given_back_is_told(v2: Rig) -> None:
+    v2.emulator.next_pod(zero_gpus=True, boot_s=600.0)
+    provider, wasted = v2.provider(), list[float]()
+    provider.waste = wasted.append
+    provider.acquire(v2.spec())
+    assert wasted == [pytest.approx(0.25 * 620 / 3600, rel=0.05)]  # ten minutes of the first candidate
+
+
 def test_zero_gpus_are_seen_without_the_image_telling(v2: Rig) -> None:
     v2.emulator.prints_keys = False
     v2.emulator.next_pod(zero_gpus=True)
