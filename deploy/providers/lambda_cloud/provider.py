@@ -62,6 +62,7 @@ class LambdaProvider(Provider):
         self.options = settings.target.options
         self.clock = clock or Clock()
         self._reported: set[str] = set()  # entries that cannot be read
+        self._launched: dict[str, float] = {}  # id -> when this command launched it
 
     def acquire(self, spec: MachineSpec) -> Machine:
         """Find a machine of the family that is ready, or launch one. Raises WrongUse for a long name, and NoMachine."""
@@ -198,6 +199,7 @@ class LambdaProvider(Provider):
                     if error.status != 429 or self.clock.now() + wait_s > until:  # a 429 was not carried out
                         raise
                     self.clock.sleep(wait_s)
+            self._launched[id] = self.clock.now()
             created = self.clock.time() + self._api.ahead_s
             return Instance(id, name, "booting", kind, region, created=created)
         except NeverSent:
@@ -267,13 +269,25 @@ class LambdaProvider(Provider):
         try:
             if not id:
                 raise ApiError("its entry has no id")
-            self._ask(lambda: self._api.terminate(id), PATIENCE_S)
+            self._terminate(id)
         except ApiError as error:
             if not error.is_gone and not self._has_ended(id):
                 raise StepFailed(
                     f"machine {id}, {name}, could not be released and still bills: {error}",
                     next_command=f"terminate it at {CONSOLE}",
                 ) from error
+
+    def _terminate(self, id: str) -> None:
+        """Raises ApiError; of a new machine, "gone" only after SHOWS_S, when the API knows it."""
+        waits, until = endless(API_PAUSES_S), self._launched.get(id, float("-inf")) + SHOWS_S
+        while True:
+            try:
+                return self._ask(lambda: self._api.terminate(id), PATIENCE_S)
+            except ApiError as error:
+                wait_s = next(waits)
+                if not error.is_gone or self.clock.now() + wait_s > until:
+                    raise
+                self.clock.sleep(wait_s)
 
     def _has_ended(self, id: str) -> bool:
         """Whether a machine ends already, as after a request without an answer: the API refuses a second one."""

@@ -10,6 +10,7 @@ from deploy.providers.runpod.pod_request import Wanted
 
 BASE_URL_VARIABLE = "RUNPOD_API_BASE_URL"  # RunPod's own package reads it too; tests point it at their server
 BASE_URL = "https://api.runpod.io"
+SHOWS_S = 30.0  # in which the API may not know a new pod or cluster yet, which it bills all the same
 # Statuses of pods that will not start by waiting. Any other status, even an unknown one, counts as alive.
 UNREADABLE = "UNREADABLE"  # ours: an entry that does not fit, and that may bill
 ENDED = frozenset({"EXITED", "ERROR", "TERMINATED", "DEAD"})

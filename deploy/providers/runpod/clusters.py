@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.providers.rented import refuse_unreadable
-from deploy.providers.runpod.api import ApiError, Cluster, Gone, Pod
+from deploy.providers.runpod.api import SHOWS_S, ApiError, Cluster, Gone, Pod
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.pod_request import Wanted
-from deploy.providers.runpod.readiness import SHOWS_S, Boot, Unfit
+from deploy.providers.runpod.readiness import Boot, Unfit
 from deploy.providers.runpod.retry import Asking, of_family
 from deploy.specs.machine import Machine, MachineSpec, node_name, node_of
 from deploy.specs.settings import RunPod, Settings
@@ -133,7 +133,7 @@ class Clusters:
         if not cluster_id:
             raise could_not_give_back(what, ApiError("RunPod's list has no id of it"), "clusters")
         try:
-            self.asking.ask(lambda: self.api.end_cluster(cluster_id), bills=True)
+            self.asking.ended(cluster_id, lambda: self.api.end_cluster(cluster_id))
         except Gone:
             pass
         except ApiError as error:

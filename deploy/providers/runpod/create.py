@@ -12,11 +12,22 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from deploy.errors import DeployError, NoMachine, WrongUse, command
-from deploy.providers.runpod.api import ApiError, Cluster, Forbidden, Gone, Offer, Pod, Refused, Unclear, Unreachable
+from deploy.providers.runpod.api import (
+    SHOWS_S,
+    ApiError,
+    Cluster,
+    Forbidden,
+    Gone,
+    Offer,
+    Pod,
+    Refused,
+    Unclear,
+    Unreachable,
+)
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, at_spot, choose
 from deploy.providers.runpod.messages import cannot_pull, no_candidate, unlike_room
 from deploy.providers.runpod.pod_request import Wanted
-from deploy.providers.runpod.readiness import SHOWS_S, Unfit
+from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, of_family
 from deploy.providers.runpod.start import image_of, min_cuda, start_of
 from deploy.providers.ssh_key import project_key, public_line

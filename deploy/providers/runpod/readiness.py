@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deploy.errors import NoMachine
 from deploy.providers.rented import Clock, answers_ssh
 from deploy.providers.runpod import events, signs
-from deploy.providers.runpod.api import ApiError, Conflict, Forbidden, Gone, LogLine, Pod, Refused
+from deploy.providers.runpod.api import SHOWS_S, ApiError, Conflict, Forbidden, Gone, LogLine, Pod, Refused
 from deploy.providers.runpod.identity import Identity, read
 from deploy.providers.runpod.retry import Asking
 from deploy.providers.runpod.signs import CLOSED_PORT, EMPTY_LOG, Signs
@@ -16,7 +16,6 @@ from deploy.providers.runpod.signs import CLOSED_PORT, EMPTY_LOG, Signs
 FIRST_LOOK_S = 4.0  # before the first read of the log of a pod that does not answer yet
 LOOK_S = 20.0  # between two reads
 LOOK_PATIENCE_S = 10.0
-SHOWS_S = 30.0  # in which the API may not know a new pod yet, which it bills all the same
 NO_ADDRESS_S = 20.0  # limit for a running container without a published SSH port
 CLOSED_S = 20.0  # limit for an SSH port that does not answer although the container reports that its server is ready
 SILENT_USED_S = 180.0  # least silent_s for a pod that was in use: a wrong refusal leaves it billing beside a second one

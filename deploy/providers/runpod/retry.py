@@ -10,6 +10,7 @@ from typing import TypeVar
 from deploy.pod.base.retry import API_PAUSES_S, endless
 from deploy.providers.rented import Clock, Listed, readable
 from deploy.providers.runpod.api import (
+    SHOWS_S,
     Api,
     ApiError,
     Cluster,
@@ -41,6 +42,7 @@ class Asking:
     notes: Notes
     say: Callable[[str], None]
     _reported: set[str] = field(default_factory=set)
+    _made: dict[str, float] = field(default_factory=dict)  # id -> when this command created it
 
     def ask(self, call: Callable[[], T], patience_s: float | None = None, *, bills: bool = False) -> T:
         """Retry a call that is safe to repeat. Raises the last error after `patience_s`.
@@ -66,7 +68,7 @@ class Asking:
     def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:
         return self.as_named(self.ask(lambda: self.api.get(pod_id), patience_s, bills=True))
 
-    def create(self, make: Callable[[], T], look: Callable[[], T | None]) -> tuple[T, bool]:
+    def create(self, make: Callable[[], N], look: Callable[[], N | None]) -> tuple[N, bool]:
         """Create something; return it, and whether a twin may appear from a request that is carried out late.
 
         Names are not unique, and there is no idempotency key: after no answer, `look` searches for it before a retry.
@@ -78,7 +80,9 @@ class Asking:
         refused: ApiError | None = None
         while True:
             try:
-                return make(), unclear is not None
+                made = make()
+                self._made[made.id] = self.clock.now()
+                return made, unclear is not None
             except (TooMany, Unclear) as error:
                 if isinstance(error, Unclear) and not isinstance(error, Unreachable):
                     unclear = error
@@ -108,7 +112,7 @@ class Asking:
         try:
             while True:
                 try:
-                    self.ask(lambda: self.api.terminate(pod_id), bills=True)
+                    self.ended(pod_id, lambda: self.api.terminate(pod_id))
                     break
                 except Conflict:
                     wait_s = next(waits)
@@ -122,6 +126,18 @@ class Asking:
         except ApiError as error:
             raise could_not_give_back(what, error) from error
         self.notes.forget(pod_id)
+
+    def ended(self, id: str, end: Callable[[], None]) -> None:
+        """Send a request that ends something. Raises Gone; of what is new, only once the API must know it."""
+        waits, until = endless(API_PAUSES_S), self._made.get(id, float("-inf")) + SHOWS_S
+        while True:
+            try:
+                return self.ask(end, bills=True)
+            except Gone:
+                wait_s = next(waits)
+                if self.clock.now() + wait_s > until:
+                    raise
+                self.clock.sleep(wait_s)
 
     def last_lines(self, pod: Pod) -> list[str]:
         with contextlib.suppress(ApiError):

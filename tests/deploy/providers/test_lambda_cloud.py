@@ -192,6 +192,15 @@ def test_an_unusable_machine_is_released_and_the_next_one_tried(rig: Rig, oddity
     assert any(says in line for line in rig.said)
 
 
+def test_a_new_machine_that_the_api_does_not_know_yet_is_released(rig: Rig) -> None:
+    """The 404 of its release would pass for done."""
+    rig.emulator.next = {"status": "unhealthy"}
+    rig.emulator.faults += [("404", "terminate")] * 2
+    machine = rig.acquire()
+    assert rig.emulator.names == [machine.name]
+    assert len(rig.launches) == 2
+
+
 def test_what_a_machine_cost_that_was_given_back_is_told(rig: Rig) -> None:
     rig.emulator.boot_s = 600.0
     rig.emulator.next = {"status": "unhealthy"}

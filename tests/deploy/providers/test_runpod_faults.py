@@ -126,6 +126,23 @@ def test_a_pod_that_the_api_does_not_know_at_first_is_waited_for(v2: Rig) -> Non
     assert v2.emulator.names == [machine.name]
 
 
+def test_ctrl_c_releases_a_pod_that_the_api_does_not_know_yet(v2: Rig) -> None:
+    """The 404 of its release would pass for done."""
+    v2.emulator.fail("404", v2.on("end"), times=2)
+    sleep = v2.clock.sleep
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        v2.clock.sleep = sleep  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    v2.clock.sleep = slept  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        v2.acquire()
+    assert v2.emulator.names == []
+    assert len(v2.emulator.account.ended) == 1
+
+
 def test_a_creation_that_stays_unclear_is_named_and_found_later(both: Rig, fault: Fault) -> None:
     fault.strikes()
     both.emulator.next_pod(appears_after_s=600)
