@@ -140,7 +140,7 @@ def _priced(at: Reach, machine: Machine, now: float) -> Priced:
     on_it = [record for record in at.situation.records if machine.name in record.machines]
     living = [record for record in on_it if lives(at, record)]
     record = next(iter([*living, *on_it]), None)
-    hours = round((now - machine.created) / 3600, 3) if machine.created else None
+    hours = round(max(0.0, now - machine.created) / 3600, 3) if machine.created else None
     # The cost of a stopped machine is unknown: providers do not report when it was stopped.
     usd = None if hours is None or machine.is_stopped or machine.fault else round(hours * machine.usd_per_hour, 2)
     bill = Bill(

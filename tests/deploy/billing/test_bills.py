@@ -91,6 +91,14 @@ def test_a_stopped_pod_bills_for_its_disk(project: Project, emulator: Emulator, 
     assert "there is no run" in said
 
 
+def test_a_machine_that_is_seconds_ahead_of_this_clock_costs_nothing_yet(project: Project, emulator: Emulator) -> None:
+    """Two clocks agree to half a minute: the table must not show -0.00 dollars."""
+    target(project)
+    pod(emulator, f"sniperface-{project_word(project.path.name)}-runpod-r1", hours=-25 / 3600)
+    [bill] = bills(project)
+    assert (str(bill["hours"]), str(bill["usd"])) == ("0.0", "0.0")
+
+
 def test_max_usd_is_of_all_machines_of_a_run(project: Project, emulator: Emulator) -> None:
     """Two machines that each cost two thirds of max_usd are past it together. The guard of each computes the same."""
     target(project)
