@@ -46,6 +46,8 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
         *_staging_folders(settings, shell),
     ]
     told = {**limits.to_json(), "machine": machine.name, "watch": [str(path) for path in growing], "code": str(code)}
+    if limits.paid_since is None and machine.usd_per_hour:
+        told["paid_since"] = _paid_since(shell, root)
     if machine.group:
         told |= {"group": machine.group, "node": node_of(machine.name)}
     if volume := volume_path(settings):
@@ -60,6 +62,18 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
     no_price = ["max_usd is NOT enforced, as the price is not known"] if is_blind else []
     copies = [f"copies to {limits.sync_to}"] if limits.sync_to else []
     return ", ".join([*(f"{name} {value:g}" for name, value in armed.items()), *no_price, *copies])
+
+
+def _paid_since(shell: Shell, root: Root) -> float:
+    """Start of billing for a machine whose provider reports none: what its guard counts from already, else now.
+
+    Without it, the guard would have no limit of time or cost.
+    """
+    earlier, _ = heard(shell, root.guard)
+    told = earlier.get("paid_since")
+    if told is None:
+        return border.unix_time(shell.call("clock"), f"{shell.name}: its clock")
+    return border.unix_time(told, f"{shell.name}: {root.guard.name}, paid_since")
 
 
 def _staging_folders(settings: Settings, shell: Shell) -> list[PurePath]:

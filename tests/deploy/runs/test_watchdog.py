@@ -87,6 +87,18 @@ def test_a_limit_of_cost_without_a_price_is_not_called_a_guard(rented: Rented, p
     assert (said in told, "NOT" in told) == (True, not price)
 
 
+def test_a_machine_whose_provider_knows_no_start_is_counted_from_the_first_guard(rented: Rented) -> None:
+    """Without a start of billing, max_hours and max_usd would have no effect, and a second command would end them."""
+    rented.options = {"max_hours": 3.0, "max_usd": 10.0}
+    machine = rented.machine(created=None)
+    _, first, _ = armed(rented, machine)
+    assert first["paid_since"] == pytest.approx(time.time(), abs=60)
+    _, again, _ = armed(rented, machine)
+    assert again["paid_since"] == first["paid_since"]
+    _, free, _ = armed(rented, rented.machine("free", created=None, usd_per_hour=0.0))
+    assert free["paid_since"] is None
+
+
 class Elsewhen(LocalShell):
     """A machine whose clock is wrong by `off_s`."""
 
