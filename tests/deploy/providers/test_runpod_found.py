@@ -62,6 +62,25 @@ def test_find_knows_nothing_of_what_is_gone_or_stopped(both: Rig) -> None:
     assert both.provider().find(machine.name) is None
 
 
+def test_a_list_that_lacks_a_machine_does_not_end_its_run(both: Rig) -> None:
+    """`watch` would rent a second machine beside it. One that was removed is gone all the same."""
+    machine = both.acquire()
+    empty = ("^GET /v2/pods$|graphql myself", partial(without_pods, "pods"))
+    both.emulator.spoilt.append(empty)
+    found = both.provider().find(machine.name)
+    assert found
+    assert found.id == machine.id
+    both.emulator.account.terminate(machine.id)
+    assert both.provider().find(machine.name) is None
+
+
+def without_pods(key: str, answer: Any) -> Any:
+    """The answer with an empty list under this key, wherever it is."""
+    if isinstance(answer, dict):
+        return {name: [] if name == key else without_pods(key, value) for name, value in answer.items()}
+    return answer
+
+
 def test_a_machine_that_was_renamed_by_hand_is_found_and_billed(both: Rig) -> None:
     """It would count as gone, and bill on without a line in `ps`."""
     machine = both.acquire()
