@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from deploy.errors import DeployError, NoAccount, StepFailed
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.pod.base.limits import Limits
 from deploy.pod.watchdog.ceilings import Seen, reached
@@ -76,13 +77,33 @@ def stored(at: Reach) -> list[Bill]:
 
 
 def targets(situation: Situation) -> Iterator[Reach]:
-    """One target for each provider and account. Targets whose file cannot be loaded are skipped."""
+    """One target for each provider and account. See `unread_targets` for those whose file cannot be loaded."""
     chosen: dict[tuple[str, str | None], Settings] = {}
     for settings in sorted(situation.targets, key=lambda each: each.target.options.reports_less):
         account = (settings.target.provider, settings.target.options.account)
         chosen.setdefault(account, settings)
     for settings in chosen.values():
         yield Reach(settings, situation)
+
+
+def may_bill(at: Reach, error: DeployError) -> bool:
+    """Whether an account that does not answer may have something that costs money.
+
+    A target that was never used needs no account, and no engine of containers.
+    """
+    costs_nothing = isinstance(error, NoAccount) or not at.settings.is_rented
+    return not costs_nothing or bool(at.situation.of(at.settings.target.name))
+
+
+def unread_targets(situation: Situation) -> list[DeployError]:
+    """One error for each target whose file cannot be loaded: nobody asks its account for what it bills."""
+    return [
+        StepFailed(
+            f"target '{name}' is left out, so its machines may still bill ({error.message})",
+            next_command=error.next_command,
+        )
+        for name, error in situation.broken_targets.items()
+    ]
 
 
 def limits_of(situation: Situation, bill: Bill, on_it: Iterable[Record]) -> Limits:
@@ -119,7 +140,7 @@ def _priced(at: Reach, machine: Machine, now: float) -> Priced:
     on_it = [record for record in at.situation.records if machine.name in record.machines]
     living = [record for record in on_it if lives(at, record)]
     record = next(iter([*living, *on_it]), None)
-    hours = round((now - machine.created) / 3600, 3) if machine.created else None
+    hours = round(max(0.0, now - machine.created) / 3600, 3) if machine.created else None
     # The cost of a stopped machine is unknown: providers do not report when it was stopped.
     usd = None if hours is None or machine.is_stopped or machine.fault else round(hours * machine.usd_per_hour, 2)
     bill = Bill(

@@ -8,7 +8,7 @@ from datetime import date, datetime
 from typing import Any
 
 from deploy.pod.base.folder import FINAL_STATES
-from deploy.runs.records import Record
+from deploy.runs.records import Record, moment
 
 
 @dataclass
@@ -28,7 +28,7 @@ def history(records: Iterable[Record], since: date) -> list[dict[str, Any]]:
     A machine counts for the day on which its first recorded run started, also if it lived longer.
     """
     machines: dict[str, _Machine] = {}
-    for record in sorted(records, key=lambda each: each.created):
+    for record in sorted(records, key=lambda each: moment(each.created)):
         try:
             day = datetime.fromisoformat(record.created).date()
         except ValueError:
@@ -53,7 +53,7 @@ def by_run(records: Iterable[Record]) -> dict[str, float]:
     """
     before: dict[str, float] = {}
     found: dict[str, float] = {}
-    for record in sorted(records, key=lambda each: each.created):
+    for record in sorted(records, key=lambda each: moment(each.created)):
         usd = 0.0
         for name, paid in (record.spend or {}).items():
             known = before.get(name, 0.0)

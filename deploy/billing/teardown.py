@@ -82,30 +82,36 @@ def _bring_each(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) ->
             screen.say(f"the results of run {record.run_id} could not be downloaded and are lost ({error})")
 
 
-def release_idle(project: Path, record: Record, screen: Screen) -> None:
+def release_idle(project: Path, record: Record, screen: Screen) -> bool:
     """Release the machines of a run that is over, after what only they have is downloaded.
 
-    Keeps a machine with another live run, and one whose results cannot be downloaded. Prints why.
+    Keeps a machine with another live run, and one whose results cannot be downloaded. Prints why. Returns False if one
+    still bills that could not be asked, emptied or released: a later call may succeed.
     """
     with target(project, record.target) as at:
-        others = [each for each in records.every(at.settings.runs) if each.run_id != record.run_id]
-        for name in record.machines:
-            machine = at.machine(name)
-            if machine is None or not machine.usd_per_hour:
-                continue
-            busy = next((each.run_id for each in others if name in each.machines and lives(at, each)), None)
-            if busy := busy or run_of_another_laptop(at, machine):
-                screen.say(f"kept {name}: run {busy} is on it")
-                continue
-            try:
-                bring_all_home(at, machine, screen, anyway=False)
-                at.provider.release(machine)
-            except DeployError as error:
-                end = error.next_command or command(f"down --run {record.run_id}")
-                screen.complain(f"{error.message}; it still bills: {end}")
-                continue
-            at.forget(name)
-            screen.say(f"released {name}: it cannot release itself")
+        done = [_released_idle(at, record, name, screen) for name in record.machines]  # each, also after a failure
+        return all(done)
+
+
+def _released_idle(at: Reach, record: Record, name: str, screen: Screen) -> bool:
+    others = [each for each in records.every(at.settings.runs) if each.run_id != record.run_id]
+    try:
+        machine = at.machine(name)
+        if machine is None or not machine.usd_per_hour:
+            return True
+        busy = next((each.run_id for each in others if name in each.machines and lives(at, each)), None)
+        if busy := busy or run_of_another_laptop(at, machine):
+            screen.say(f"kept {name}: run {busy} is on it")
+            return True
+        bring_all_home(at, machine, screen, anyway=False)
+        at.provider.release(machine)
+    except DeployError as error:
+        end = error.next_command or command(f"down --run {record.run_id}")
+        screen.complain(f"{error.message}; {name} still bills: {end}")
+        return False
+    at.forget(name)
+    screen.say(f"released {name}: it cannot release itself")
+    return True
 
 
 def run_of_another_laptop(at: Reach, machine: Machine) -> str | None:

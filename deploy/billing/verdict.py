@@ -9,7 +9,8 @@ of this holds:
 3. nothing is left that only this machine has: files of this laptop's runs are downloaded first.
 
 A machine's own report cannot delay its release for ever. Past max_usd, which is a hard limit, or past three times
-max_hours it is released whatever it reports. Both are computed from the provider's price and the laptop's clock.
+max_hours it is released whatever it reports. Both are computed from the provider's price and the laptop's clock. Only
+for a machine without a run of this laptop, a run that works on it counts: its limits are those of another laptop.
 
 A machine that does not answer is released if it is past a limit and the end of all its runs is on the laptop already.
 It is also released if it is past max_usd for so long that a living guard would have ended it. The command then prints
@@ -72,7 +73,7 @@ def verdict(case: Case) -> Verdict:
         return _without_an_answer(case, case.no_answer)
     if case.is_stopped or case.is_launching or not (case.late or case.gave_up or _is_quiet(case)):
         return Verdict("leave", case.bill.note)
-    if why := _must_go(case):
+    if (why := _must_go(case)) and not _may_be_anothers(case):
         return Verdict("end", f"{why}; what was not downloaded before is lost, see {command('runs')}")
     if case.report is None:
         return Verdict("ask")
@@ -86,6 +87,11 @@ def _is_quiet(case: Case) -> bool:
     idle_min = case.limits.idle_min
     known = case.bill.orphan and case.has_record
     return known and idle_min is not None and case.unheard_s > (idle_min + SLACK_MIN) * 60
+
+
+def _may_be_anothers(case: Case) -> bool:
+    """Whether it may have a run of another computer, whose limits this computer does not know."""
+    return not case.has_record and (case.report is None or bool(case.report.get("at_work")))
 
 
 def _must_go(case: Case) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from deploy.billing.bills import Bill, priced, stored, targets
-from deploy.errors import DeployError, NoAccount, StepFailed
+from deploy.billing.bills import Bill, may_bill, priced, stored, targets, unread_targets
+from deploy.errors import DeployError, StepFailed
 from deploy.runs.situation import Situation
 from deploy.ui.screen import Screen
 
@@ -32,22 +32,17 @@ def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
     return found
 
 
-def _bills(project: Path, screen: Screen) -> tuple[list[dict[str, Any]], list[StepFailed]]:
-    """All machines of this project, whoever made them, all volumes of its accounts, and the accounts without an answer.
-
-    A target that was never used needs no account, and no engine of containers.
-    """
+def _bills(project: Path, screen: Screen) -> tuple[list[dict[str, Any]], list[DeployError]]:
+    """All machines of this project, whoever made them, all volumes of its accounts, and what could not be listed."""
     found: list[Bill] = []
-    silent: list[StepFailed] = []
-    for at in targets(Situation(project)):
+    situation = Situation(project)
+    silent = unread_targets(situation)
+    for at in targets(situation):
         at.provider.say = screen.complain
         try:
             found += [each.bill for each in priced(at)]
             found += stored(at)
         except DeployError as error:
-            costs_nothing = isinstance(error, NoAccount) or not at.settings.is_rented
-            if costs_nothing and not at.situation.of(at.settings.target.name):
-                continue
             words = f"{at.settings.target.provider} could not list everything that it bills ({error.message})"
-            silent.append(StepFailed(words, next_command=error.next_command))
+            silent += [StepFailed(words, next_command=error.next_command)] if may_bill(at, error) else []
     return [bill.to_json() for bill in sorted(found, key=lambda bill: not bill.orphan)], silent

@@ -24,7 +24,7 @@ COLUMNS = (
 )
 # What `runs --sort` knows -> the value of a row. -1 is less than each.
 SORTED: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "started": lambda row: row["created"],
+    "started": lambda row: records.moment(row["created"]),
     "accuracy": lambda row: -1 if row["accuracy"] is None else row["accuracy"],
     "cost": lambda row: row["run_usd"],
     "fraction": lambda row: row["fraction"],

@@ -10,7 +10,7 @@ from deploy.billing import bills
 from deploy.billing.hosts import free_ram
 from deploy.billing.reaper import reap
 from deploy.billing.teardown import bring_all_home, run_of_another_laptop, stop_run
-from deploy.errors import DeployError, WrongUse, command
+from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES
 from deploy.runs import documents, records, session
 from deploy.runs.session import Reach
@@ -59,43 +59,45 @@ def down(
     """Release machines. A run on one ends with a checkpoint first, and its results are downloaded.
 
     A machine with a live run of another laptop is kept, unless `anyway`. A machine whose results cannot be downloaded
-    is kept too, but the others are released: the first such failure is raised at the end. A host that nobody rented
-    stays: what this user staged in its RAM is freed.
+    is kept too, and an account may not answer, but the others are released: the first such failure is raised at the
+    end. A host that nobody rented stays: what this user staged in its RAM is freed.
     """
     gone: list[dict[str, Any]] = []
-    failures: list[DeployError] = []
     situation = Situation(project)
     record = records.choose(situation.records, run_id, target) if run_id else None
     named = record.target if record else target
     wide = every or orphans
+    failures = bills.unread_targets(situation) if wide else []
     for at in bills.targets(situation) if wide else [Reach(load(project, named), situation)]:
         with at:
-            for each in _there(at, screen, quiet=wide):
-                machine, bill = each.machine, each.bill
-                is_of_target = wide or machine.name.startswith(family_name(at.settings))
-                is_meant = (bill.orphan or not orphans) and (record is None or machine.name in record.machines)
+            for each in _there(at, failures if wide else None, screen):
+                name = each.machine.name
+                is_of_target = wide or name.startswith(family_name(at.settings))
+                is_meant = (each.bill.orphan or not orphans) and (record is None or name in record.machines)
                 if is_of_target and is_meant:
-                    if not anyway and (other := run_of_another_laptop(at, machine)):
-                        screen.complain(
-                            f"kept {machine.name}: run {other} of another computer is running on it; --anyway ends it"
-                        )
-                        continue
                     try:
-                        bring_all_home(at, machine, screen, anyway=anyway)
-                        at.provider.release(machine)
+                        gone += _released(at, each, screen, anyway=anyway)
                     except DeployError as error:
                         failures.append(error)
-                        continue
-                    at.forget(machine.name)
-                    screen.say(f"released {machine.name}" + (f" after ${bill.usd:.2f}" if bill.usd else ""))
-                    gone.append(bill.to_json())
     screen.raise_first(failures)
+    if not gone and not wide:
+        gone = _free_host(project, named, situation, screen, anyway=anyway)
     if not gone:
-        if not wide:
-            gone = _free_host(project, named, situation, screen, anyway=anyway)
-        if not gone:
-            screen.say("there is nothing to release")
+        screen.say("there is nothing to release")
     return gone
+
+
+def _released(at: Reach, each: bills.Priced, screen: Screen, *, anyway: bool) -> list[dict[str, Any]]:
+    """Release a machine. Returns its bill; nothing for a machine that is kept for another laptop's run."""
+    machine, bill = each.machine, each.bill
+    if not anyway and (other := run_of_another_laptop(at, machine)):
+        screen.complain(f"kept {machine.name}: run {other} of another computer is running on it; --anyway ends it")
+        return []
+    bring_all_home(at, machine, screen, anyway=anyway)
+    at.provider.release(machine)
+    at.forget(machine.name)
+    screen.say(f"released {machine.name}" + (f" after ${bill.usd:.2f}" if bill.usd else ""))
+    return [bill.to_json()]
 
 
 def _free_host(
@@ -121,12 +123,15 @@ def _refuse_living(at: Reach) -> None:
             )
 
 
-def _there(at: Reach, screen: Screen, *, quiet: bool) -> list[bills.Priced]:
+def _there(at: Reach, failures: list[DeployError] | None, screen: Screen) -> list[bills.Priced]:
+    """What the target's account bills. Of several accounts, one that does not answer is added to `failures`."""
     at.provider.say = screen.complain
     try:
         return bills.priced(at)
     except DeployError as error:
-        if not quiet:
+        if failures is None:
             raise
-        screen.say(f"not asked: {at.settings.target.provider} ({error.message})")
+        if bills.may_bill(at, error):
+            words = f"{at.settings.target.provider} could not be asked, so its machines may still bill"
+            failures.append(StepFailed(f"{words} ({error.message})", next_command=error.next_command))
         return []

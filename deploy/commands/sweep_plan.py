@@ -139,7 +139,14 @@ def begin(at: Reach, planned: Sweep, place: int, screen: Screen, *, keep: bool) 
 def newest_of(project: Path, plan: Plan) -> Record | None:
     """The run of a combination whose start failed; None if it was not recorded."""
     every = records.every(project / "runs", plan.target)
-    return next((each for each in every if each.name == plan.request.name and each.created > plan.created), None)
+    return next(
+        (
+            each
+            for each in every
+            if each.name == plan.request.name and records.moment(each.created) > records.moment(plan.created)
+        ),
+        None,
+    )
 
 
 def run_of(plan: Plan, done: Mapping[str, Record]) -> Record | None:

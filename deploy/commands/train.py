@@ -145,6 +145,7 @@ def start(
             return records.update(book, record, state=state, session=session, phases=watch.taken), since
     except BaseException as error:
         reason = error.message if isinstance(error, DeployError) else str(error) or "interrupted before it ran"
+        record = records.spent(book, record, {plan.machine: round(at.wasted_usd, 4)})
         records.update(book, record, state="failed", reason=reason)
         raise
 

@@ -101,7 +101,7 @@ class Pages:
             shown.append(record)
         usd = costs.by_run(shown)
         rows = [{**row, "run_usd": usd[row["run_id"]]} for row in rows]
-        rows.sort(key=lambda row: (row["created"], row["run_id"]), reverse=True)
+        rows.sort(key=lambda row: (records.moment(row["created"]), row["run_id"]), reverse=True)
         if sort in runs.SORTED:
             rows.sort(key=runs.SORTED[sort], reverse=True)
         sorts = list(runs.SORTED)

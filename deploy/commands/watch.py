@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from functools import partial
 from pathlib import Path
@@ -90,16 +91,7 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
     max_usd = max_usd or about.max_usd
     said = ""
     while True:
-        words = ""
-        try:
-            with session.run(project, record.target, record.run_id) as reached:
-                record = _keep_home_current(reached, screen)
-        except (NoMachine, StepFailed) as error:  # the next look finds out what that means for the run
-            words = error.message
-        except FileNotFoundError as error:  # a disk may vanish during a download
-            words = f"{error.filename} no longer exists"
-        if words:
-            record = records.get(project / "runs", record.run_id, record.target)  # with its current cost
+        record, words = _looked_at(project, record, screen)
         if words not in ("", said):
             screen.say(words)
         said = words
@@ -107,30 +99,50 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         if spent and record.state not in FINAL_STATES:
             screen.say(f"this run has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}")
             record = _end_at_ceiling(project, record, screen)
-        if spent and record.state == "lost":
-            words = f"it has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}: it is not continued"
-            screen.say(f"{documents.how_it_is(record)}; {words}")
-            run_notify_command(load(project, record.target), record, screen)
-            return documents.row(record, note=notes.read(project / "runs", record.run_id))
-        if record.state == "lost":
+        if record.state == "lost" and not spent:
             screen.say(f"{documents.how_it_is(record)}; continuing on another machine")
-            record = _go_on_elsewhere(project, record, screen)
+            record = _go_on_elsewhere(project, record, screen, max_usd)
         elif record.state in FINAL_STATES:
-            run_notify_command(load(project, record.target), record, screen)
-            if about.options.release == LAPTOP:
-                release_idle(project, record, screen)
-            row = documents.row(record, note=notes.read(project / "runs", record.run_id))
-            if record.state == "failed":
-                screen.document(row)
-                raise StepFailed(documents.how_it_is(record), next_command=documents.resume(record))
-            screen.say(documents.how_it_is(record))
-            return row
+            if record.state == "lost":
+                words = f"it has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}: it is not continued"
+                screen.say(f"{documents.how_it_is(record)}; {words}")
+            return _over(project, record, screen)
         else:
             time.sleep(about.options.poll_s or EVERY_S)
 
 
-def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
-    """Start the next attempt. If no machine is available or no copy is readable, retry with growing pauses."""
+def _looked_at(project: Path, record: Record, screen: Screen) -> tuple[Record, str]:
+    """Download what is new of a run. Returns it with its current state and cost, and why that failed, if it did."""
+    try:
+        with session.run(project, record.target, record.run_id) as reached:
+            return _keep_home_current(reached, screen), ""
+    except (NoMachine, StepFailed) as error:  # the next look finds out what that means for the run
+        words = error.message
+    except FileNotFoundError as error:  # a disk may vanish during a download
+        words = f"{error.filename} no longer exists"
+    return _charged(project, record), words
+
+
+def _over(project: Path, record: Record, screen: Screen) -> dict[str, Any]:
+    """Tell how a run ended, and release a machine that cannot release itself. Raises StepFailed for a failed run."""
+    settings = load(project, record.target)
+    run_notify_command(settings, record, screen)
+    if settings.target.options.release == LAPTOP and record.state != "lost":
+        _release_idle(project, record, screen)
+    row = documents.row(record, note=notes.read(project / "runs", record.run_id))
+    if record.state == "failed":
+        screen.document(row)
+        raise StepFailed(documents.how_it_is(record), next_command=documents.resume(record))
+    if record.state != "lost":
+        screen.say(documents.how_it_is(record))
+    return row
+
+
+def _go_on_elsewhere(project: Path, record: Record, screen: Screen, max_usd: float | None) -> Record:
+    """Start the next attempt. If no machine is available or no copy is readable, retry with growing pauses.
+
+    Returns a run that is still lost once its machines, those that failed included, have cost `max_usd`.
+    """
     pauses_s = endless(ELSEWHERE_PAUSES_S)
     while True:
         try:
@@ -140,7 +152,9 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
         except (NoMachine, LinkLost, MachineGone, NothingReadable) as error:
             # An attempt that never ran does not change the run: it stays lost and does not become failed.
             now = records.get(project / "runs", record.run_id, record.target)
-            records.update(project / "runs", now, state="lost", reason=error.message)
+            now = records.update(project / "runs", now, state="lost", reason=error.message)
+            if max_usd is not None and now.spend_usd >= max_usd:
+                return now
             pause = next(pauses_s)
             screen.say(f"{error.message}; trying again in {pause} s")
             time.sleep(pause)
@@ -156,15 +170,46 @@ def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
             return reached.record
     except (DeployError, OSError) as error:
         screen.say(f"it could not be stopped ({error})")
-    with session.target(project, record.target) as at:
-        for name in record.machines:
-            machine = at.machine(name)
-            if machine is not None and machine.usd_per_hour:
-                at.provider.release(machine)
-                at.forget(name)
-                screen.say(f"released {name}: what was not downloaded before is lost")
+    _release_all(project, record, screen)
     reason = "it reached max_usd and could not be stopped"
     return records.update(project / "runs", record, state="expired", reason=reason)
+
+
+def _release_idle(project: Path, record: Record, screen: Screen) -> None:
+    """Release machines that nothing else releases. Tries again for some minutes, as nobody may be there."""
+    for pause_s in (*ELSEWHERE_PAUSES_S, None):
+        if release_idle(project, record, screen) or pause_s is None:
+            return
+        screen.say(f"trying again in {pause_s} s")
+        time.sleep(pause_s)
+
+
+def _release_all(project: Path, record: Record, screen: Screen) -> None:
+    """Release the machines of a run as the provider lists them, with or without an address.
+
+    While the provider does not answer, or cannot release one, tries again with growing pauses.
+    """
+    pauses_s = endless(ELSEWHERE_PAUSES_S)
+    while True:
+        try:
+            with session.target(project, record.target) as at:
+                for machine in at.machines():
+                    if machine.name in record.machines:
+                        at.provider.release(machine)
+                        screen.say(f"released {machine.name}: what was not downloaded before is lost")
+            return
+        except (NoMachine, StepFailed) as error:
+            pause = next(pauses_s)
+            screen.complain(f"{error.message}; it still bills; trying again in {pause} s")
+            time.sleep(pause)
+
+
+def _charged(project: Path, record: Record) -> Record:
+    """The run with its current cost, also if its machine is out of reach: it bills all the same."""
+    record = records.get(project / "runs", record.run_id, record.target)
+    with contextlib.suppress(DeployError), session.target(project, record.target) as at:
+        return at.charge(record)
+    return record
 
 
 def _keep_home_current(reached: Reached, screen: Screen) -> Record:

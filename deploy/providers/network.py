@@ -7,6 +7,9 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+
+from deploy.pod.base.clock import whole_minutes
 
 # Class names, because the libraries below `requests` raise their own errors and keep the reason inside.
 NEVER_SENT = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "ConnectTimeoutError", "SSLError")
@@ -46,6 +49,18 @@ def in_words(error: BaseException) -> str:
 def was_never_sent(error: BaseException) -> bool:
     """Return whether there was no connection at all: then nothing was sent, and nothing was done."""
     return any(type(each).__name__ in NEVER_SENT for each in causes(error))
+
+
+def ahead_s(date: str | None, now: float, known_s: float) -> float:
+    """Return how far the clock of a server is ahead, in whole minutes, by the header Date of an answer at Unix `now`.
+
+    `known_s`: of an earlier answer, for one without a valid date. Times that a provider reports are by its clock, and a
+    laptop's may be off by an hour, as after another system has set it.
+    """
+    try:
+        return whole_minutes(parsedate_to_datetime(date or "").timestamp() - now)
+    except (ValueError, TypeError, OverflowError):
+        return known_s
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -111,14 +111,21 @@ def credible_usd(told: float, *, usd_per_hour: float, hours: float, lives: bool)
     return round(most if lives else min(told, most), 4)
 
 
+def moment(created: str) -> float:
+    """Unix seconds of the time in a record; 0 for a damaged one. Those of older versions have no offset to UTC.
+
+    Texts do not sort: an hour comes twice when summer ends, and a laptop travels.
+    """
+    try:
+        return datetime.fromisoformat(created).timestamp()
+    except (ValueError, OSError, OverflowError):
+        return 0.0
+
+
 def hours_since(record: Record, created: float | None, now: float) -> float:
     """Paid hours of a machine of the run: since its creation or, if that is unknown, since the run began."""
-    if created is None:
-        try:
-            created = datetime.fromisoformat(record.created).timestamp()
-        except ValueError:
-            return 0.0
-    return max(0.0, now - created) / 3600
+    began = moment(record.created) if created is None else created
+    return max(0.0, now - began) / 3600 if began else 0.0
 
 
 def most_spent(one: Mapping[str, float] | None, other: Mapping[str, float]) -> Mapping[str, float] | None:
@@ -159,7 +166,7 @@ def every(runs: Path, target: str | None = None) -> list[Record]:
     """All runs, newest first."""
     written_by_us = [record for _, record in each_folder(runs) if isinstance(record, Record)]
     records = [record for record in written_by_us if target in (None, record.target)]
-    return sorted(records, key=lambda record: (record.created, record.run_id), reverse=True)
+    return sorted(records, key=lambda record: (moment(record.created), record.run_id), reverse=True)
 
 
 def get(runs: Path, run_id: str | None, target: str, typed: str = "--run") -> Record:

@@ -39,6 +39,7 @@ class Reach:
         if settings.notes.is_dir():  # an older version, or a user, may have made it readable by others
             private_folder(settings.notes)
         self.provider: Provider = PROVIDERS[settings.target.provider](settings)
+        self.wasted_usd = 0.0  # for machines that were made for a command and released, as it failed
         self.given_up: set[str] = set()  # machines whose guard could not release them
         self.snapshot: str | None = None  # of the code, once it is checked: all machines of the command get this one
         self.devices: dict[str, Devices] = {}  # of machines that were checked when they were acquired
@@ -89,9 +90,14 @@ class Reach:
         """Return a machine of the target; provision one if there is none. Reports progress through `say`."""
         self.provider.say = say
         self.provider.check = self._check
+        self.provider.waste = self.waste
         machine = self.provider.acquire(spec)
         self._machines[machine.name] = machine
         return machine
+
+    def waste(self, usd: float) -> None:
+        """Count the cost of a machine that was made and released without having trained."""
+        self.wasted_usd += max(0.0, usd)
 
     def _check(self, machine: Machine) -> None:
         """Check that the environment can use the GPUs that are paid for. Raises CannotTrain, or NoMachine.
@@ -233,6 +239,12 @@ class Reach:
 
     def _update(self, record: Record, **changes: Any) -> Record:
         return self.situation.note(records.update(self.settings.runs, record, **changes))
+
+    def charge(self, record: Record) -> Record:
+        """Record what a run's machines have cost, by the provider's list alone: they may be out of reach."""
+        found = (each for each in self.machines() if each.name == record.machine and not each.is_stopped)
+        machine = next(found, None)
+        return self._charge(record, machine) if machine else record
 
     def _charge(self, record: Record, machine: Machine, seen: job.Status | None = None) -> Record:
         """Record what its machines have cost by now. `seen`: the status of rank 0, if it was read."""

@@ -26,12 +26,21 @@ class Situation:
     @cached_property
     def targets(self) -> list[Settings]:
         """All targets whose file can be loaded, by name."""
-        found = []
+        return [each for each in self._loaded.values() if isinstance(each, Settings)]
+
+    @cached_property
+    def broken_targets(self) -> dict[str, DeployError]:
+        """Name -> why its file cannot be loaded. What such a target bills is unknown."""
+        return {name: each for name, each in self._loaded.items() if isinstance(each, DeployError)}
+
+    @cached_property
+    def _loaded(self) -> dict[str, Settings | DeployError]:
+        found: dict[str, Settings | DeployError] = {}
         for name in sorted({file.name for file in files_of_targets(self.project)}):
             try:
-                found.append(load(self.project, name))
-            except DeployError:
-                continue
+                found[name] = load(self.project, name)
+            except DeployError as error:
+                found[name] = error
         return found
 
     def of(self, target: str) -> list[Record]:

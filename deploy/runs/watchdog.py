@@ -13,7 +13,7 @@ from deploy.errors import BadAnswer
 from deploy.pod.base.checkpoints import FETCHED
 from deploy.pod.base.folder import Root, RunFolder, as_json
 from deploy.pod.base.heartbeat import is_lost
-from deploy.pod.base.limits import CEILINGS
+from deploy.pod.base.limits import CEILINGS, NONE
 from deploy.pod.base.notify import WEBHOOK
 from deploy.pod.watchdog.daemon import FOR_BOOT
 from deploy.shell import Shell
@@ -46,6 +46,8 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
         *_staging_folders(settings, shell),
     ]
     told = {**limits.to_json(), "machine": machine.name, "watch": [str(path) for path in growing], "code": str(code)}
+    if limits.paid_since is None and machine.usd_per_hour:
+        told["paid_since"] = _paid_since(shell, root)
     if machine.group:
         told |= {"group": machine.group, "node": node_of(machine.name)}
     if volume := volume_path(settings):
@@ -56,8 +58,22 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
         write_secrets(shell, root.guard_secrets, secrets)
     shell.write(root.guard, as_json(told))
     _start(machine, shell, machine.root, code)
+    is_blind = "max_usd" in armed and limits.release != NONE and not limits.usd_per_hour
+    no_price = ["max_usd is NOT enforced, as the price is not known"] if is_blind else []
     copies = [f"copies to {limits.sync_to}"] if limits.sync_to else []
-    return ", ".join([*(f"{name} {value:g}" for name, value in armed.items()), *copies])
+    return ", ".join([*(f"{name} {value:g}" for name, value in armed.items()), *no_price, *copies])
+
+
+def _paid_since(shell: Shell, root: Root) -> float:
+    """Start of billing for a machine whose provider reports none: what its guard counts from already, else now.
+
+    Without it, the guard would have no limit of time or cost.
+    """
+    earlier, _ = heard(shell, root.guard)
+    told = earlier.get("paid_since")
+    if told is None:
+        return border.unix_time(shell.call("clock"), f"{shell.name}: its clock")
+    return border.unix_time(told, f"{shell.name}: {root.guard.name}, paid_since")
 
 
 def _staging_folders(settings: Settings, shell: Shell) -> list[PurePath]:

@@ -46,8 +46,11 @@ class Measured:
     """Speed of an earlier complete run: same recipe, network and target, on as many machines."""
 
     images_per_s: float  # mining and evaluation included
-    around_s: float  # before the app starts and after it ends; does not depend on the amount of data
+    around_s: (
+        float  # before the app starts, while it warms up, and after it ends; does not depend on the amount of data
+    )
     kind: str  # of its machines, see `kind_of`
+    is_most: bool = False  # what such a run takes only once is counted for each epoch
 
 
 class Stopwatch:
@@ -84,7 +87,8 @@ def training_minutes(
         newest = sorted(found[:NEWEST], key=lambda each: each.images_per_s)
         middle = newest[len(newest) // 2]
         seconds = images / middle.images_per_s + middle.around_s
-        return round(seconds / 60, 2), f"measured: earlier runs like this one {on}"
+        most = "; at most, as a run so short counts its start for each epoch" if middle.is_most else ""
+        return round(seconds / 60, 2), f"measured: earlier runs like this one {on}{most}"
     if guess_per_s and images:
         words = "a guess: there is no earlier run here, so the speed is that of another computer"
         return round(images / guess_per_s / 60, 2), words

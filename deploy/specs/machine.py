@@ -79,7 +79,8 @@ class Machine:
     usd_per_hour: float = 0.0
     address: Address | None = None  # None: this computer
     id: str = ""  # the provider's id
-    created: float | None = None  # Unix seconds: start of billing
+    created: float | None = None  # Unix seconds by this computer's clock: start of billing
+    clock_ahead_s: float = 0.0  # of its clock to this computer's, in whole minutes; measured where it is settled
     gpu: str | None = None  # as the provider names it
     gpus: int | None = None  # GPUs paid for; None where only the machine knows
     is_stopped: bool = False  # computes nothing; `usd_per_hour` is then the price of its disk
@@ -89,6 +90,11 @@ class Machine:
     @property
     def is_here(self) -> bool:
         return self.address is None
+
+    @property
+    def paid_since(self) -> float | None:
+        """Start of billing by the machine's own clock, which may be wrong by hours."""
+        return None if self.created is None else max(0.0, self.created + self.clock_ahead_s)
 
     @property
     def can_be_reached(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from deploy.pod.agent.environment import MEANT
 from deploy.pod.base.folder import RunFolder
 from deploy.pod.base.limits import OF_TARGET, Limits
 from deploy.pod.job.restarts import resuming
@@ -145,7 +146,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
             *_decided(facts, data_path, request.fraction, resume, run_dir),
         ),
         cwd=str(root / "code" / (snapshot or "<snapshot>")),
-        env={**_environment(facts, processes), **dict(each.split("=", 1) for each in request.env)},
+        env={**_environment(facts, processes), **_own_environment(request)},
         queue=request.queue,
         grace_s=GRACE_S,
         join_s=_join_s(settings),
@@ -176,7 +177,7 @@ def limits_of(settings: Settings, machine: Machine | None, nodes: int = 1) -> Li
     """Return the limits of a run. Each of several machines enforces the cost limit of all of them together."""
     return Limits(
         **{name: getattr(settings.target, name) for name in OF_TARGET},
-        paid_since=machine.created if machine else None,
+        paid_since=machine.paid_since if machine else None,
         usd_per_hour=machine.usd_per_hour * nodes if machine else 0.0,
         release=settings.target.options.release,
     )
@@ -280,6 +281,12 @@ def _environment(facts: Facts, processes: int | None) -> dict[str, str]:
         return {**values, "USE_LIBUV": "0"}
     # Segments of GPU memory grow in place, so mining between two epochs does not fragment training's memory.
     return {**values, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+def _own_environment(request: Request) -> dict[str, str]:
+    """Return the variables of --env. An environment that is made on a machine ignores a PYTHONPATH of the login."""
+    own = dict(each.split("=", 1) for each in request.env)
+    return {**own, MEANT: "1"} if "PYTHONPATH" in own else own
 
 
 def _has_tiny_shm(hardware: Hardware | None) -> bool:

@@ -15,13 +15,15 @@ class Provider(ABC):
 
     `find` returns None for an unknown name. `release` of a machine that is gone succeeds. `say` gets messages about
     waiting. `acquire` calls `check` with each machine, new or found, before it returns it. `check` raises NoMachine for
-    a machine that cannot train; a new machine is then released.
+    a machine that cannot train; a new machine is then released. `waste` gets the dollars of each machine that `acquire`
+    made and released.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.say: Callable[[str], None] = lambda _: None
         self.check: Callable[[Machine], None] = lambda _: None
+        self.waste: Callable[[float], None] = lambda _: None
 
     @abstractmethod
     def acquire(self, spec: MachineSpec) -> Machine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,66 @@ def measured_in(book: Path, succeeded: Sequence[Record], config: Mapping[str, An
 
 
 def _measure(events: Sequence[Mapping[str, Any]], seconds: float | None, kind: str) -> list[Measured]:
-    """Measure a run from its last start to its end: of a continued run, only the last attempt."""
+    """Measure a run from its last start to its end: of a continued run, only the last attempt.
+
+    What a run takes once, as for compiling and filling caches, is no part of its speed where that can be told.
+    """
     try:
-        start = next(event for event in reversed(events) if event.get("event") == "start")
-        end = next(event for event in reversed(events) if event.get("event") == "end")
-        images = (end["step"] - start["step"]) / start["steps_per_epoch"] * start["train_rows"]
-        around_s = max(0.0, (seconds or end["seconds"]) - end["seconds"])
-        return [Measured(images / end["seconds"], around_s, kind)] if images > 0 else []
-    except (StopIteration, KeyError, TypeError, ZeroDivisionError):  # written by another version: no measurement
+        first = max(place for place, event in enumerate(events) if event.get("event") == "start")
+        ran = _Ran(events[first], events[first:])
+        if ran.images <= 0:
+            return []
+        speed = max(ran.images / ran.end["seconds"], ran.steady())
+        around_s = max(0.0, (seconds or ran.end["seconds"]) - ran.images / speed)
+        return [Measured(speed, around_s, kind, is_most=not ran.shows_its_pace)]
+    except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError):  # of another version: no measurement
         return []
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """One attempt of a run, by its events. Of each kind, only the newest may be there."""
+
+    start: Mapping[str, Any]
+    events: Sequence[Mapping[str, Any]]
+
+    def of(self, kind: str) -> list[Mapping[str, Any]]:
+        return [event for event in self.events if event.get("event") == kind]
+
+    @property
+    def end(self) -> Mapping[str, Any]:
+        return self.of("end")[-1]
+
+    @property
+    def images(self) -> float:
+        return self.between(self.start, self.end)
+
+    def between(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        """Return the images of the steps between two events."""
+        return float((other["step"] - one["step"]) / self.start["steps_per_epoch"] * self.start["train_rows"])
+
+    @property
+    def shows_its_pace(self) -> bool:
+        """Whether what each epoch takes, and what each mining takes, was seen after the first one."""
+        return len(self.of("epoch")) > 1 and (not self.of("mining") or bool(self._late_minings))
+
+    @property
+    def _late_minings(self) -> list[Mapping[str, Any]]:
+        after = self.of("epoch")[0]["step"]
+        return [event for event in self.of("mining") if event["step"] >= after]
+
+    def steady(self) -> float:
+        """Return images per second after the first epoch or, in the only one, after its first logged step; 0 without.
+
+        Mining and evaluation are included. Without a second mining the first one counts, with all that it compiles.
+        """
+        epochs, steps = self.of("epoch"), self.of("step")
+        mined_s = 0.0 if self.shows_its_pace else sum(event["seconds"] for event in self.of("mining"))
+        if len(epochs) > 1:
+            images, took_s = self.between(epochs[0], self.end), self.end["time"] - epochs[0]["time"]
+        elif len(steps) > 1:
+            each_s = (steps[-1]["time"] - steps[0]["time"]) / self.between(steps[0], steps[-1])
+            images, took_s = self.images, each_s * self.images
+        else:
+            return 0.0
+        return images / (took_s + mined_s) if took_s > 0 else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -207,6 +208,7 @@ def acquired(
     except BaseException:
         if machine.name == name and not keep:
             at.provider.release(machine)
+            at.waste(machine.usd_per_hour * (time.time() - (machine.created or time.time())) / 3600)
             if not machine.is_here:
                 screen.say(f"released {machine.name}, which was created for this command; --keep keeps it")
         elif not machine.is_here and machine.usd_per_hour:

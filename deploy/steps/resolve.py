@@ -203,7 +203,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         price = warm.usd_per_hour
     succeeded = succeeded_of(reach.situation.of(settings.target.name))
     return Facts(
-        now=datetime.now(),
+        now=datetime.now().astimezone(),  # the same hour comes twice when summer ends
         token=secrets.token_hex(2),
         python=sys.executable if settings.is_local else "python",
         code=replace(code.look(settings.project, settings.target.exclude), suspicious=checked.suspicious),
@@ -236,7 +236,7 @@ def gather_again(settings: Settings, checked: Checked, facts: Facts, like: Facts
     nodes = checked.request.nodes or settings.target.nodes
     return replace(
         facts,
-        now=datetime.now(),
+        now=datetime.now().astimezone(),  # the same hour comes twice when summer ends
         token=secrets.token_hex(2),
         data=_data_facts(settings, checked),
         config=checked.config,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePath
 
+from deploy import border
 from deploy.errors import StepFailed, bootstrap_command
+from deploy.pod.base.clock import whole_minutes
 from deploy.shell import Shell
 from deploy.specs.machine import Machine
 
@@ -16,14 +19,16 @@ AUTO = "auto"
 
 
 def settle(machine: Machine, shell: Shell, project: Path) -> Machine:
-    """Return the machine with what only it knows: its root as an absolute path, and the Python for training."""
+    """Return the machine with what only it knows: its root as an absolute path, its clock, the Python for training."""
     if machine.is_here:
         return machine
-    root = machine.path(shell.expand(str(machine.root)))
+    expanded, now = shell.calls([("expand", {"path": str(machine.root)}), ("clock", {})])
+    root = machine.path(border.path_text(expanded, f"{shell.name}: its root"))
+    ahead_s = whole_minutes(border.unix_time(now, f"{shell.name}: its clock") - time.time())
     python = machine.python
     if python == AUTO:
         python = shell.environment().get(OUR_IMAGE) or str(_folder(root, project) / "bin" / "python")
-    return replace(machine, root=root, python=python)
+    return replace(machine, root=root, python=python, clock_ahead_s=ahead_s)
 
 
 def ensure(machine: Machine, shell: Shell, project: Path, code: PurePath, say: Callable[[str], None]) -> None:

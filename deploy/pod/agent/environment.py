@@ -31,10 +31,11 @@ ASKS_FOR_CUDA = (
 )
 READY = "ready.json"
 # A line that each Python of the environment executes at its start: the `PYTHONPATH` of the user's login, such as that
-# of ROS or of a cluster's modules, would replace packages by others of the same name.
+# of ROS or of a cluster's modules, would replace packages by others of the same name. The one of --env stays.
+MEANT = "SNIPERFACE_PYTHONPATH_MEANT"
 ISOLATED = (
-    "import os, sys; sys.path[:] = [at for at in sys.path if at.startswith(sys.prefix) or at not in "
-    "map(os.path.abspath, filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep)))]\n"
+    f"import os, sys; sys.path[:] = [at for at in sys.path if '{MEANT}' in os.environ or at.startswith(sys.prefix) or "
+    "at not in map(os.path.abspath, filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep)))]\n"
 )
 
 
@@ -72,7 +73,7 @@ def _make(folder: Path, code: Path, python: str) -> int:
 
 
 def isolate(folder: Path) -> None:
-    """Let the Pythons of an environment ignore PYTHONPATH."""
+    """Let the Pythons of an environment ignore PYTHONPATH, unless the variable MEANT is set."""
     for packages in folder.glob("lib/python3*/site-packages"):
         (packages / "isolated.pth").write_text(ISOLATED, encoding="ascii")
 

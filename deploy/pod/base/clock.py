@@ -11,6 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
+def whole_minutes(seconds: float) -> float:
+    """Round how far two clocks are apart. What an answer takes on its way then counts as nothing."""
+    return round(seconds / 60) * 60.0
+
+
 @dataclass(frozen=True)
 class Clock:
     monotonic: Callable[[], float] = time.monotonic

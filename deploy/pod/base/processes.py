@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -91,15 +91,32 @@ def kill_tree(pid: int, keep_root: bool = False, spare: Collection[int] = ()) ->
                 os.kill(victim, signal.SIGKILL)
 
 
-def oom_kills() -> int:
-    """Return how many processes the system has killed since its start because memory ran out; 0 if it does not tell.
+def oom_kills(root: Path = Path("/")) -> int:
+    """Return how many processes were killed because memory ran out; 0 if the system does not tell.
 
-    On Linux, for the whole host, so also those of other containers.
+    Those of this process's control group: of a container, a login or a service. Without one, those of the whole host.
+    `root`: of the file system.
     """
-    with contextlib.suppress(OSError):
-        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.M)
-        return int(found[1]) if found else 0
+    for file in _oom_counters(root):
+        with contextlib.suppress(OSError):
+            if found := re.search(r"^oom_kill (\d+)$", file.read_text(), re.M):
+                return int(found[1])
     return 0
+
+
+def _oom_counters(root: Path) -> Iterator[Path]:
+    """Yield files that may have the count, the narrowest first. A container sees its own group at the top."""
+    groups = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                yield groups / path.lstrip("/") / "memory.events"
+            elif "memory" in controllers.split(","):
+                yield groups / "memory" / path.lstrip("/") / "memory.oom_control"
+    yield groups / "memory.events"
+    yield groups / "memory/memory.oom_control"
+    yield root / "proc/vmstat"
 
 
 def reap() -> None:

@@ -27,7 +27,7 @@ class Ending:
     stop_asked: bool = False  # by the user or by the guard
     stop_passed_on: bool = False  # to the job, which was still running
     expired: str | None = None  # the guard's reason, if it stopped the run
-    oom_kills: int = 0  # processes that the system killed meanwhile because memory ran out
+    oom_kills: int = 0  # processes of the machine that were killed meanwhile because memory ran out
     killed_after_s: float | None = None  # seconds from the stop to its end by force; None: it ended by itself
 
 

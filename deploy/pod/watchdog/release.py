@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -25,13 +26,15 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from deploy.pod.base.redact import Redactor, of_environment
 from deploy.pod.base.text import visible
 
 BASE_URL_VARIABLE = "RUNPOD_API_BASE_URL"
 BASE_URL = "https://api.runpod.io"
-LIMIT_S = 20.0
+LIMIT_S = 20.0  # for each read of an answer
+TOTAL_S = 40.0  # for the whole answer
 TOOL_LIMIT_S = 60.0
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between attempts of one call; a longer Retry-After wins
 LONGEST_PAUSE_S = 60.0
@@ -42,6 +45,8 @@ TOOL_WORDS = {
     "terminate": (("pod", "delete"), ("remove", "pod")),
     "stop": (("pod", "stop"), ("stop", "pod")),
 }
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,8 @@ def _ask(action: str, address: str, key: str) -> tuple[Outcome | None, float, st
     """Make one API call. Returns (outcome, 0, ""), or (None, seconds to wait, reason) if a retry may help."""
     method, body = ("DELETE", None) if action == "terminate" else ("POST", json.dumps({"action": action}).encode())
     try:
-        with sent(method, address if action == "terminate" else f"{address}/action", key, body) as answer:
-            return Outcome(True, f"the API accepted {action} ({answer.status})"), 0.0, ""
+        status = sent(method, address if action == "terminate" else f"{address}/action", key, body, _status)
+        return Outcome(True, f"the API accepted {action} ({status})"), 0.0, ""
     except urllib.error.HTTPError as error:
         with error:
             words = f"the API answered {error.code} {error.reason} to {action}"
@@ -130,8 +135,7 @@ def _by_graphql(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
         return Outcome(False, "")
     query = f"mutation {{ podTerminate(input: {{ podId: {json.dumps(pod)} }}) }}"
     try:
-        with sent("POST", f"{base}/graphql", key, json.dumps({"query": query}).encode()) as answer:
-            told = json.loads(answer.read(ANSWER_BYTES))
+        told = json.loads(sent("POST", f"{base}/graphql", key, json.dumps({"query": query}).encode(), start_of))
         is_done, errors = "podTerminate" in (told.get("data") or {}), str(told.get("errors") or "")
     except (OSError, ValueError, AttributeError, TypeError, http.client.HTTPException) as error:
         return Outcome(False, f"GraphQL gave no answer: {getattr(error, 'reason', None) or error}")
@@ -140,12 +144,65 @@ def _by_graphql(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
     return Outcome(False, f"GraphQL refused: {visible(errors, newlines=False)[:WORDS]}")
 
 
-def sent(method: str, address: str, key: str, body: bytes | None) -> http.client.HTTPResponse:
-    """Send one request to a checked address; returns the open answer. Raises OSError, ValueError or HTTPException."""
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an HTTPError: urllib would send the key to the new address, and make a GET of a POST."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def sent(method: str, address: str, key: str, body: bytes | None, take: Callable[[http.client.HTTPResponse], T]) -> T:
+    """Send one request to a checked address, and return what `take` makes of the open answer.
+
+    Raises OSError, also for an answer that takes longer than TOTAL_S, ValueError or HTTPException.
+    """
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "User-Agent": "sniperface"}
     request = urllib.request.Request(address, body, headers, method=method)  # noqa: S310 - the scheme was checked
-    answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=LIMIT_S)  # noqa: S310
-    return answer
+    opener = urllib.request.build_opener(_NoRedirects)
+
+    def ask() -> T:
+        with opener.open(request, timeout=LIMIT_S) as answer:
+            return take(answer)
+
+    return _in_time(ask)
+
+
+def start_of(answer: http.client.HTTPResponse) -> bytes:
+    return answer.read(ANSWER_BYTES)
+
+
+def _status(answer: http.client.HTTPResponse) -> int:
+    return answer.status
+
+
+def _in_time(work: Callable[[], T]) -> T:
+    """Call `work` in a thread, as LIMIT_S holds for each read alone. Raises TimeoutError after TOTAL_S.
+
+    If the machine is out of processes, the call has no limit.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def carry() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=carry, name="request", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return work()
+    thread.join(TOTAL_S)
+    try:
+        if failed:
+            raise failed[0]
+    finally:
+        failed.clear()  # else the error and its traceback hold each other, and so the connection
+    if not done:
+        raise TimeoutError(f"the answer did not end within {TOTAL_S:.0f} s")
+    return done[0]
 
 
 def base_url(env: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from deploy.pod.base.redact import Redactor, of_environment
 from deploy.pod.base.text import visible
-from deploy.pod.watchdog.release import ANSWER_BYTES, BASE_URL_VARIABLE, WORDS, base_url, environment, sent
+from deploy.pod.watchdog.release import BASE_URL_VARIABLE, WORDS, base_url, environment, sent, start_of
 
 PROGRAMS = ("git", "tmux", "runpodctl", "nvidia-smi")
 VENV = "import ensurepip, venv"
@@ -58,9 +58,10 @@ def _asked(env: Mapping[str, str], address: str, query: str | None = None) -> st
         return f"not asked: {BASE_URL_VARIABLE} is no address"
     method, body = ("GET", None) if query is None else ("POST", json.dumps({"query": query}).encode())
     try:
-        with sent(method, address, key, body) as answer:
-            told = json.loads(answer.read(ANSWER_BYTES)) if query else {}
-            words = f"{answer.status} {answer.reason}"
+        status, said = sent(
+            method, address, key, body, lambda answer: (f"{answer.status} {answer.reason}", start_of(answer))
+        )
+        told, words = json.loads(said) if query else {}, status
         if told.get("errors"):
             words = f"refused: {told['errors']}"
     except urllib.error.HTTPError as error:

@@ -98,7 +98,7 @@ class Instance:
     type: InstanceType
     region: str
     host: str | None = None
-    created: float | None = None  # Unix seconds
+    created: float | None = None  # Unix seconds by the API's clock
     fault: str | None = None  # why its entry in the list cannot be read; then only id and name may be known
 
     @property
@@ -126,6 +126,7 @@ class LambdaApi:
         self.base = (environment.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/")
         self.key = key
         self.clock = clock
+        self.ahead_s = 0.0  # of the API's clock to this computer's, in whole minutes; 0 until it has answered
         self.answer_s = ANSWER_S  # for each read of an answer; twice as long for the whole
         self._free_at = {"call": 0.0, "launch": 0.0}  # monotonic seconds
         import requests  # here: it takes a tenth of a second, and commands on other targets do not need it
@@ -151,7 +152,7 @@ class LambdaApi:
 
     def launch(self, name: str, type: str, region: str, key_name: str, image_family: str | None) -> str:
         """Start one machine and return its id. Raises BadAnswer if it is not one."""
-        tags = {NAME_TAG: name, CREATED_TAG: f"{self.clock.time():.0f}"}
+        tags = {NAME_TAG: name, CREATED_TAG: f"{self.clock.time() + self.ahead_s:.0f}"}
         body: dict[str, Any] = {
             "region_name": region,
             "instance_type_name": type,
@@ -195,9 +196,14 @@ class LambdaApi:
             lost = kind(f"{what} at {self.base}: {self.key.mask(network.in_words(error))}")
         if lost is not None:  # raised outside `except`, because the cause holds the request and its headers
             raise lost
+        date = next((value for name, value in headers.items() if name.lower() == "date"), None)
+        self.ahead_s = network.ahead_s(date, self.clock.time(), self.ahead_s)
         if status >= 300:
             raise self._refusal(data, status, headers, what)
-        said = border.document(data, f"Lambda: {what}", ANSWER_BYTES)
+        try:
+            said = border.document(data, f"Lambda: {what}", ANSWER_BYTES)
+        except BadAnswer as error:  # the page of a proxy, or half an answer: the same call may succeed later
+            raise ApiError(error.message) from None
         if "data" not in said:
             raise BadAnswer(f"Lambda: {what} answers without data")
         return said["data"]

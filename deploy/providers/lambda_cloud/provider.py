@@ -40,6 +40,7 @@ PYTHON = "auto"  # of the environment that is made there
 LOOK_S = 20.0  # of retries of calls that only read
 PATIENCE_S = 90.0  # the same for calls that end a machine, or look for one that may exist
 ADDRESS_S = 60.0
+SHOWS_S = 30.0  # in which the API may not know a new machine yet, which it bills all the same
 PROBE_S = 5.0
 CONSOLE = "https://cloud.lambda.ai/instances"
 
@@ -61,6 +62,7 @@ class LambdaProvider(Provider):
         self.options = settings.target.options
         self.clock = clock or Clock()
         self._reported: set[str] = set()  # entries that cannot be read
+        self._launched: dict[str, float] = {}  # id -> when this command launched it
 
     def acquire(self, spec: MachineSpec) -> Machine:
         """Find a machine of the family that is ready, or launch one. Raises WrongUse for a long name, and NoMachine."""
@@ -168,11 +170,13 @@ class LambdaProvider(Provider):
             raise
 
     def _ready_or_released(self, made: Instance, name: str) -> Machine:
+        began = self.clock.now()
         try:
             return self._ready(made, is_new=True)
         except Exception as error:
             self.say(f"releasing {made}: {error}")
             self._end_after(error, made, name)
+            self.waste(made.type.usd_per_hour * (self.clock.now() - began) / 3600)
             raise
 
     def _end_after(self, error: BaseException, made: Instance, name: str) -> None:
@@ -195,7 +199,9 @@ class LambdaProvider(Provider):
                     if error.status != 429 or self.clock.now() + wait_s > until:  # a 429 was not carried out
                         raise
                     self.clock.sleep(wait_s)
-            return Instance(id, name, "booting", kind, region, created=self.clock.time())
+            self._launched[id] = self.clock.now()
+            created = self.clock.time() + self._api.ahead_s
+            return Instance(id, name, "booting", kind, region, created=created)
         except NeverSent:
             raise
         except ApiError as error:
@@ -226,7 +232,7 @@ class LambdaProvider(Provider):
         limit_s = self.options.wait_min * 60
         for waited_s in self.clock.polls(limit_s):
             if waited_s:
-                made = self._seen(made, max(LOOK_S, limit_s - waited_s), is_new=is_new)
+                made = self._seen(made, max(LOOK_S, limit_s - waited_s), new_s=waited_s if is_new else None)
             if not made.is_alive or made.status == "unhealthy":
                 raise Unfit(f"it is {made.status}")
             if dear := candidates.too_dear(self.options, made.type):
@@ -246,27 +252,51 @@ class LambdaProvider(Provider):
             raise Unfit(error.message) from error
         return machine
 
-    def _seen(self, made: Instance, patience_s: float, *, is_new: bool) -> Instance:
+    def _seen(self, made: Instance, patience_s: float, *, new_s: float | None) -> Instance:
+        """The machine as the API has it now. `new_s`: seconds since it was launched; None for one that was found."""
         try:
             seen = self._ask(lambda: self._api.instance(made.id), patience_s)
         except ApiError as error:
+            if error.is_gone and new_s is not None and new_s <= SHOWS_S:
+                return made
             if error.is_gone:
                 raise Unfit("it vanished while it started") from error
             raise
-        return seen if seen.created or not is_new else replace(seen, created=made.created)
+        return seen if seen.created or new_s is None else replace(seen, created=made.created)
 
     def _end(self, id: str, name: str) -> None:
-        """Terminate a machine. One that is gone is success. Raises StepFailed."""
+        """Terminate a machine. One that is gone, or about to end, is success. Raises StepFailed."""
         try:
             if not id:
                 raise ApiError("its entry has no id")
-            self._ask(lambda: self._api.terminate(id), PATIENCE_S)
+            self._terminate(id)
         except ApiError as error:
-            if not error.is_gone:
+            if not error.is_gone and not self._has_ended(id):
                 raise StepFailed(
                     f"machine {id}, {name}, could not be released and still bills: {error}",
                     next_command=f"terminate it at {CONSOLE}",
                 ) from error
+
+    def _terminate(self, id: str) -> None:
+        """Raises ApiError; of a new machine, "gone" only after SHOWS_S, when the API knows it."""
+        waits, until = endless(API_PAUSES_S), self._launched.get(id, float("-inf")) + SHOWS_S
+        while True:
+            try:
+                return self._ask(lambda: self._api.terminate(id), PATIENCE_S)
+            except ApiError as error:
+                wait_s = next(waits)
+                if not error.is_gone or self.clock.now() + wait_s > until:
+                    raise
+                self.clock.sleep(wait_s)
+
+    def _has_ended(self, id: str) -> bool:
+        """Whether a machine ends already, as after a request without an answer: the API refuses a second one."""
+        try:
+            return bool(id) and not self._api.instance(id).is_alive
+        except ApiError as error:
+            return error.is_gone
+        except DeployError:
+            return False
 
     def _key_name(self) -> str:
         """Return the name under which the account has this project's public key; add the key if it is new."""
@@ -314,7 +344,7 @@ class LambdaProvider(Provider):
                 first_use=True,
             ),
             id=made.id,
-            created=made.created,
+            created=None if made.created is None else made.created - self._api.ahead_s,
             gpu=made.type.gpu,
             gpus=made.type.gpus,
             fault=made.fault,

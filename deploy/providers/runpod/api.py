@@ -10,6 +10,7 @@ from deploy.providers.runpod.pod_request import Wanted
 
 BASE_URL_VARIABLE = "RUNPOD_API_BASE_URL"  # RunPod's own package reads it too; tests point it at their server
 BASE_URL = "https://api.runpod.io"
+SHOWS_S = 30.0  # in which the API may not know a new pod or cluster yet, which it bills all the same
 # Statuses of pods that will not start by waiting. Any other status, even an unknown one, counts as alive.
 UNREADABLE = "UNREADABLE"  # ours: an entry that does not fit, and that may bill
 ENDED = frozenset({"EXITED", "ERROR", "TERMINATED", "DEAD"})
@@ -120,6 +121,7 @@ class Api(Protocol):
     """The verbs of both APIs; with v2, each is one request. A verb never retries, and raises ApiError on failure."""
 
     has_log: bool
+    ahead_s: float  # of the API's clock to this computer's, in whole minutes; 0 until it has answered
     names_gpus_by_id: bool  # False: a pod has the display name instead
 
     def create(self, wanted: Wanted) -> Pod: ...
@@ -152,6 +154,10 @@ class Api(Protocol):
 
 
 class ApiError(Exception):
+    """`may_exist`: an earlier request for the same thing got no answer, so it may have been carried out."""
+
+    may_exist = False
+
     def __init__(self, detail: str, errors: Sequence[str] = ()) -> None:
         super().__init__("; ".join([detail, *errors]))
         self.detail = detail

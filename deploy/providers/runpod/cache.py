@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.pod.base.folder import read_json, remove, write_json
-from deploy.providers.runpod.api import Pod
+from deploy.providers.runpod.api import Cluster, Pod
 from deploy.providers.runpod.identity import Identity
 
 KEEP_S = 3600
@@ -27,6 +27,12 @@ class Notes:
 
     def intended(self, name: str) -> dict[str, Any]:
         return read_json(self.intents / f"{name}.json")
+
+    def name_of(self, one: Pod | Cluster) -> str:
+        """Return the name with which this computer requested a pod or a cluster, else its present name."""
+        notes = map(read_json, self.intents.glob("*.json"))
+        names = (note.get("name") for note in notes if one.id and one.id in (note.get("pod"), note.get("cluster")))
+        return next((str(name) for name in names if name), one.name)
 
     def tidy(self, there: set[str], now: float, kind: str = "pod") -> None:
         """Delete intents of one kind without a listed pod. Recent ones stay (KEEP_S): their pod may still appear."""

@@ -28,6 +28,8 @@ class Refusal:
     place: str
     why: str
     by_rule: bool = False  # a 400 whose text does not mention capacity: the request itself may be wrong
+    was_asked: bool = True  # False: the catalogue or the time decided
+    is_forbidden: bool = False  # a 403: the key may not rent it, or the account may not
 
     def __str__(self) -> str:
         return f"{self.place}: {self.why}"
@@ -60,12 +62,12 @@ def choose(options: RunPod, offers: Sequence[Offer], data_center: str | None) ->
         offer = by_id.get(gpu)
         why = _why_not(options, gpu, offer, by_id)
         if why or offer is None:
-            refused.append(Refusal(gpu, why))
+            refused.append(Refusal(gpu, why, was_asked=False))
             continue
         price = offer.usd_per_gpu_hour * options.gpu_count
         for center in centers:
             if center and offer.data_centers is not None and not offer.data_centers.get(center):
-                refused.append(Refusal(_place(gpu, center), "no stock" + _hint(center, offers)))
+                refused.append(Refusal(_place(gpu, center), "no stock" + _hint(center, offers), was_asked=False))
             else:
                 chosen.append(Candidate(gpu, center, price, offer.memory_gib))
     return Chosen(chosen, refused)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.providers.rented import refuse_unreadable
-from deploy.providers.runpod.api import ApiError, Cluster, Gone, Pod
+from deploy.providers.runpod.api import SHOWS_S, ApiError, Cluster, Gone, Pod
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.messages import could_not_give_back
@@ -109,7 +109,8 @@ class Clusters:
         clusters = self.all(look_s)
         for cluster_id in sorted({pod.cluster for pod in pods if pod.cluster} - {each.id for each in clusters}):
             with contextlib.suppress(Gone):
-                clusters.append(self.asking.ask(functools.partial(self.api.cluster, cluster_id), look_s))
+                found = self.asking.ask(functools.partial(self.api.cluster, cluster_id), look_s)
+                clusters.append(self.asking.as_named(found))
         return clusters
 
     # Called by `Making`
@@ -118,7 +119,8 @@ class Clusters:
         return self.api.create_cluster(wanted)
 
     def all(self, patience_s: float | None = None, *, bills: bool = False) -> list[Cluster]:
-        return self.asking.told(self.asking.ask(self.api.clusters, patience_s, bills=bills))
+        found = self.asking.told(self.asking.ask(self.api.clusters, patience_s, bills=bills))
+        return [self.asking.as_named(each) for each in found]
 
     def ready(self, made: Cluster) -> Machine:
         return self._whole(made, self.making.refuse_other, is_unused=True)
@@ -131,7 +133,7 @@ class Clusters:
         if not cluster_id:
             raise could_not_give_back(what, ApiError("RunPod's list has no id of it"), "clusters")
         try:
-            self.asking.ask(lambda: self.api.end_cluster(cluster_id), bills=True)
+            self.asking.ended(cluster_id, lambda: self.api.end_cluster(cluster_id))
         except Gone:
             pass
         except ApiError as error:
@@ -143,16 +145,17 @@ class Clusters:
     def _whole(self, cluster: Cluster, refuse: Callable[[Pod], None], *, is_unused: bool) -> Machine:
         """Wait until every machine answers by SSH and matches the request. Returns the first one."""
         first: Machine | None = None
-        for rank, pod in enumerate(self._members(cluster)):
+        for rank, pod in enumerate(self._members(cluster, SHOWS_S if is_unused else 0.0)):
             ready, identity = self.boot.ready(pod, refuse, is_unused=is_unused)
             machine = self.fit(self.machine(ready, identity, node_name(cluster.name, rank)))
             first = first or machine
         assert first is not None  # `_members` returns `cluster.nodes` pods
         return first
 
-    def _members(self, cluster: Cluster) -> list[Pod]:
+    def _members(self, cluster: Cluster, shows_s: float = 0.0) -> list[Pod]:
         """Return all pods by rank. Waits for them: pods and ranks appear some time after the cluster.
 
+        `shows_s`: seconds in which the API may not know a new cluster yet.
         Raises Unfit when the cluster vanished or a pod ended, NoMachine after wait_min.
         """
         ranks = ""
@@ -160,7 +163,9 @@ class Clusters:
             try:
                 pods = self.asking.ask(lambda: self.api.members(cluster.id), bills=True)
             except Gone as error:
-                raise Unfit("it vanished") from error
+                if waited_s >= shows_s:
+                    raise Unfit("it vanished") from error
+                pods = []
             if ended := [pod for pod in pods if not pod.is_alive]:
                 lines = self.asking.last_lines(ended[0])
                 raise Unfit(f"its machine {ended[0].rank}, {ended[0].id}, has ended ({ended[0].status})", lines)

@@ -7,12 +7,23 @@ because the same things may go wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from deploy.errors import DeployError, NoMachine, WrongUse, command
-from deploy.providers.runpod.api import ApiError, Cluster, Forbidden, Gone, Offer, Pod, Refused, Unclear, Unreachable
+from deploy.providers.runpod.api import (
+    SHOWS_S,
+    ApiError,
+    Cluster,
+    Forbidden,
+    Gone,
+    Offer,
+    Pod,
+    Refused,
+    Unclear,
+    Unreachable,
+)
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, at_spot, choose
 from deploy.providers.runpod.messages import cannot_pull, no_candidate, unlike_room
 from deploy.providers.runpod.pod_request import Wanted
@@ -25,7 +36,6 @@ from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.settings import RunPod, Settings
 
 T = TypeVar("T", bound=Pod | Cluster)
-
 
 DISK_GIB = 40  # at least; small images have room in it
 DISK_BESIDE_GIB = 30  # for environment, code and checkpoints beside large images
@@ -60,60 +70,96 @@ class Kind(Protocol[T]):
     def end(self, made: T) -> None: ...
 
 
+@dataclass
+class _Search:
+    """What the candidates that were tried leave behind."""
+
+    refusals: list[Refusal]
+    may_have_twins: bool = False  # a request without an answer may be carried out late
+    bad_image: Unfit | None = None  # that no host can pull
+
+
 @dataclass(frozen=True)
 class Making:
     settings: Settings
     options: RunPod
     asking: Asking
+    waste: Callable[[float], None]  # gets the dollars of each that is released again
 
     def new(self, kind: Kind[T], spec: MachineSpec) -> Machine:
         """Create a machine of the first candidate that has room and fits. Raises NoMachine."""
-        name, nodes, disk = spec.name, spec.nodes, disk_gib(self.options, self.settings.target.root, spec.data_bytes)
-        target, chosen = self.settings.target.name, self.choose(kind.product)
-        refusals, twins = [*chosen.refusals], False
+        name, chosen = spec.name, self.choose(kind.product)
+        search = _Search([*chosen.refusals])
         public_key = public_line(project_key(self.settings)[1])
-        notes, say = self.asking.notes, self.asking.say
-        bad_image: Unfit | None = None
+        disk = disk_gib(self.options, self.settings.target.root, spec.data_bytes)
         until = self.asking.clock.now() + self.asking.limits.candidates_s
         for candidate in chosen.candidates:
             if self.asking.clock.now() > until:
-                refusals.append(Refusal(str(candidate), "not requested: the time for it is over"))
+                why = "not requested: the time for it is over"
+                search.refusals.append(Refusal(str(candidate), why, was_asked=False))
                 continue
-            asked = self.asking.clock.time()
-            notes.intend(name, kind=kind.word, target=target, candidate=str(candidate), asked=asked)
-            several = f"{nodes} x " if nodes > 1 else ""
-            spot = "a spot pod: " if self.options.spot else ""
-            say(f"requesting {spot}{several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
-            wanted = self._wanted(name, nodes, candidate, public_key, disk)
             try:
-                try:
-                    made, was_unclear = self._requested(kind, wanted)
-                except (Refused, Forbidden) as error:
-                    refusals.append(Refusal(str(candidate), str(error), by_rule=unlike_room(error)))
-                    continue
-                twins = twins or was_unclear
-                try:
-                    return self._handed_out(kind, made, name, may_have_twins=twins)
-                except Unfit as unfit:
-                    say(f"releasing {made}: {unfit.why}")
-                    kind.end(made)
-                    refusals.append(Refusal(str(candidate), ": ".join([unfit.why, *unfit.evidence[-1:]])))
-                    if unfit.everywhere:
-                        bad_image = unfit
-                        break
+                self._announce(kind, candidate, spec)
+                wanted = self._wanted(name, spec.nodes, candidate, public_key, disk)
+                if machine := self._tried(kind, wanted, candidate, search):
+                    return machine
             except (ApiError, DeployError):  # it is released already, or named
                 raise
             except BaseException:  # Ctrl-C or an unexpected error; the note stays, as it may appear later
-                if notes.intended(name):  # otherwise it is released
-                    say(f"checking whether {name} was created, to release it")
-                    self._end_all(kind, name)
+                if self.asking.notes.intended(name):  # otherwise it is released
+                    self.asking.say(f"checking whether {name} was created, to release it")
+                    for _ in self.asking.clock.polls(SHOWS_S):
+                        if self._end_all(kind, name):
+                            break
                 raise
-        if twins:
+            if search.bad_image:
+                break
+        for _ in self.asking.clock.polls(SHOWS_S) if search.may_have_twins else ():
             self._end_all(kind, name)
-        notes.done_with(name)
-        if bad_image:
-            raise cannot_pull(self.settings, start_of(self.options, self.settings.project).image, bad_image.why)
-        raise no_candidate(self.settings, refusals, kind.word if nodes > 1 else "machine")
+        self.asking.notes.done_with(name)
+        if search.bad_image:
+            image_name = start_of(self.options, self.settings.project).image
+            raise cannot_pull(self.settings, image_name, search.bad_image.why)
+        raise no_candidate(self.settings, search.refusals, kind.word if spec.nodes > 1 else "machine")
+
+    def _announce(self, kind: Kind[T], candidate: Candidate, spec: MachineSpec) -> None:
+        """Note a request and its price, so that its name is known after a crash, and tell the user."""
+        self.asking.notes.intend(
+            spec.name,
+            kind=kind.word,
+            target=self.settings.target.name,
+            candidate=str(candidate),
+            usd_per_hour=candidate.usd_per_hour,
+            asked=self.asking.clock.time(),
+        )
+        several = f"{spec.nodes} x " if spec.nodes > 1 else ""
+        spot = "a spot pod: " if self.options.spot else ""
+        price = f"{spec.nodes * candidate.usd_per_hour:.2f} USD an hour"
+        self.asking.say(f"requesting {spot}{several}{candidate}, {price}")
+
+    def _tried(self, kind: Kind[T], wanted: Wanted, candidate: Candidate, search: _Search) -> Machine | None:
+        """Request a candidate. Returns the machine; None if it was refused or does not fit, which `search` then has."""
+        try:
+            made, was_unclear = self._requested(kind, wanted)
+        except (Refused, Forbidden) as error:
+            search.may_have_twins |= error.may_exist
+            by_rule, is_forbidden = unlike_room(error), isinstance(error, Forbidden)
+            search.refusals.append(Refusal(str(candidate), str(error), by_rule, is_forbidden=is_forbidden))
+            return None
+        search.may_have_twins |= was_unclear
+        machine, began = None, self.asking.clock.now()
+        try:
+            machine = self._handed_out(kind, made, wanted.name, may_have_twins=search.may_have_twins)
+        except Unfit as unfit:
+            self.asking.say(f"releasing {made}: {unfit.why}")
+            kind.end(made)
+            search.refusals.append(Refusal(str(candidate), ": ".join([unfit.why, *unfit.evidence[-1:]])))
+            search.bad_image = unfit if unfit.everywhere else None
+        finally:
+            if machine is None:
+                hours = (self.asking.clock.now() - began) / 3600
+                self.waste(wanted.nodes * candidate.usd_per_hour * hours)
+        return machine
 
     def _requested(self, kind: Kind[T], wanted: Wanted) -> tuple[T, bool]:
         """Create one, and tell whether it was unclear at first. Raises Refused, Forbidden, NoMachine, ApiError."""
@@ -136,14 +182,14 @@ class Making:
 
     def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
         """Return the machine once it is ready. It bills already: a failure releases it, or names it in the error."""
-        notes, now = self.asking.notes, self.asking.clock.time()
-        note = {"kind": kind.word, "target": self.settings.target.name, kind.word: made.id, "made": now}
+        notes = self.asking.notes
+        note = {**notes.intended(name), "name": name, kind.word: made.id, "made": self.asking.clock.time()}
         try:
-            notes.intend(name, **note)
+            notes.intend(**note)
             machine = kind.ready(made)
             if may_have_twins:
                 self._end_all(kind, name, but=made.id)
-            notes.intend(name, **note, handed_out=True)
+            notes.intend(**note, handed_out=True)
             return machine
         except Unfit:
             raise  # the caller releases it and tries the next candidate
@@ -215,10 +261,12 @@ class Making:
             offers = at_spot(offers, self.asking.ask(lambda: api.spot_prices(options.gpu_count, options.cloud)))
         return offers, center
 
-    def _end_all(self, kind: Kind[T], name: str, but: str = "") -> None:
-        for each in of_family(kind.all(bills=True), name, exactly=True):
-            if each.id != but:
-                kind.end(each)
+    def _end_all(self, kind: Kind[T], name: str, but: str = "") -> bool:
+        """Release all that are listed under a name, but one. Returns whether there was any."""
+        found = [each for each in of_family(kind.all(bills=True), name, exactly=True) if each.id != but]
+        for each in found:
+            kind.end(each)
+        return bool(found)
 
     def _wanted(self, name: str, nodes: int, candidate: Candidate, public_key: str, disk: int) -> Wanted:
         options, start = self.options, start_of(self.options, self.settings.project)

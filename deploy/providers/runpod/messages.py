@@ -47,10 +47,13 @@ def unlike_room(error: ApiError) -> bool:
 def no_candidate(settings: Settings, refusals: Sequence[Refusal], what: str = "machine") -> NoMachine:
     """Build the error when every candidate was refused. A broken rule fails every candidate, missing capacity one."""
     target, where = settings.target.name, settings.where
-    asked = [refusal for refusal in refusals if refusal.by_rule]
-    if asked and len(asked) == len(refusals):
+    asked = [refusal for refusal in refusals if refusal.was_asked]
+    if asked and all(refusal.by_rule for refusal in asked):
         message = f"RunPod refused every candidate of target '{target}'; the request may be wrong: {asked[-1].why}"
         following = f"look at {where}"
+    elif asked and all(refusal.is_forbidden for refusal in asked):
+        message = f"RunPod forbids each request for target '{target}': the API key may have no right to rent"
+        following = WHERE_TO_GET
     else:
         message = f"RunPod has no {what} for target '{target}' now"
         following = f"{command(f'deploy --on {target}')}   (later, or with more gpus or data_centers in {where})"

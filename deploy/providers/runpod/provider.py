@@ -13,7 +13,7 @@ from deploy.errors import CannotTrain, NoMachine
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers.rented import Clock, refuse_unreadable
 from deploy.providers.runpod import clusters, events, key, prices
-from deploy.providers.runpod.api import Api, Gone, LogLine, Offer, Pod
+from deploy.providers.runpod.api import Api, ApiError, Gone, LogLine, Offer, Pod
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.candidates import Candidate, choose, rentals
 from deploy.providers.runpod.clusters import Clusters
@@ -91,6 +91,7 @@ class RunPodProvider(Provider):
             pod = next(iter(of_family(_alone(pods), name, exactly=True)), None)
             if pod is None and self._has_clusters:
                 pod = self._clusters.find(name, pods)
+            pod = pod or self._by_id(name)
             if pod is None:
                 return None
             if pod.fault:
@@ -100,6 +101,18 @@ class RunPodProvider(Provider):
             except Gone:
                 return None
             return self._machine(pod, self._boot.identity(pod), name)
+
+    def _by_id(self, name: str) -> Pod | None:
+        """Ask for a pod that this computer requested and that the list lacks: a list that is short ends no run."""
+        note = self._notes.intended(name)
+        if not (note.get("pod") and note.get("handed_out")):
+            return None
+        try:
+            pod = self._asking.pod(str(note["pod"]), self.limits.look_s)
+        except Gone:
+            self._notes.done_with(name)  # so that no later command asks again
+            return None
+        return pod if pod.is_alive else None
 
     def price(self) -> float | None:
         """Return the hourly price of the first candidate; None without candidates."""
@@ -135,7 +148,13 @@ class RunPodProvider(Provider):
             pods = self._asking.pods(self.limits.look_s)
             named = [(pod, pod.name) for pod in _alone(pods) if pod.name.startswith(mine)]
             named += self._clusters.named(mine, pods) if self._has_clusters else []
-        return [self._machine(pod, self._noted(pod), name) for pod, name in named]
+        found = [self._machine(pod, self._noted(pod), name) for pod, name in named]
+        alive = {pod.id for pod, _ in named if pod.is_alive}
+        unknown = "RunPod reports no price for it"
+        return [
+            replace(each, fault=unknown) if each.id in alive and not each.usd_per_hour and not each.fault else each
+            for each in found
+        ]
 
     def volumes(self) -> Sequence[Volume]:
         """List the volumes of the whole account. This project creates none, so a name does not show the owner."""
@@ -210,7 +229,7 @@ class RunPodProvider(Provider):
             name=name or pod.name,
             root=self.settings.root,
             python=PYTHON,
-            usd_per_hour=prices.stopped_disk(pod.volume_gb) if pod.is_stopped else pod.usd_per_hour,
+            usd_per_hour=self._price(pod, name or pod.name),
             address=Address(
                 _fitting(HOST, pod.host) or "",
                 pod.port,
@@ -228,11 +247,32 @@ class RunPodProvider(Provider):
             fault=pod.fault,
         )
 
+    def _price(self, pod: Pod, name: str) -> float:
+        """Return US dollars an hour; 0 if nobody knows them.
+
+        RunPod has reported 0 for pods that run and bill. The price of the request counts then, else the catalogue's:
+        a machine without a price would have no limit of cost.
+        """
+        if pod.is_stopped:
+            return prices.stopped_disk(pod.volume_gb)
+        if pod.usd_per_hour or pod.fault or not pod.is_alive:
+            return pod.usd_per_hour
+        noted = self._notes.intended(clusters.plain_name(name)).get("usd_per_hour")
+        if isinstance(noted, int | float) and noted > 0:
+            return float(noted)
+        with contextlib.suppress(ApiError):
+            return self._listed_prices.get(pod.gpu or "", 0.0) * (pod.gpu_count or self.options.gpu_count)
+        return 0.0
+
     def _created(self, pod: Pod) -> float | None:
-        """Return when a pod was created. The uptime is the last choice, because each restart resets it."""
+        """Return when a pod was created, by this computer's clock.
+
+        The uptime is the last choice, because each restart resets it.
+        """
         note = self._notes.intended(pod.name)
         noted = note.get("made") if note.get("pod") == pod.id else None
-        return pod.created or noted or (self.clock.time() - pod.up_s if pod.up_s else None)
+        told = pod.created and pod.created - self._api.ahead_s
+        return told or noted or (self.clock.time() - pod.up_s if pod.up_s else None)
 
     # Created on first use, because this reads the key or imports a library
 
@@ -264,6 +304,14 @@ class RunPodProvider(Provider):
         with self._words():
             return self._making.catalogue(self._pods.product)
 
+    @cached_property
+    def _listed_prices(self) -> dict[str, float]:
+        """GPU, by the name that a pod reports -> US dollars an hour for one."""
+        options = self.options
+        asked = options.gpus, options.gpu_count, options.cloud, None
+        offers = self._asking.ask(lambda: self._api.offers(*asked), self.limits.look_s)
+        return {name: each.usd_per_gpu_hour for each in offers for name in (each.title, each.gpu)}
+
     @property
     def _has_clusters(self) -> bool:
         return self.options.api == "v2"
@@ -278,7 +326,7 @@ class RunPodProvider(Provider):
 
     @cached_property
     def _making(self) -> Making:
-        return Making(self.settings, self.options, self._asking)
+        return Making(self.settings, self.options, self._asking, lambda usd: self.waste(usd))
 
     @cached_property
     def _asking(self) -> Asking:

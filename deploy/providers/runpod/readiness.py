@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deploy.errors import NoMachine
 from deploy.providers.rented import Clock, answers_ssh
 from deploy.providers.runpod import events, signs
-from deploy.providers.runpod.api import ApiError, Conflict, Forbidden, Gone, LogLine, Pod, Refused
+from deploy.providers.runpod.api import SHOWS_S, ApiError, Conflict, Forbidden, Gone, LogLine, Pod, Refused
 from deploy.providers.runpod.identity import Identity, read
 from deploy.providers.runpod.retry import Asking
 from deploy.providers.runpod.signs import CLOSED_PORT, EMPTY_LOG, Signs
@@ -117,7 +117,10 @@ class Boot:
                 if self._answers(pod):
                     return self._known(pod)
             except Gone as error:
-                raise Unfit("it vanished while it started") from error
+                if not is_unused or waited_s > SHOWS_S:
+                    raise Unfit("it vanished while it started") from error
+                self.asking.say(f"{pod} is not listed yet, {waited_s:.0f} s")
+                continue
             if self.asking.api.has_log and wait.is_due():
                 wait.heard = self._heard(pod) or wait.heard
             wait.see(pod)

@@ -60,6 +60,7 @@ class RestApi:
         self.key = key
         self.pace = pace
         self.limits = limits
+        self.ahead_s = 0.0
         self.policy = ""  # the limit of calls, as the newest answer names it
         self._has_memory_field: bool | None = None  # None: not asked yet
         self._session = requests.Session()
@@ -203,6 +204,7 @@ class RestApi:
             lost = kind(f"{method} {path} at {self.base}: {self.key.mask(network.in_words(error))}")
         if answer is None:  # raised outside `except`, because the cause holds the request and its headers
             raise lost
+        self.ahead_s = network.ahead_s(answer.headers.get("Date"), self.pace.clock.time(), self.ahead_s)
         self._listen_to(answer.headers.get("RateLimit", ""))
         self.policy = answer.headers.get("RateLimit-Policy") or self.policy
         if answer.status_code >= 300:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from deploy.pod.base.retry import API_PAUSES_S, endless
 from deploy.providers.rented import Clock, Listed, readable
-from deploy.providers.runpod.api import Api, ApiError, Cluster, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
+from deploy.providers.runpod.api import (
+    SHOWS_S,
+    Api,
+    ApiError,
+    Cluster,
+    Conflict,
+    Forbidden,
+    Gone,
+    Pod,
+    Refused,
+    TooMany,
+    Unclear,
+    Unreachable,
+)
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.ratelimit import Limits
@@ -29,6 +42,7 @@ class Asking:
     notes: Notes
     say: Callable[[str], None]
     _reported: set[str] = field(default_factory=set)
+    _made: dict[str, float] = field(default_factory=dict)  # id -> when this command created it
 
     def ask(self, call: Callable[[], T], patience_s: float | None = None, *, bills: bool = False) -> T:
         """Retry a call that is safe to repeat. Raises the last error after `patience_s`.
@@ -46,24 +60,29 @@ class Asking:
                 self._wait(error, next(waits), began + limit_s)
 
     def pods(self, patience_s: float | None = None, *, bills: bool = False) -> list[Pod]:
-        return self.told(self.ask(self.api.pods, patience_s, bills=bills))
+        return [self.as_named(pod) for pod in self.told(self.ask(self.api.pods, patience_s, bills=bills))]
 
     def told(self, found: Sequence[F], so: str = "it may bill") -> list[F]:
         return readable(found, self._reported, self.say, so)
 
     def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:
-        return self.ask(lambda: self.api.get(pod_id), patience_s, bills=True)
+        return self.as_named(self.ask(lambda: self.api.get(pod_id), patience_s, bills=True))
 
-    def create(self, make: Callable[[], T], look: Callable[[], T | None]) -> tuple[T, bool]:
+    def create(self, make: Callable[[], N], look: Callable[[], N | None]) -> tuple[N, bool]:
         """Create something; return it, and whether a twin may appear from a request that is carried out late.
 
         Names are not unique, and there is no idempotency key: after no answer, `look` searches for it before a retry.
+        A retry may be refused because the first request took the last machine: that error has `may_exist`. Raises
+        Unclear for a refusal that no other candidate changes.
         """
         waits, began = endless(API_PAUSES_S), self.clock.now()
         unclear: Unclear | None = None
+        refused: ApiError | None = None
         while True:
             try:
-                return make(), unclear is not None
+                made = make()
+                self._made[made.id] = self.clock.now()
+                return made, unclear is not None
             except (TooMany, Unclear) as error:
                 if isinstance(error, Unclear) and not isinstance(error, Unreachable):
                     unclear = error
@@ -73,8 +92,17 @@ class Asking:
                     self._wait(error, next(waits), began + limit_s)
                 except TooMany:
                     raise unclear or error from error
+            except ApiError as error:
+                if unclear is None:
+                    raise
+                refused = error
             if unclear and (found := look()):
                 return found, True
+            if isinstance(refused, Refused | Forbidden):
+                refused.may_exist = True
+                raise refused
+            if refused:
+                raise Unclear(f"{unclear}; and then: {refused}") from refused
 
     def terminate(self, pod_id: str, what: str) -> None:
         """End a pod. A pod that is gone is success; one between two states (Conflict) is retried. Raises StepFailed."""
@@ -84,7 +112,7 @@ class Asking:
         try:
             while True:
                 try:
-                    self.ask(lambda: self.api.terminate(pod_id), bills=True)
+                    self.ended(pod_id, lambda: self.api.terminate(pod_id))
                     break
                 except Conflict:
                     wait_s = next(waits)
@@ -99,10 +127,32 @@ class Asking:
             raise could_not_give_back(what, error) from error
         self.notes.forget(pod_id)
 
+    def ended(self, id: str, end: Callable[[], None]) -> None:
+        """Send a request that ends something. Raises Gone; of what is new, only once the API must know it."""
+        waits, until = endless(API_PAUSES_S), self._made.get(id, float("-inf")) + SHOWS_S
+        while True:
+            try:
+                return self.ask(end, bills=True)
+            except Gone:
+                wait_s = next(waits)
+                if self.clock.now() + wait_s > until:
+                    raise
+                self.clock.sleep(wait_s)
+
     def last_lines(self, pod: Pod) -> list[str]:
         with contextlib.suppress(ApiError):
             return [line.text for line in self.api.log(pod.id, None, None, 20)][-5:]
         return []
+
+    def as_named(self, one: N) -> N:
+        """Return it under the name that it was requested with: on RunPod's pages anyone can change it."""
+        name = self.notes.name_of(one)
+        if name == one.name:
+            return one
+        if one.id not in self._reported:
+            self._reported.add(one.id)
+            self.say(f"{one.id} was renamed on RunPod's pages: {name} is called {one.name} there")
+        return replace(one, name=name)
 
     def _wait(self, error: TooMany | Unclear, wait_s: float, until: float) -> None:
         wait_s = error.retry_after_s if isinstance(error, TooMany) else wait_s

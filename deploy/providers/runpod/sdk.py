@@ -73,6 +73,7 @@ class SdkApi:
     """Client for RunPod's package. It does not report when a pod was created; the laptop's note does."""
 
     has_log = False
+    ahead_s = 0.0  # it reports no times
     names_gpus_by_id = False
 
     def __init__(self, key: Key, pace: Pace, limits: Limits) -> None:
@@ -250,6 +251,7 @@ def _offer(gpu: str, values: dict[str, Any], cloud: str) -> Offer:
         border.number(values.get(f"{cloud}Price") or 0, f"{what}, {cloud}Price", 0, answers.MOST_USD_PER_HOUR),
         most if values.get(f"{cloud}Cloud") else 0,
         memory_gib=border.number(values.get("memoryInGb") or 0, f"{what}, memoryInGb", 0, 1e6) or None,
+        title=border.text(values.get("displayName") or "", f"{what}, displayName", 100),
     )
 
 

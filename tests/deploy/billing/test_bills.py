@@ -91,6 +91,14 @@ def test_a_stopped_pod_bills_for_its_disk(project: Project, emulator: Emulator, 
     assert "there is no run" in said
 
 
+def test_a_machine_that_is_seconds_ahead_of_this_clock_costs_nothing_yet(project: Project, emulator: Emulator) -> None:
+    """Two clocks agree to half a minute: the table must not show -0.00 dollars."""
+    target(project)
+    pod(emulator, f"sniperface-{project_word(project.path.name)}-runpod-r1", hours=-25 / 3600)
+    [bill] = bills(project)
+    assert (str(bill["hours"]), str(bill["usd"])) == ("0.0", "0.0")
+
+
 def test_max_usd_is_of_all_machines_of_a_run(project: Project, emulator: Emulator) -> None:
     """Two machines that each cost two thirds of max_usd are past it together. The guard of each computes the same."""
     target(project)
@@ -127,6 +135,31 @@ def test_an_account_that_does_not_answer_is_named(project: Project, emulator: Em
     assert "error: runpod could not list everything that it bills (RunPod does not accept the API key" in done.stderr
     assert "\nnext: " in done.stderr
     assert json.loads(done.stdout) == [] if flags else "none yet" in done.stdout
+
+
+@pytest.mark.parametrize("flag", ["--all", "--orphans"])
+def test_down_does_not_pass_over_an_account_that_does_not_answer(
+    project: Project, emulator: Emulator, flag: str
+) -> None:
+    """A script, or a user before a holiday, would take "nothing to release" for an answer."""
+    target(project)
+    pod(emulator, f"sniperface-{project_word(project.path.name)}-runpod-r1")
+    emulator.keys = {"another"}
+    done = project.invoke("down", flag, code=1)
+    assert "runpod could not be asked, so its machines may still bill (RunPod does not accept" in done.stderr
+    assert "nothing to release" not in done.stdout
+
+
+@pytest.mark.parametrize("words", [("ps",), ("down", "--all")])
+def test_a_target_whose_file_is_damaged_is_named(project: Project, emulator: Emulator, words: tuple[str, ...]) -> None:
+    """Nobody asks its account, so the list may lack what bills. The machines of other accounts are still released."""
+    target(project)
+    mine = pod(emulator, f"sniperface-{project_word(project.path.name)}-runpod-r1")
+    (project.path / "conf" / "deploy" / "mine.yaml").write_text("provider: lambda\n  root: x\n", encoding="utf-8")
+    done = project.invoke(*words, code=1)
+    assert "target 'mine' is left out, so its machines may still bill" in done.stderr
+    assert mine.name in done.stdout
+    assert bool(emulator.account.pods) == (words == ("ps",))
 
 
 def test_a_target_that_was_never_used_needs_no_account_and_no_engine(project: Project) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from deploy.billing import teardown
 from deploy.billing.teardown import bring_all_home, is_home, release_idle, run_of_another_laptop, stop_run
+from deploy.commands import watch
 from deploy.errors import NoMachine, StepFailed, command
 from deploy.pod.base.folder import write_json
 from deploy.pod.base.heartbeat import LOST_AFTER_S
@@ -207,9 +208,36 @@ def test_a_machine_whose_results_cannot_be_brought_stays(rented: Rented, release
     released.others.update({"n": str(rented.ran(machine="n"))})
     rented.plan()
     said = released()
-    assert f"the machine was kept; it still bills: {command('down --run a --anyway')}" in said
+    assert f"the machine was kept; m still bills: {command('down --run a --anyway')}" in said
     assert "released n" not in said
     assert rented.account.released == []
+
+
+class Silent(Account):
+    """A provider whose API does not answer the first `times` questions about a machine."""
+
+    times = 0
+
+    def find(self, name: str) -> Machine | None:
+        self.times -= 1
+        if self.times >= 0:
+            raise NoMachine("the provider does not answer")
+        return super().find(name)
+
+
+@pytest.mark.parametrize(("times", "is_released"), [(1, True), (9, False)])
+def test_watch_asks_again_for_a_machine_that_cannot_release_itself(
+    rented: Rented, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: int, is_released: bool
+) -> None:
+    """It would bill until somebody comes, because the API was down for a moment at the end of the run."""
+    rented.ran()
+    account = Silent(rented.account.machines)
+    account.times = times
+    monkeypatch.setattr(teardown, "target", lambda *_: Near(rented.settings, account))
+    monkeypatch.setattr(watch, "ELSEWHERE_PAUSES_S", (0.01, 0.01))
+    watch._release_idle(rented.project, rented.record(), Screen())
+    assert account.released == (["m"] if is_released else [])
+    assert "the provider does not answer; m still bills" in capsys.readouterr().err
 
 
 def test_a_machine_that_cannot_be_released_keeps_no_other(rented: Rented, released) -> None:  # type: ignore[no-untyped-def]
@@ -224,7 +252,7 @@ def test_a_machine_that_cannot_be_released_keeps_no_other(rented: Rented, releas
     rented.machine("n")
     released.others.update({"n": str(rented.ran(machine="n"))})
     said = released()
-    assert f"the account does not answer; it still bills: {command('down --run a')}" in said
+    assert f"the account does not answer; m still bills: {command('down --run a')}" in said
     assert "released n: it cannot release itself" in said
     assert rented.account.released == ["n"]
 

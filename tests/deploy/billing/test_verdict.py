@@ -84,6 +84,20 @@ def test_no_report_delays_a_release_for_ever(hours: float, limits: Limits, words
 
 
 @pytest.mark.parametrize(
+    ("report", "act"),
+    [(None, "ask"), ({**BUSY, "guarded": True}, "leave"), (BUSY, "revive"), (IDLE, "end"), ({}, "end")],
+)
+def test_a_run_of_another_laptop_is_not_judged_by_the_limits_of_this_one(
+    report: dict[str, Any] | None, act: str
+) -> None:
+    """Two people share an account: the one with the lower max_usd types `status`, and the other's run would be lost."""
+    told = judged(50.0, has_record=False, bill={"orphan": True, "run": None}, report=report)
+    assert told.act == act
+    if act == "leave":
+        assert told.words == "past max_usd: 40; run a is running on it, and its guard has to end the run"
+
+
+@pytest.mark.parametrize(
     ("hours", "report", "act", "words"),
     [
         (10, {}, "leave", "a note"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from deploy.pod.base.folder import read_json
+from deploy.pod.base.folder import read_json, write_json
 from tests.deploy.conftest import Project, paced, wait_until
 from tests.deploy.support.pods import account_of
 from tests.support.emulators.runpod import Emulator
@@ -98,3 +98,20 @@ def test_a_run_on_a_spot_pod_that_is_stopped_goes_on_on_another(
 def is_over(status: dict[str, Any]) -> bool:
     """Whether the first attempt is known to be over. `watch` may have begun the next one."""
     return status["state"] == "lost" or status["attempt"] == 2
+
+
+def test_machines_that_fail_one_after_the_other_are_paid_from_max_usd(project: Project, emulator: Emulator) -> None:
+    """Each bills until it is refused. Nobody watches `watch`, so it would go on so for ever."""
+    emulator.account.gpus["NVIDIA A40"].usd_per_hour = 7200.0
+    emulator.account.balance_usd = 1e6
+    emulator.account.oddities += [{"zero_gpus": True}] * 50
+    target(project, root="/workspace/x", max_usd=1e5)
+    failed = project.invoke("train", "--on", "far", "--fraction", "0.5", "--yes", code=3)
+    assert "it has no GPUs" in failed.stderr
+    [run] = [path.parent for path in (project.path / "runs").glob("*/run.json")]
+    first = read_json(run / "run.json")
+    assert first["spend"][first["machine"]] > 0.5
+    write_json(run / "run.json", {**first, "state": "lost", "spend": None})
+    done = project.invoke("watch", "--on", "far", "--max-usd", "0.5")
+    assert "reached max_usd 0.5: it is not continued" in " ".join(done.stdout.split())
+    assert (read_json(run / "run.json")["state"], emulator.names) == ("lost", [])

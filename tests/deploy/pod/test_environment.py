@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.pod.agent.environment import isolate
+from deploy.pod.agent.environment import MEANT, isolate
 
 ASK = "import importlib.util as u, sys; print(u.find_spec('numpy') is None, u.find_spec('mine') is None, *sys.path)"
 
@@ -34,3 +34,5 @@ def test_a_users_pythonpath_brings_no_packages(tmp_path: Path) -> None:
     isolate(made)
     assert told()[:2] == ["True", "False"]
     assert str(packages) in told()
+    env[MEANT] = "1"  # it is that of --env, not of the login
+    assert told()[:2] == ["False", "False"]

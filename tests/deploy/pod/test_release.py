@@ -96,20 +96,30 @@ def tool(env: dict[str, str], code: int = 0, *, knows: str = "pod delete") -> Pa
 
 
 @contextlib.contextmanager
-def raw(answer: bytes) -> Iterator[str]:
-    """A server that sends these bytes to every client and hangs up."""
+def raw(answer: bytes, pause_s: float = 0.0) -> Iterator[str]:
+    """A server that sends these bytes to every client, in one piece or with a pause after each, and hangs up."""
+
+    given_up = threading.Event()
 
     class Says(StreamRequestHandler):
         def handle(self) -> None:
             while self.rfile.readline().strip():
                 pass
-            self.wfile.write(answer)
+            with contextlib.suppress(OSError):  # the client has given up
+                for piece in [answer[at : at + 1] for at in range(len(answer))] if pause_s else [answer]:
+                    self.wfile.write(piece)
+                    if given_up.wait(pause_s):
+                        return
 
     with ThreadingTCPServer(("127.0.0.1", 0), Says) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
+        given_up.set()
         server.shutdown()
+    for thread in threading.enumerate():
+        if thread.name == "request":  # its client no longer waits for it
+            thread.join(10)
 
 
 class Pauses(list[float]):
@@ -210,6 +220,29 @@ def test_answers_that_are_none_leave_the_tool(env: dict[str, str], answer: bytes
     assert not outcome.done
     assert outcome.words.endswith("runpodctl is not installed")
     assert max(pauses) <= 60
+
+
+@pytest.mark.parametrize("action", ["stop", "terminate"])
+def test_a_redirect_is_no_success_and_gets_no_key(api: Api, env: dict[str, str], action: str) -> None:
+    """A page of a network's login answers 302, then 200: the machine would go on billing as released."""
+    other = Api()
+    try:
+        api.answers = [(302, {"Location": f"{other.url}/login"})] * 2
+        outcome = release(action, env, Pauses())
+        assert (outcome.done, other.calls) == (False, [])
+        assert outcome.words.startswith(f"the API answered 302 Found to {action}")
+    finally:
+        other.close()
+
+
+def test_an_answer_that_comes_byte_by_byte_ends(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of each read would never be reached, and the other ways would never be tried."""
+    monkeypatch.setattr("deploy.pod.watchdog.release.TOTAL_S", 0.5)
+    with raw(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 10_000, pause_s=0.05) as url:
+        outcome = release("terminate", {**env, "RUNPOD_API_BASE_URL": url}, Pauses())
+    assert not outcome.done
+    assert "the answer did not end within" in outcome.words
+    assert outcome.words.endswith("runpodctl is not installed")
 
 
 posix = pytest.mark.skipif(os.name == "nt", reason="the tool is a script: run on Linux or macOS")

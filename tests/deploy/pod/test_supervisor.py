@@ -84,8 +84,12 @@ def little_memory(tmp_path: Path) -> Iterator[Path]:
 def test_a_process_that_the_system_killed_for_memory_is_told(
     make: Callable[..., Supervised], little_memory: Path
 ) -> None:
-    job = 'echo $$ > "$1"; exec "$2" -c "bytearray(1 << 30)"'
-    _, status = make().start(argv=["sh", "-c", job, "sh", str(little_memory), sys.executable]).end()
+    """Supervisor and job are in one control group, as in a container."""
+    inside = (
+        f"import os, runpy; open({str(little_memory)!r}, 'w').write(str(os.getpid())); "
+        "runpy.run_module('deploy.pod.supervisor', run_name='__main__')"
+    )
+    _, status = make().start("bytearray(1 << 30)", launcher=("-c", inside)).end()
     assert status["reason"].startswith("the job was killed by signal 9; meanwhile memory ran out")
 
 

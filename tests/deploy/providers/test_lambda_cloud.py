@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +22,7 @@ from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.names import slug
 from deploy.specs.settings import Settings, Target
 from deploy.ui.screen import Screen
-from tests.support.emulators.clock import MovedClock
+from tests.support.emulators.clock import MovedClock, OffClock
 from tests.support.emulators.lambda_cloud import KEY, REGIONS, Emulator, Refusal
 from tests.support.interrupts import at_each_line
 
@@ -190,6 +190,66 @@ def test_an_unusable_machine_is_released_and_the_next_one_tried(rig: Rig, oddity
     assert rig.emulator.names == [machine.name]
     assert len(rig.launches) == 2
     assert any(says in line for line in rig.said)
+
+
+def test_a_new_machine_that_the_api_does_not_know_yet_is_released(rig: Rig) -> None:
+    """The 404 of its release would pass for done."""
+    rig.emulator.next = {"status": "unhealthy"}
+    rig.emulator.faults += [("404", "terminate")] * 2
+    machine = rig.acquire()
+    assert rig.emulator.names == [machine.name]
+    assert len(rig.launches) == 2
+
+
+def test_what_a_machine_cost_that_was_given_back_is_told(rig: Rig) -> None:
+    rig.emulator.boot_s = 600.0
+    rig.emulator.next = {"status": "unhealthy"}
+    provider, wasted = rig.provider(), list[float]()
+    provider.waste = wasted.append
+    provider.acquire(rig.spec())
+    assert wasted == [pytest.approx(0.75 * 600 / 3600, rel=0.05)]
+
+
+def test_a_machine_that_the_api_does_not_know_at_first_is_waited_for(rig: Rig) -> None:
+    """It bills from the start, so another one would be a second. Also its release would pass for done."""
+    rig.emulator.boot_s = 20.0
+    rig.emulator.faults += [("404", "GET instances/"), ("404", "terminate")]
+    machine = rig.acquire()
+    assert rig.emulator.names == [machine.name]
+    assert len(rig.launches) == 1
+
+
+def test_a_release_whose_answer_was_lost_is_no_failure(rig: Rig) -> None:
+    """The second request is refused, because the machine ends already."""
+    machine = rig.acquire()
+    rig.emulator.ends_slowly = True
+    rig.emulator.faults.append(("done-cut", "terminate"))
+    rig.provider().release(machine)
+    assert rig.emulator.count("POST instance-operations/terminate") == 2
+    assert rig.provider().list() == []
+
+
+@pytest.mark.parametrize("what", ["instances$", "instances/", "terminate"])
+def test_a_page_in_place_of_an_answer_is_asked_again(rig: Rig, what: str) -> None:
+    """As of a proxy or a network's login. A release must not end there, and a start must not be given up."""
+    rig.emulator.boot_s = 20.0
+    rig.emulator.faults += [("page", what)] * 2
+    rig.provider().release(rig.acquire())
+    assert rig.emulator.names == []
+    assert len(rig.launches) == 1
+
+
+@pytest.mark.parametrize("off_s", [3600.0, -3600.0])
+def test_a_wrong_clock_of_a_laptop_changes_no_age(rig: Rig, off_s: float) -> None:
+    """The tag with the time is by the API's clock, so a second laptop computes the same age."""
+    wrong = replace(rig, clock=OffClock(rig.clock, off_s))
+    machine = wrong.acquire()
+    rig.clock.sleep(600)
+    for laptop in (wrong, rig):
+        [listed] = laptop.provider().list()
+        assert listed.name == machine.name
+        assert listed.created
+        assert laptop.clock.time() - listed.created == pytest.approx(600, abs=60)
 
 
 def test_a_machine_whose_gpus_do_not_work_is_released_and_the_next_one_tried(rig: Rig) -> None:
@@ -423,7 +483,7 @@ def record_of(rig: Rig, run_id: str, state: str, machine: str) -> Record:
     return made
 
 
-@pytest.mark.parametrize(("state", "says"), [("running", "run other is on it"), ("succeeded", "it still bills")])
+@pytest.mark.parametrize(("state", "says"), [("running", "run other is on it"), ("succeeded", "still bills")])
 def test_watch_keeps_a_machine_that_is_needed(
     rig: Rig, state: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from deploy.errors import NoMachine, WrongUse
 from deploy.providers import image
-from tests.support.emulators.rig import Rig, of
+from tests.support.emulators.rig import GPUS, Rig, of
 
 PROJECT = Path(__file__).parents[3]
 
@@ -241,6 +241,21 @@ def test_a_rule_that_every_candidate_breaks_is_told_as_one(both: Rig) -> None:
     both.emulator.refuse(400, "disk must be at most 20 for this image", 2)
     with pytest.raises(NoMachine, match="the request may be wrong: disk must be at most 20"):
         both.acquire()
+
+
+def test_a_rule_is_told_as_one_beside_a_gpu_without_stock(both: Rig) -> None:
+    both.emulator.refuse(400, "disk must be at most 20 for this image", 2)
+    with pytest.raises(NoMachine, match="the request may be wrong: disk must be at most 20"):
+        both.acquire(gpus=(*GPUS, "NVIDIA H1"))
+
+
+def test_a_key_that_may_only_read_is_told_as_one(both: Rig) -> None:
+    """To try later, or more GPUs, would not help."""
+    both.emulator.refuse(403, "forbidden: this key may only read", 2)
+    with pytest.raises(NoMachine, match="forbids each request") as caught:
+        both.acquire(gpus=(*GPUS, "NVIDIA H1"))
+    assert caught.value.next_command
+    assert "read and write for pods" in caught.value.next_command
 
 
 def test_a_forbidden_pool_is_passed_over(both: Rig) -> None:

@@ -368,6 +368,24 @@ def test_a_cluster_that_vanishes_while_it_starts_costs_the_next_candidate(v2: Ri
     assert len(v2.emulator.names) == 1
 
 
+def test_a_cluster_that_was_renamed_by_hand_is_found_and_billed(v2: Rig) -> None:
+    machines = v2.acquire_all()
+    [cluster] = v2.emulator.account.all_clusters()
+    cluster.name = "my best cluster"
+    assert [each.name for each in v2.provider().list()] == [each.name for each in machines]
+    found = v2.provider().find(machines[1].name)
+    assert found
+    assert found.id == machines[1].id
+
+
+def test_a_cluster_that_the_api_does_not_know_at_first_is_waited_for(v2: Rig) -> None:
+    v2.emulator.fail("404", "^GET /v2/clusters/[^/]+/pods$", times=3)
+    v2.emulator.fail("404", "^DELETE")
+    machines = v2.acquire_all()
+    assert created(v2) == 1
+    assert [each.id for each in v2.emulator.account.all_clusters()] == [machines[0].group]
+
+
 def test_a_cluster_that_vanished_is_made_anew(v2: Rig) -> None:
     machines = v2.acquire_all()
     provider = v2.provider()

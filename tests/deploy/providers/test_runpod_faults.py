@@ -10,6 +10,7 @@ import pytest
 from deploy.errors import NoMachine
 from deploy.providers.runpod.create import Making
 from tests.support.emulators.rig import Rig, ctrl_c_while_it_is_made, ctrl_c_while_it_starts, killed, listed, of
+from tests.support.emulators.runpod_state import NO_ROOM
 from tests.support.faults import Fault
 from tests.support.interrupts import at_each_line
 
@@ -75,6 +76,71 @@ def test_a_creation_that_shows_late_does_not_stay_a_second_pod(both: Rig, fault:
     assert len(both.emulator.account.ended) == 1
     fault.machines(listed(both), both.emulator.names)
     fault.leaves_out(**NO_RUN)
+
+
+def taken_by_the_first(rig: Rig, status: int = 400, words: str = NO_ROOM) -> None:
+    """The answer to the first creation is lost. The second is refused, as if the first had taken the last machine."""
+    rig.emulator.fail("done-cut", rig.on("create"))
+    sleep = rig.clock.sleep
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        if rig.creations == 1:
+            rig.emulator.account.refusals = [(status, words)]
+
+    rig.clock.sleep = slept  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("gpus", [("NVIDIA RTX A4500", "NVIDIA A40"), ("NVIDIA RTX A4500",)], ids=["another", "none"])
+def test_a_creation_that_shows_after_a_refusal_does_not_stay(both: Rig, gpus: tuple[str, ...], fault: Fault) -> None:
+    """It is released beside the next candidate's pod, and also when no candidate is left."""
+    fault.strikes()
+    both.emulator.next_pod(appears_after_s=5)
+    taken_by_the_first(both)
+    if len(gpus) > 1:
+        assert of(both, both.acquire(gpus=gpus).name).gpu == gpus[1]
+    else:
+        with pytest.raises(NoMachine, match="has no machine"):
+            both.acquire(gpus=gpus)
+    assert len(both.emulator.names) == len(gpus) - 1
+    assert len(both.emulator.account.ended) == 1
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
+
+
+def test_a_creation_before_an_empty_balance_is_named(both: Rig) -> None:
+    """The first pod took the last credit: it may exist, so its note stays."""
+    both.emulator.next_pod(appears_after_s=600)
+    taken_by_the_first(both, 402, "insufficient balance to deploy")
+    with pytest.raises(NoMachine, match=r"did not confirm that it created the pod .*insufficient balance"):
+        both.acquire()
+    assert both.intents() == [both.spec().name]
+
+
+def test_a_pod_that_the_api_does_not_know_at_first_is_waited_for(v2: Rig) -> None:
+    """It bills from the start, so another one would be a second. Also its release would pass for done."""
+    v2.emulator.fail("404", v2.on("get"), times=3)
+    v2.emulator.fail("404", v2.on("end"))
+    machine = v2.acquire()
+    assert v2.creations == 1
+    assert v2.emulator.names == [machine.name]
+
+
+def test_ctrl_c_releases_a_pod_that_the_api_does_not_know_yet(v2: Rig) -> None:
+    """The 404 of its release would pass for done."""
+    v2.emulator.fail("404", v2.on("end"), times=2)
+    sleep = v2.clock.sleep
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        v2.clock.sleep = sleep  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    v2.clock.sleep = slept  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        v2.acquire()
+    assert v2.emulator.names == []
+    assert len(v2.emulator.account.ended) == 1
 
 
 def test_a_creation_that_stays_unclear_is_named_and_found_later(both: Rig, fault: Fault) -> None:
@@ -155,6 +221,14 @@ def test_it_is_given_back_and_the_next_is_tried(both: Rig, oddity: dict[str, Any
     assert both.intents() == []
 
 
+def test_what_a_machine_cost_that_was_given_back_is_told(v2: Rig) -> None:
+    v2.emulator.next_pod(zero_gpus=True, boot_s=600.0)
+    provider, wasted = v2.provider(), list[float]()
+    provider.waste = wasted.append
+    provider.acquire(v2.spec())
+    assert wasted == [pytest.approx(0.25 * 620 / 3600, rel=0.05)]  # ten minutes of the first candidate
+
+
 def test_zero_gpus_are_seen_without_the_image_telling(v2: Rig) -> None:
     v2.emulator.prints_keys = False
     v2.emulator.next_pod(zero_gpus=True)
@@ -201,17 +275,21 @@ def test_ctrl_c_gives_back(both: Rig) -> None:
 
 @pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals: run it on Linux or macOS")
-def test_ctrl_c_while_it_is_made_gives_back(both: Rig) -> None:
+@pytest.mark.parametrize("appears_after_s", [0.0, 15.0])
+def test_ctrl_c_while_it_is_made_gives_back(both: Rig, appears_after_s: float) -> None:
+    """Also if it is not listed at once."""
+    both.emulator.next_pod(appears_after_s=appears_after_s)
     ctrl_c_while_it_is_made(both, both.on("create"))
     with pytest.raises(KeyboardInterrupt):
         both.acquire()
+    both.clock.sleep(60)
     assert both.emulator.names == []
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, RuntimeError])
 def test_what_ends_a_launch_at_any_line_after_it_is_made_gives_back(v2: Rig, raised: type[BaseException]) -> None:
     """Until a machine is handed out, no line is left at which Ctrl-C, or an unexpected error, would let it bill."""
-    path = (Making.new, Making._requested, Making._handed_out)
+    path = (Making.new, Making._tried, Making._requested, Making._handed_out)
     for line in at_each_line(path, lambda: bool(v2.emulator.names), v2.acquire, raised):
         assert v2.emulator.names == [], line
         lines = line + 1

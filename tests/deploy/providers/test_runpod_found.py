@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 import pytest
 
 from deploy.errors import NoMachine, StepFailed
 from deploy.specs.machine import Machine
-from tests.support.emulators.clock import START
-from tests.support.emulators.rig import Rig, killed, of
+from tests.support.emulators.clock import START, OffClock
+from tests.support.emulators.rig import Rig, killed, listed, of
 
 
 @pytest.fixture
@@ -55,6 +60,88 @@ def test_find_knows_nothing_of_what_is_gone_or_stopped(both: Rig) -> None:
     assert both.provider().find(machine.name) is None
     both.emulator.account.terminate(machine.id)
     assert both.provider().find(machine.name) is None
+
+
+def test_a_list_that_lacks_a_machine_does_not_end_its_run(both: Rig) -> None:
+    """`watch` would rent a second machine beside it. One that was removed is gone all the same."""
+    machine = both.acquire()
+    empty = ("^GET /v2/pods$|graphql myself", partial(without_pods, "pods"))
+    both.emulator.spoilt.append(empty)
+    found = both.provider().find(machine.name)
+    assert found
+    assert found.id == machine.id
+    both.emulator.account.terminate(machine.id)
+    assert both.provider().find(machine.name) is None
+
+
+def without_pods(key: str, answer: Any) -> Any:
+    """The answer with an empty list under this key, wherever it is."""
+    if isinstance(answer, dict):
+        return {name: [] if name == key else without_pods(key, value) for name, value in answer.items()}
+    return answer
+
+
+def test_a_machine_that_was_renamed_by_hand_is_found_and_billed(both: Rig) -> None:
+    """It would count as gone, and bill on without a line in `ps`."""
+    machine = both.acquire()
+    of(both, machine.name).name = "my best pod"
+    found = both.provider().find(machine.name)
+    assert found
+    assert (found.name, found.id) == (machine.name, machine.id)
+    assert [bill["machine"] for bill in listed(both)] == [machine.name]
+    assert both.acquire("r2").id == machine.id
+    assert both.creations == 1
+    assert "pod0001 was renamed on RunPod's pages" in "\n".join(both.said)
+    both.provider().release(machine)
+    assert both.emulator.names == []
+
+
+@pytest.mark.parametrize("off_s", [3600.0, -3600.0, 20.0])
+def test_a_wrong_clock_of_the_laptop_changes_no_age(both: Rig, off_s: float) -> None:
+    """After an hour of another system's time zone, the reaper would end a machine an hour too early, or too late."""
+    laptop = replace(both, clock=OffClock(both.clock, off_s))
+    machine = laptop.acquire()
+    both.clock.sleep(600)
+    for each in (laptop.provider().find(machine.name), *laptop.provider().list()):
+        assert each
+        assert each.created
+        assert laptop.clock.time() - each.created == pytest.approx(600, abs=120)
+
+
+@pytest.mark.parametrize("said", [0.0, None])
+def test_a_machine_that_runs_without_a_price_has_that_of_its_request(both: Rig, said: float | None) -> None:
+    """RunPod has reported 0 for pods that bill. With 0 a machine would have no limit of cost, and look free."""
+    both.emulator.spoilt.append(("/v2/pods|graphql (pod|myself)", partial(priced_at, said)))
+    machine = both.acquire(gpu_count=2)
+    assert machine.usd_per_hour == 0.5
+    [bill] = listed(both)
+    assert (bill["usd_per_hour"], bill["usd"] > 0) == (0.5, True)
+    found = both.provider().find(machine.name)
+    assert found
+    assert found.usd_per_hour == 0.5
+
+
+@pytest.mark.parametrize(("in_catalogue", "usd"), [(True, 0.25), (False, 0.0)])
+def test_a_machine_of_another_computer_without_a_price_has_that_of_the_catalogue(
+    both: Rig, in_catalogue: bool, usd: float
+) -> None:
+    machine = both.acquire()
+    both.emulator.spoilt.append(("/v2/pods|graphql (pod|myself)", partial(priced_at, 0.0)))
+    shutil.rmtree(both.project / ".sniperface" / "intents")
+    if not in_catalogue:
+        del both.emulator.account.gpus["NVIDIA RTX A4500"]
+    [bill] = listed(both)
+    assert (bill["machine"], bill["usd_per_hour"]) == (machine.name, usd)
+    assert ("its price is not known" in bill["note"]) is not in_catalogue
+
+
+def priced_at(usd: float | None, answer: Any) -> Any:
+    """The answer with this price of each pod in it."""
+    if isinstance(answer, list):
+        return [priced_at(usd, each) for each in answer]
+    if isinstance(answer, dict):
+        return {key: usd if key in ("cost", "costPerHr") else priced_at(usd, value) for key, value in answer.items()}
+    return answer
 
 
 def test_list_is_this_project_with_prices_and_ages(both: Rig) -> None:

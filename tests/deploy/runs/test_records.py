@@ -218,3 +218,20 @@ def test_a_field_that_does_not_fit_makes_the_record_unreadable(rented: Rented, c
     folder = rented.project / "runs" / "a"
     write_json(folder / "run.json", {**read_json(folder / "run.json"), **changed})
     assert "does not fit" in str(records.record_in(folder))
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ("2026-10-25T02:50:00.000+02:00", "2026-10-25T02:10:00.000+01:00"),  # the hour that comes twice
+        ("2026-11-30T18:00:00.000+01:00", "2026-11-30T13:00:00.000-05:00"),  # after a flight to the west
+        ("damaged", "2026-11-30T13:00:00"),
+    ],
+)
+def test_the_newest_run_is_the_newest_by_time_and_not_by_text(rented: Rented, older: str, newer: str) -> None:
+    """Commands without --run mean the newest: `stop` would ask another run to end."""
+    for name, created in (("a", newer), ("b", older)):
+        made = rented.record(name)
+        records.update(rented.settings.runs, made, created=created)
+    assert [each.run_id for each in records.every(rented.settings.runs)] == ["a", "b"]
+    assert records.moment(newer) > records.moment(older)

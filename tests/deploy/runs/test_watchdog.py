@@ -12,12 +12,18 @@ from typing import Any
 
 import pytest
 
+from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import write_json
 from deploy.pod.base.heartbeat import LOST_AFTER_S
+from deploy.pod.base.limits import parse
+from deploy.pod.base.paid_time import Meter
 from deploy.runs import watchdog
+from deploy.shell import LocalShell
 from deploy.specs.machine import Machine
+from deploy.specs.plan import limits_of
 from deploy.specs.settings import RunPod, Settings, Ssh, Target
 from deploy.specs.staged import own_folder
+from deploy.workspace import environment
 from tests.deploy.support.rented import Noting, Rented
 
 # A rented machine is a Linux system; here it is a folder of this computer, with its python3.
@@ -70,6 +76,48 @@ def test_a_guard_knows_where_the_providers_volume_is(rented: Rented) -> None:
     watchdog.arm(settings, machine, Noting(), Path("/code"), 1)
     told = json.loads((Path(machine.root) / "guard.json").read_text(encoding="utf-8"))
     assert (told["volume_path"], watchdog.volume_path(rented.settings)) == ("/volume", None)
+
+
+@pytest.mark.parametrize(("price", "said"), [(0.5, "max_usd 10"), (0.0, "max_usd 10, max_usd is NOT enforced")])
+def test_a_limit_of_cost_without_a_price_is_not_called_a_guard(rented: Rented, price: float, said: str) -> None:
+    target = Target("far", "runpod", "/w", options=RunPod(gpus=("a",), image="x"), max_usd=10.0)
+    told = watchdog.arm(Settings(rented.project, target), rented.machine(usd_per_hour=price), Noting(), Path("/c"), 1)
+    assert told
+    assert told.partition(",")[0] == "max_usd 10"
+    assert (said in told, "NOT" in told) == (True, not price)
+
+
+def test_a_machine_whose_provider_knows_no_start_is_counted_from_the_first_guard(rented: Rented) -> None:
+    """Without a start of billing, max_hours and max_usd would have no effect, and a second command would end them."""
+    rented.options = {"max_hours": 3.0, "max_usd": 10.0}
+    machine = rented.machine(created=None)
+    _, first, _ = armed(rented, machine)
+    assert first["paid_since"] == pytest.approx(time.time(), abs=60)
+    _, again, _ = armed(rented, machine)
+    assert again["paid_since"] == first["paid_since"]
+    _, free, _ = armed(rented, rented.machine("free", created=None, usd_per_hour=0.0))
+    assert free["paid_since"] is None
+
+
+class Elsewhen(LocalShell):
+    """A machine whose clock is wrong by `off_s`."""
+
+    def __init__(self, off_s: float) -> None:
+        super().__init__()
+        self.off_s = off_s
+
+    def call(self, verb: str, **arguments: Any) -> Any:
+        answer = super().call(verb, **arguments)
+        return answer + self.off_s if verb == "clock" else answer
+
+
+@pytest.mark.parametrize("off_s", [3600.0, -3600.0, 2.0, -1.7e9])
+def test_a_wrong_clock_of_the_machine_shifts_no_limit(rented: Rented, off_s: float) -> None:
+    """What its guard counts is the age that this computer knows."""
+    machine = environment.settle(rented.machine(created=time.time() - 600), Elsewhen(off_s), rented.project)
+    limits = parse(limits_of(rented.settings, machine).to_json())
+    paid_s = Meter(limits, Clock(wall=lambda: time.time() + off_s)).paid_s
+    assert paid_s == pytest.approx(600, abs=60)
 
 
 def test_secrets_can_be_read_by_their_owner_only(rented: Rented) -> None:

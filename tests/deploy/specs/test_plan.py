@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from deploy.errors import WrongUse
+from deploy.pod.agent.environment import MEANT
 from deploy.pod.base.limits import Limits, parse
 from deploy.specs.estimate import NAMES, Measured, Phase
 from deploy.specs.facts import CodeFacts, Continuation, DataFacts, Facts
@@ -319,6 +320,8 @@ def test_measured_runs_beat_a_guess() -> None:
     plan = make(SETTINGS, Request(), facts, tryout=True)
     assert plan.expected_minutes == pytest.approx(300 * 20 / 10 / 60 + 0.5)
     assert plan.expected_from == "measured: earlier runs like this one on such a machine (8 cores)"
+    brief = dataclasses.replace(facts, measured=[dataclasses.replace(slow, is_most=True)])
+    assert make(SETTINGS, Request(), brief, tryout=True).expected_from.endswith("counts its start for each epoch")
     unseen = make(SETTINGS, Request(), dataclasses.replace(facts, hardware=None), tryout=True)
     assert unseen.expected_from.endswith("on this target")
     other = dataclasses.replace(facts, hardware=Hardware(1, 8, gpu="NVIDIA H100"), config={**CONFIG, "plan": None})
@@ -369,3 +372,12 @@ def test_hydra_reads_back_every_path(value: str) -> None:
     """The app receives exactly the given path."""
     parsed = OverridesParser.create().parse_override(hydra_override("data.binary_cache_path", value)).value()
     assert OmegaConf.create({"path": str(parsed)}).path == value
+
+
+def test_a_pythonpath_of_the_request_is_one_that_is_meant() -> None:
+    """An environment that is made on a machine ignores the one of the login there."""
+    plan = make(SETTINGS, parse_request(env=["PYTHONPATH=/mine", "A=b"]), FACTS, tryout=True)
+    assert {name: plan.env.get(name) for name in ("PYTHONPATH", "A", MEANT)} == {
+        "PYTHONPATH": "/mine", "A": "b", MEANT: "1"
+    }  # fmt: skip
+    assert MEANT not in make(SETTINGS, parse_request(env=["A=b"]), FACTS, tryout=True).env

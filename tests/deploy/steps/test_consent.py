@@ -67,7 +67,42 @@ END = {"event": "end", "step": 20, "seconds": 50.0}
     ],
 )
 def test_the_speed_of_a_run(events: list[dict[str, Any]], seconds: float, expected: tuple[float, float] | None) -> None:
-    assert _measure(events, seconds, "k") == ([Measured(*expected, "k")] if expected else [])
+    assert _measure(events, seconds, "k") == ([Measured(*expected, "k", is_most=True)] if expected else [])
+
+
+def at(event: str, time: float, step: int, **more: Any) -> dict[str, Any]:
+    return {"event": event, "time": time, "step": step, **more}
+
+
+FIRST = [
+    {**START, "step": 0, "time": 1000.0}, at("mining", 1030.0, 0, seconds=20.0), at("step", 1040.0, 1),
+    at("step", 1048.0, 5), at("epoch", 1048.0, 5),
+]  # fmt: skip
+AGAIN = at("mining", 1050.0, 5, seconds=2.0)
+
+
+@pytest.mark.parametrize(
+    ("events", "expected", "is_most"),
+    [
+        # Each epoch after the first takes 10 s: 10 images a second. The first took 40 s more.
+        ([*FIRST, AGAIN, at("epoch", 1058.0, 10), at("end", 1058.0, 10, seconds=60.0)], (10.0, 45.0), False),
+        # Without a second mining, the first one counts.
+        ([*FIRST, at("epoch", 1058.0, 10), at("end", 1058.0, 10, seconds=60.0)], (100 / 30, 5.0), True),
+        # Alone, its steps take 2 s for 20 images, and its mining 20 s.
+        ([*FIRST, at("end", 1048.0, 5, seconds=50.0)], (100 / 30, 25.0), True),
+        # A clock that jumped, and a run that got slower: as a whole.
+        ([*FIRST, AGAIN, at("epoch", 900.0, 10), at("end", 900.0, 10, seconds=60.0)], (200 / 60, 5.0), False),
+        ([*FIRST, AGAIN, at("epoch", 1100.0, 10), at("end", 1200.0, 10, seconds=200.0)], (1.0, 5.0), False),
+    ],
+    ids=["epochs", "one mining", "one epoch", "jump", "slower"],
+)
+def test_what_is_taken_once_is_no_part_of_the_speed(
+    events: list[dict[str, Any]], expected: tuple[float, float], is_most: bool
+) -> None:
+    """A plan of 24 epochs after a trial of a few would count the first epoch's compiling 24 times."""
+    [told] = _measure(events, events[-1]["seconds"] + 5.0, "k")
+    assert (told.images_per_s, told.around_s) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
+    assert told.is_most is is_most
 
 
 def test_runs_like_this_one_are_measured(tmp_path: Path) -> None:

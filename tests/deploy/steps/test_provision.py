@@ -93,6 +93,7 @@ def test_a_machine_made_for_work_that_fails_is_released(
             if fails:
                 raise KeyError
     assert (renting.account.released, said(capsys)) == (released, words)
+    assert (at.wasted_usd > 0) is bool(released)
 
 
 @pytest.mark.parametrize(

@@ -23,3 +23,20 @@ class MovedClock(Clock):
     def sleep(self, seconds: float) -> None:
         with self._lock:
             self._moved += max(seconds, 0.0)
+
+
+class OffClock(MovedClock):
+    """Another computer's clock: it moves with the first, and its date is wrong by `off_s`."""
+
+    def __init__(self, clock: MovedClock, off_s: float) -> None:
+        self.clock = clock
+        self.off_s = off_s
+
+    def now(self) -> float:
+        return self.clock.now()
+
+    def time(self) -> float:
+        return self.clock.time() + self.off_s
+
+    def sleep(self, seconds: float) -> None:
+        self.clock.sleep(seconds)

@@ -179,11 +179,14 @@ class Emulator:
         self.ended: list[Instance] = []
         self.keys: list[dict[str, str]] = [{"id": "k0", "name": "somebody's", "public_key": "ssh-ed25519 AAAAother x"}]
         self.exchanges: list[Exchange] = []
-        self.faults: list[tuple[str, str]] = []  # (kind, pattern of Exchange.what), each used once
+        self.faults: list[
+            tuple[str, str]
+        ] = []  # (kind, pattern of Exchange.what), each used once; 404, 429, 502, page, cut or done-cut
         self.answers: dict[str, Any] = {}  # path -> a data object sent in place of the true one
         self.refusals: list[Refusal] = []  # of the next launches
         self.next: dict[str, Any] = {}  # fields of the next instance
         self.is_active = True
+        self.ends_slowly = False  # a machine that was terminated stays in lists, and cannot be terminated again
         self.is_down = False
         self.breaches: list[str] = []
         self._numbers = itertools.count(1)
@@ -241,7 +244,12 @@ class Emulator:
                     self._hold(set(body) == {"instance_ids"}, "terminate takes instance_ids only")
                     found = [self._instance(each) for each in body["instance_ids"]]
                     for each in found:
-                        self._end(each)
+                        if self.ends_slowly and each.status == "terminating":
+                            raise Refusal(400, "global/unknown", "An unknown error occurred.")
+                        if self.ends_slowly:
+                            each.status = "terminating"
+                        else:
+                            self._end(each)
                     return {"terminated_instances": [{**self._told(each), "status": "terminating"} for each in found]}
         raise Refusal(404, "global/object-does-not-exist", f"no {path}")
 
@@ -326,6 +334,9 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
         def log_message(self, format: str, *args: Any) -> None:
             """Print nothing."""
 
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(emulator.clock.time() if timestamp is None else timestamp)
+
         def _handle(self) -> None:
             data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             exchange = Exchange(self.command, self.path, json.loads(data) if data else None)
@@ -339,6 +350,14 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
                 return
             if kind == "502":
                 self._send(502, b"<html>502 Bad Gateway</html>")
+                return
+            if kind == "page":
+                self._send(200, b"<html>Log in to this network</html>")
+                return
+            if kind == "404":
+                self._send(
+                    404, json.dumps({"error": {"code": "global/object-does-not-exist", "message": "no"}}).encode()
+                )
                 return
             if kind == "429":
                 self._send(429, json.dumps({"error": {"code": "global/rate-limited", "message": "slower"}}).encode())

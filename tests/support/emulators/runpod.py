@@ -68,7 +68,7 @@ class Exchange:
 class Fault:
     """A failed answer. `done`: the request is executed first. `late`: no answer until the client has given up."""
 
-    kind: str  # 429, 502, cut, done-cut, done-late
+    kind: str  # 429 or another status, 502, cut, done-cut, done-late
     on: str  # a pattern for Exchange.what
     times: int
     retry_after_s: int = 0
@@ -342,6 +342,9 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
                         return
             except (OSError, Refusal):
                 self.close_connection = True
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string(emulator.clock.time() if timestamp is None else timestamp)
 
         def _chunk(self, data: bytes) -> None:
             self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
