@@ -3,7 +3,8 @@
     source=orl                                  400 photographs of 40 people that come with a package
     source=folder path=DIR                      one sub-folder of photographs a person; see below
     source=pairs path=FILE.csv                  an evaluation set: lines of img1,img2,label with paths relative to the
-                                                file, 1 for one person and 0 for two; adds pairs.npy; see below
+                                                file, 1 for one person and 0 for two; or LFW's pairs.txt beside its
+                                                folder of photographs; adds pairs.npy; see below
     source=array path=FILE.npy [labels=FILE]    an array that exists already
     source=parquet path=FILE_OR_DIR             DigiFace and its like: a column of image files, one of identities
                                                 [image_column=NAME] [label_column=NAME] [split=train]
