@@ -368,6 +368,8 @@ def prepare(
     block_rows, held_out_rows = layout(source, held_out)
     make_folder(out.parent, "out", of=out)
     with one_at_a_time(out):
+        if out.with_name("manifest.json").is_file() and any(out.with_name(name).is_file() for name in ARRAYS):
+            raise WrongUse(f"another process has finished a data set in {out.parent} meanwhile; run this command again")
         if out.suffix == ENCODED[0]:
             made = encoded_writer.write_encoded(source, out, block_rows, workers=workers, progress=progress)
             blocks, pixels = [each.sha256 for each in made], [each.pixels_sha256 for each in made]

@@ -132,6 +132,15 @@ def test_a_file_that_names_a_huge_size_is_refused_without_decoding_and_without_a
             decode_stored(small[:at] + struct.pack(">HH", side, side) + small[at + 4 :])
 
 
+def test_a_photograph_with_too_many_pixels_is_told_as_that(tmp_path: Path) -> None:
+    """Such as the 200 million of some telephones. It is a good image, and saving it as .jpg again would not help."""
+    file, small = tmp_path / "a.jpg", encoded("JPEG")
+    at = small.index(b"\xff\xc0") + 5
+    file.write_bytes(small[:at] + struct.pack(">HH", 12240, 16320) + small[at + 4 :])
+    with pytest.raises(WrongUse, match=r"a\.jpg has more than 179 million pixels; save it smaller"):
+        load_face(file)
+
+
 def test_a_damaged_avif_is_unreadable() -> None:
     whole = encoded("AVIF")
     with pytest.raises(UNREADABLE):
