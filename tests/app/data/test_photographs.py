@@ -504,3 +504,20 @@ def test_people_of_a_folder_keep_their_names(tmp_path: Path) -> None:
     told = out.with_name("people.csv").read_text(encoding="utf-8").splitlines()
     assert told == ["label,person,images", "0,Ana,2", '1,"Zoë, “B”",1']
     assert np.load(out.with_name("labels.npy")).tolist() == [0, 0, 1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such names")
+def test_names_of_all_kinds_are_shown_as_they_are(tmp_path: Path) -> None:
+    """A mark that reverses letters would show a name that the file does not have."""
+    names = {"\u202egnp.jpg": r"\u202egnp.jpg", "a\nb.png": r"a\nb.png", os.fsdecode(b"\xff.png"): r"\udcff.png"}
+    names["<b>.png"] = "&lt;b&gt;.png"
+    for person in ("one", "two\u202e"):
+        (tmp_path / "photos" / person).mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (112, 112), (9, 0, 0)).save(tmp_path / "photos" / person / name, "PNG")
+    out = tmp_path / "set" / "images.npy"
+    assert prepare.main(["source=folder", f"path={tmp_path / 'photos'}", f"out={out}"]) == 0
+    page = out.with_name("passport.html").read_text(encoding="utf-8")
+    assert all(f"one/{shown}" in page for shown in names.values())
+    assert r"<tr><td>two\u202e" in page
+    assert not [each for each in page if not each.isprintable() and each != "\n"]
