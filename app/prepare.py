@@ -363,7 +363,7 @@ def prepare(
 
     `progress` is called with the number of images done since its last call. `skipped` lists the unreadable images,
     which `source` no longer contains; `skipped_rows` all rows that it lacks, others that are left out too. `passport`
-    is called with `out` when the images are complete, and adds to the manifest.
+    is called with `out` when the images are complete, and adds to the manifest. Raises WrongUse if a data set is there.
     """
     block_rows, held_out_rows = layout(source, held_out)
     make_folder(out.parent, "out", of=out)
