@@ -405,3 +405,10 @@ def test_in_a_real_browser_the_keyboard_keeps_its_place_while_a_page_changes(sit
         (folder / "train.log").write_text("a line", encoding="utf-8")
         tab.wait_for("document.getElementById('log') !== null")
         assert tab.run("document.activeElement.textContent") == "Report"
+        nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
+        told = {
+            (each["role"]["value"], each["name"]["value"]) for each in nodes if not each["ignored"] and "name" in each
+        }
+        for role, name in (("region", "last lines of the log"), ("link", "Report"), ("heading", "first succeeded")):
+            assert (role, name) in told  # what a screen reader says
+        assert tab.run("document.getElementById('lost').role") == "alert"
