@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.config import Config
-from app.data.arrays import ARRAYS, array_in, open_labels, open_npy
+from app.data.arrays import ARRAYS, SIDE, array_in, open_labels, open_npy
 from app.data.dataset import open_configured, open_images
 from app.data.sources.pairs import LISTS, read_pairs
-from app.data.sources.photograph import UNREADABLE, decode_face, load_face
-from app.errors import WrongUse
+from app.data.sources.photograph import UNREADABLE, decode_face, load_face, outline
+from app.errors import WrongUse, quoted
 from app.evaluation.gallery import GALLERY, PROBES, is_gallery, open_gallery
 from app.evaluation.ijb import is_ijb, open_ijb
 from app.evaluation.image_set import ImageSet
@@ -86,7 +86,27 @@ def open_list(path: Path, fit: str) -> ImageSet:
     told = read_pairs(path)
     protocol = _pair_list(told.pairs[:, 0], told.pairs[:, 1], told.pairs[:, 2] == 1, path)
     return ImageSet(
-        path.stem, str(path), sha256(path), len(told.files), lambda row: load_face(told.files[row], fit), protocol
+        path.stem,
+        str(path),
+        sha256(path),
+        len(told.files),
+        lambda row: load_face(told.files[row], fit),
+        protocol,
+        _about_faces(told.files[0], path),
+    )
+
+
+def _about_faces(file: Path, path: Path) -> tuple[str, ...]:
+    """A note if the first photograph of a list has not the size of an aligned face, as in LFW's own folder."""
+    try:
+        (width, height), _ = outline(file)
+    except UNREADABLE:  # decoding names it
+        return ()
+    if (width, height) == (SIDE, SIDE):
+        return ()
+    return (
+        f"photographs such as {file.name}, {width} x {height}, are scaled and no face is searched; unless they are "
+        f"aligned, prepare the list first: source=pairs align=auto path={quoted(path)}",
     )
 
 

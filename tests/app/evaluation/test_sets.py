@@ -116,6 +116,18 @@ def test_lfws_own_list_is_read_where_it_lies(tmp_path: Path, name: str, folder: 
         )
 
 
+def test_photographs_that_are_no_aligned_faces_are_noted(tmp_path: Path) -> None:
+    path = write_lfw(tmp_path / "pairs.txt")
+    assert open_set(path).notes == ()
+    for file in tmp_path.glob("lfw/*/*"):
+        Image.new("RGB", (250, 200)).save(file, "PNG")
+    (note,) = open_set(path).notes
+    assert "250 x 200, are scaled and no face is searched" in note
+    assert f"source=pairs align=auto path={path}" in note
+    next(tmp_path.glob("lfw/Ann_Lee/Ann_Lee_0001*")).write_bytes(b"")
+    assert open_set(path).notes == ()  # the file is named when it is decoded
+
+
 def test_the_folds_of_lfws_list_are_its_own(tmp_path: Path) -> None:
     """Ten sets in a row, each with its pairs of one person first."""
     (tmp_path / "lfw" / "A").mkdir(parents=True)
