@@ -10,11 +10,16 @@ EXIT_WRONG_USE = 2
 SENTENCE_CHARACTERS = 1000
 
 
+def visible(text: str) -> str:
+    """A text with escapes for what cannot be printed: control characters, and marks that reverse letters."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 class _Sentence(Exception):
     """One sentence. It may quote an untrusted file: control characters become escapes, a long text loses its middle."""
 
     def __init__(self, sentence: str) -> None:
-        shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in sentence)
+        shown = visible(sentence)
         is_long = len(shown) > SENTENCE_CHARACTERS
         super().__init__(f"{shown[: SENTENCE_CHARACTERS // 2]} … {shown[-200:]}" if is_long else shown)
 

@@ -1,8 +1,9 @@
 """Evaluate weights: python -m app.evaluate weights="runs/*/checkpoints/*.pt" sets=lfw.bin,pairs.csv [key=value …]
 
     weights=PATTERN,…    checkpoints of runs, files of published weights (these need backbone=NAME), or ONNX files
-    sets=PATH,…          what to measure on: .bin, .csv, a folder of arrays, IJB-B or IJB-C (app/evaluation/sets.py says
-                         how each looks); left out: the held-out people of each run's own data set
+    sets=PATH,…          what to measure on: .bin, .csv, LFW's pairs.txt, a folder of arrays, IJB-B or IJB-C
+                         (app/evaluation/sets.py says how each looks); left out: the held-out people of each run's own
+                         data set
     gallery=DIR          identification (1:N): people to find, a sub-folder of aligned images each, or what
                          `app.prepare source=folder align=auto` made of photographs. Of IJB-B and IJB-C the folder with
                          meta/, which lists galleries and probes
@@ -11,7 +12,7 @@
                          images are probes, by a fixed choice
     out=DIR              where the results go (default: evaluation/<time>)
     flip=false           embed each image alone, without the embedding of its mirror image
-    fit=squash|pad       photographs of a .csv that are not square: all of the image; default: crop, its middle square.
+    fit=squash|pad       photographs of a list that are not square: all of the image; default: crop, its middle square.
                          squash is what testarcface.py does; `app.prepare source=pairs align=auto` finds the faces
     key=value            changes a setting, such as backbone=iresnet50 or train.eval.batch_size=64
 

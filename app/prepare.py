@@ -3,7 +3,8 @@
     source=orl                                  400 photographs of 40 people that come with a package
     source=folder path=DIR                      one sub-folder of photographs a person; see below
     source=pairs path=FILE.csv                  an evaluation set: lines of img1,img2,label with paths relative to the
-                                                file, 1 for one person and 0 for two; adds pairs.npy; see below
+                                                file, 1 for one person and 0 for two; or LFW's pairs.txt beside its
+                                                folder of photographs; adds pairs.npy; see below
     source=array path=FILE.npy [labels=FILE]    an array that exists already
     source=parquet path=FILE_OR_DIR             DigiFace and its like: a column of image files, one of identities
                                                 [image_column=NAME] [label_column=NAME] [split=train]
@@ -362,11 +363,13 @@ def prepare(
 
     `progress` is called with the number of images done since its last call. `skipped` lists the unreadable images,
     which `source` no longer contains; `skipped_rows` all rows that it lacks, others that are left out too. `passport`
-    is called with `out` when the images are complete, and adds to the manifest.
+    is called with `out` when the images are complete, and adds to the manifest. Raises WrongUse if a data set is there.
     """
     block_rows, held_out_rows = layout(source, held_out)
     make_folder(out.parent, "out", of=out)
     with one_at_a_time(out):
+        if out.with_name("manifest.json").is_file() and any(out.with_name(name).is_file() for name in ARRAYS):
+            raise WrongUse(f"another process has finished a data set in {out.parent} meanwhile; run this command again")
         if out.suffix == ENCODED[0]:
             made = encoded_writer.write_encoded(source, out, block_rows, workers=workers, progress=progress)
             blocks, pixels = [each.sha256 for each in made], [each.pixels_sha256 for each in made]

@@ -161,8 +161,9 @@ class Augment:
         """Crop, flip and rotate in one resampling, [B, 3, S, S] -> [B, 3, T, T].
 
         Views smaller than the image alias, unlike those of `to_float`: at 56 pixels, differences of neighbouring pixels
-        are a fifth stronger. Without aliasing, two pairs of runs of experiment=tryout lost 1.5 and 0.8 points of
-        accuracy on held-out people and gained 2 points of rank-1 each. At 112 pixels and above there is none.
+        are a fifth stronger. It costs nothing that can be measured. Sampling twice as densely and averaging changed the
+        accuracy on held-out people by -0.7 points (standard error 0.7) in five pairs of runs of tryout_supervised, and
+        by +0.5 (0.6) in five of tryout, with width 16 and 14 epochs. At 112 pixels and above there is no aliasing.
         """
         area, ratio, angle = draw.flat("area"), draw.flat("ratio").exp(), draw.flat("angle")
         sides = torch.stack([area * ratio, area / ratio]).sqrt_().clamp_(max=1.0)  # [2, B] width and height

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app.errors import visible
 from app.evaluation.measures import Numbers
 from app.evaluation.protocols import ROC, Axes
 from app.files import atomic
@@ -18,6 +19,7 @@ LEFT, RIGHT, TOP, BOTTOM = 70, 24, 64, 60  # margins
 COLOURS = ("#1f5fa8", "#d65828", "#2e8b57", "#964eaa", "#be9614", "#5a5a60")
 POINTS = 600  # drawn per curve
 DASH = 12  # points per dash where curves coincide
+LETTERS_MOST = 64  # of a name or title, which fit between the margins
 TOGETHER = 2 / (HEIGHT - TOP - BOTTOM)  # curves closer than this, two pixels, coincide
 
 
@@ -47,7 +49,7 @@ def draw(
         for curve, piece, values in _dashes([_at(rates, far, tar) for far, tar in shown.values()]):
             plot.plot(rates[piece], values, color=COLOURS[curve], linewidth=1.5)
         plot.set(xscale="log", xlim=(10.0**-decades, 1), ylim=(0, 1), xlabel=axes.x, ylabel=axes.y)
-        plot.set_title(title, loc="left")
+        plot.set_title(_shortened(title), loc="left")
         plot.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
         plot.yaxis.set_major_formatter(PercentFormatter(1))
         plot.grid(color="#dcdde0")
@@ -55,9 +57,15 @@ def draw(
         handles = [Line2D([], [], color=colour) for colour in (*COLOURS[: len(shown)], "none")[: len(names)]]
         legend = plot.legend(handles, ["name"] * len(names), loc="lower right", frameon=False)
         for text, name in zip(legend.get_texts(), names, strict=True):
-            text.set_text(name)  # afterwards: a label that begins with _ is left out
+            text.set_text(_shortened(name))  # afterwards: a label that begins with _ is left out
         with atomic(path) as file:
             figure.savefig(file, format="png")
+
+
+def _shortened(name: str) -> str:
+    """A name that fits: mostly its end, by which a path is told from others."""
+    shown = visible(name)
+    return shown if len(shown) <= LETTERS_MOST else f"{shown[:10]} … {shown[13 - LETTERS_MOST :]}"
 
 
 def _at(rates: Numbers, far: Numbers, tar: Numbers) -> Numbers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,13 @@ def open_gallery(gallery: Path, probes: Path | None, fit: str = "crop") -> Image
     again = len({*one.contents} & {*two.contents})
     twice = (f"{again} of the files are in both gallery and probes, so they find themselves",) if again else ()
     return ImageSet(
-        name_of(one.path), str(gallery), told, len(person), read, protocol, (*one.notes, *two.notes, *twice)
+        name_of(one.path),
+        str(gallery),
+        told,
+        len(person),
+        read,
+        protocol,
+        (*one.notes, *two.notes, *twice, *_nearly_equal([*one.people, *two.people])),
     )
 
 
@@ -100,7 +107,23 @@ def _of_one(side: Side) -> ImageSet:
             f"{side.path} has fewer than two people with two images; give images of more people, or probes=DIR"
         )
     protocol = Identification(person, in_gallery)
-    return ImageSet(name_of(side.path), str(side.path), side.sha256, len(person), side.read, protocol, side.notes)
+    notes = (*side.notes, *_nearly_equal(side.people))
+    return ImageSet(name_of(side.path), str(side.path), side.sha256, len(person), side.read, protocol, notes)
+
+
+def _nearly_equal(people: Sequence[str]) -> tuple[str, ...]:
+    """A note on names that Windows or macOS takes for one: they differ in case, or in how an accent is stored."""
+    names: dict[str, list[str]] = {}
+    for name in sorted(set(people)):
+        names.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    groups = [group for group in names.values() if len(group) > 1]
+    if not groups:
+        return ()
+    listed = " and ".join(map(ascii, groups[0]))
+    return (
+        f"{listed} count as different people, though their names differ only in case or in how an accent is stored "
+        f"({len(groups)} such names); give one person one name",
+    )
 
 
 def name_of(place: Path) -> str:

@@ -32,7 +32,7 @@ class ImageSet:
     count: int  # N; an image in several pairs counts once
     read: Callable[[int], NDArray[np.uint8]]  # image number 0..N-1 as RGB [112, 112, 3]; raises WrongUse
     protocol: SetProtocol
-    notes: tuple[str, ...] = ()  # sentences about what was left out
+    notes: tuple[str, ...] = ()  # sentences about what was left out, or may be wrong
 
 
 class Streamed:

@@ -2,6 +2,7 @@
 
 NAME.bin               verification pairs in insightface's format (LFW, CFP-FP, AgeDB-30, CALFW, CPLFW, …)
 NAME.csv               img1,img2,label: paths relative to the file; 1 for one person, 0 for two; optional header
+NAME.txt               LFW's pairs.txt, beside or in its folder of photographs (app/data/sources/lfw.py)
 DIR with images.npy    and pairs.npy (int [P, 3]: image, image, 1 or 0), or labels.npy (int [N]: all pairs);
                        `app.prepare source=pairs` makes one from photographs and a CSV
 DIR with gallery/      and probes/: identification (1:N). Each holds a sub-folder of aligned images per person, or what
@@ -21,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.config import Config
-from app.data.arrays import ARRAYS, array_in, open_labels, open_npy
+from app.data.arrays import ARRAYS, SIDE, array_in, open_labels, open_npy
 from app.data.dataset import open_configured, open_images
-from app.data.sources.pairs import read_pairs
-from app.data.sources.photograph import UNREADABLE, decode_face, load_face
-from app.errors import WrongUse
+from app.data.sources.pairs import LISTS, read_pairs
+from app.data.sources.photograph import UNREADABLE, decode_face, load_face, outline
+from app.errors import WrongUse, quoted
 from app.evaluation.gallery import GALLERY, PROBES, is_gallery, open_gallery
 from app.evaluation.ijb import is_ijb, open_ijb
 from app.evaluation.image_set import ImageSet
@@ -48,8 +49,8 @@ def open_set(path: Path, fit: str = "crop") -> ImageSet:
         raise WrongUse(f"there is no set {path}; give one such as lfw.bin, pairs.csv or a folder with images.npy")
     if path.suffix == ".bin":
         return open_bin(path, fit)
-    if path.suffix == ".csv":
-        return open_csv(path, fit)
+    if path.suffix in LISTS:
+        return open_list(path, fit)
     if is_ijb(path):
         return open_ijb(path)
     if is_gallery(path):
@@ -57,8 +58,8 @@ def open_set(path: Path, fit: str = "crop") -> ImageSet:
     if path.name in ARRAYS or array_in(path):
         return open_arrays(path if path.is_dir() else path.parent)
     raise WrongUse(
-        f"{path} is not a verification set; give a .bin, a .csv, a folder with images.npy, one with gallery/ and "
-        "probes/, or one of IJB-B or IJB-C"
+        f"{path} is not a verification set; give a .bin, a .csv, LFW's pairs.txt, a folder with images.npy, "
+        "one with gallery/ and probes/, or one of IJB-B or IJB-C"
     )
 
 
@@ -80,12 +81,32 @@ def open_bin(path: Path, fit: str) -> ImageSet:
     return ImageSet(path.stem, str(path), sha256(path), len(distinct), read, protocol)
 
 
-def open_csv(path: Path, fit: str) -> ImageSet:
-    """Open the pairs of a CSV file. Missing image files are reported here, with their row, before any is decoded."""
+def open_list(path: Path, fit: str) -> ImageSet:
+    """Open the pairs of a list of photographs. Missing files are reported here, with their row, before decoding."""
     told = read_pairs(path)
     protocol = _pair_list(told.pairs[:, 0], told.pairs[:, 1], told.pairs[:, 2] == 1, path)
     return ImageSet(
-        path.stem, str(path), sha256(path), len(told.files), lambda row: load_face(told.files[row], fit), protocol
+        path.stem,
+        str(path),
+        sha256(path),
+        len(told.files),
+        lambda row: load_face(told.files[row], fit),
+        protocol,
+        _about_faces(told.files[0], path),
+    )
+
+
+def _about_faces(file: Path, path: Path) -> tuple[str, ...]:
+    """A note if the first photograph of a list has not the size of an aligned face, as in LFW's own folder."""
+    try:
+        (width, height), _ = outline(file)
+    except UNREADABLE:  # decoding names it
+        return ()
+    if (width, height) == (SIDE, SIDE):
+        return ()
+    return (
+        f"photographs such as {file.name}, {width} x {height}, are scaled and no face is searched; unless they are "
+        f"aligned, prepare the list first: source=pairs align=auto path={quoted(path)}",
     )
 
 

@@ -57,15 +57,15 @@ def contact_sheet(
     rng = np.random.default_rng(seed)
     groups = _sample(pseudo_ids, report, rng)
     head = _head(report, marked=labels is not None, partial=there is not None)
-    height = len(head) * LINE + sum(TITLE + len(chosen) * (FACE + ROW_GAP) for chosen in groups.values())
-    sheet = Image.new("RGB", (WIDTH, MARGIN + max(height, TITLE)), PAPER)
+    rows_height = sum(TITLE + len(chosen) * (FACE + ROW_GAP) for chosen in groups.values())
+    sheet = Image.new("RGB", (WIDTH, MARGIN + len(head) * LINE + (rows_height or TITLE)), PAPER)
     draw, plain, small = ImageDraw.Draw(sheet), ImageFont.load_default(14), ImageFont.load_default(11)
     top = MARGIN // 2
     for words, colour in head:
         draw.text((MARGIN, top + LINE // 2), words, colour, small, anchor="lm")
         top += LINE
     if not groups:
-        draw.text((MARGIN, top + LINE // 2), "no clusters", INK, plain, anchor="lm")
+        draw.text((MARGIN, top + TITLE // 2), "no clusters", INK, plain, anchor="lm")
     for title, chosen in groups.items():
         draw.text((MARGIN, top + TITLE // 2), title, INK, plain, anchor="lm")
         top += TITLE

@@ -31,7 +31,7 @@ class Report:
     size_95: float
     sizes: dict[str, int]  # clusters of 2-3 images, 4-7, 8-15, …
     churn: float | None  # share of images with a pseudo-ID before that lose or change it; None: none had one
-    purity: float | None  # None without labels, as pair_f
+    purity: float | None  # None without labels, as pair_f, and if no labelled image is in a cluster
     pair_f: float | None
     cosine: float | None  # mean over pairs of neighbours in one cluster; None: no such pairs
     floor: float  # least cosine of two neighbours
@@ -85,6 +85,7 @@ def judge(
     sizes = np.unique(found[labelled], return_counts=True)[1]
     known = np.ones(len(found), np.bool_) if labels is None else labels >= 0  # others are not one person
     person = labels if known.any() else None
+    judged = labelled & known
     coverage = float(labelled.mean()) if len(found) else 0.0
     sure = coverage if sure is None else sure
     largest, turned = int(sizes.max(initial=0)), churn(previous, found)
@@ -112,7 +113,7 @@ def judge(
         size_95=float(np.quantile(sizes, 0.95)) if len(sizes) else 0.0,
         sizes=histogram(sizes),
         churn=turned,
-        purity=None if person is None else purity(found[labelled & known], person[labelled & known]),
+        purity=purity(found[judged], person[judged]) if person is not None and judged.any() else None,
         pair_f=None if person is None else pair_f(found[known], person[known]),
         cosine=cosine,
         floor=floor,

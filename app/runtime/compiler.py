@@ -1,4 +1,4 @@
-"""Check what `train.compile=true` needs, before torch fails in the first step with pages of output."""
+"""Check that `train.compile=true` works, before torch fails in the first step with pages of output."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import torch
+
 from app.errors import WrongUse
 
 # Programs in search order: torch's CPU code generator writes C++, Triton's GPU launcher is C.
@@ -16,7 +18,7 @@ FOR_GPU = ("CC", ("gcc", "clang"), "a C compiler such as gcc")
 
 
 def refuse_without_compiler(device_type: str) -> None:
-    """Raise WrongUse, with the names of what is missing for torch.compile on `cpu` or `cuda`."""
+    """Raise WrongUse if torch.compile lacks something on `cpu` or `cuda`, or fails in a trial of one line."""
     variable, programs, words = FOR_GPU if device_type == "cuda" else FOR_CPU
     named = os.environ.get(variable)
     missing = [] if any(map(shutil.which, (named,) if named else programs)) else [words]
@@ -27,3 +29,8 @@ def refuse_without_compiler(device_type: str) -> None:
         raise WrongUse(
             f"train.compile=true needs {' and '.join(missing)}; install what is missing, or give train.compile=false"
         )
+    try:
+        torch.compile(torch.nn.functional.softplus, dynamic=False)(torch.ones(8, device=device_type))
+    except Exception as error:  # of the compiler, the system's loader or the disk of its cache
+        why = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise WrongUse(f"train.compile=true does not work on this machine ({why}); give train.compile=false") from error

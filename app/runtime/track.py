@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 from app.config import Config
+from app.files import shown
 from app.output import say
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
 from app.runtime.durations import clock
 from app.runtime.folder import RunFolder
 from app.runtime.tensorboard import TensorBoard, numbers
+
+FINISH_S = 25.0  # to upload the last values, once the run has ended: a stopped job is killed a minute after its stop
+FINISH_ARTIFACTS_S = 600.0  # the same, where the last checkpoint is uploaded too
 
 
 class Sink(Protocol):
@@ -162,7 +167,11 @@ class Bystander:
 
 
 class Wandb:
-    """Sends events to Weights & Biases, offline without a key. If it fails, logging stops and the run continues."""
+    """Sends events to Weights & Biases, offline without a key. If it fails, logging stops and the run continues.
+
+    The package itself tries for hours to reach a service that has stopped answering. A run that has ended waits only
+    a short time, because its machine costs money; what was not uploaded stays in the run's folder.
+    """
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self.run: Any = None
@@ -180,8 +189,15 @@ class Wandb:
                 dir=str(folder.path),
                 config=config.as_dict(),
                 mode=os.environ.get("WANDB_MODE") or ("online" if has_key else "offline"),
-                settings=wandb.Settings(console="off", silent=True, init_timeout=60),
+                settings=wandb.Settings(
+                    console="off",
+                    silent=True,
+                    init_timeout=60,
+                    finish_timeout=FINISH_ARTIFACTS_S if self.keeps_artifacts else FINISH_S,
+                    finish_timeout_raises=True,
+                ),
             )
+            self.files = Path(self.run.sync_dir)
         except Exception as error:
             self._give_up(error)
 
@@ -199,6 +215,8 @@ class Wandb:
         if self.run is not None:
             try:
                 self.run.finish()
+            except TimeoutError:
+                say(f"W&B took too long for the last values; upload them with `wandb sync {shown(self.files)}`")
             except Exception as error:
                 self._give_up(error)
 

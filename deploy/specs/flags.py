@@ -196,14 +196,14 @@ PREPARE = (
     ON,
     Flag(
         "source",
-        "orl, folder (one sub-folder a person), pairs (a .csv of img1,img2,label), array (an .npy that exists), "
-        "parquet, rec or synthetic",
+        "orl, folder (one sub-folder a person), pairs (a .csv of img1,img2,label, or LFW's pairs.txt), array (an .npy "
+        "that exists), parquet, rec or synthetic",
         "SOURCE",
         "orl",
     ),
     Flag(
         "path",
-        "the folder, the .csv, the .npy file, the .parquet file or a folder of them, the .rec file or its folder",
+        "the folder, the list of pairs, the .npy file, the .parquet file or a folder of them, the .rec or its folder",
         "PATH",
     ),
     Flag("labels", "labels.npy of an array", "PATH"),
@@ -282,12 +282,12 @@ EVALUATE = (
     ),
     Flag(
         "sets",
-        "verification sets, separated by commas: .bin, .csv or images.npy (default: the held-out people)",
+        "verification sets, separated by commas: .bin, .csv, pairs.txt or images.npy (default: the held-out people)",
         "FILES",
     ),
     Flag("gallery", "identification: a sub-folder of aligned images per person, or a prepared folder", "DIR"),
     Flag("probes", "images to search in --gallery, made the same way (default: --gallery is split)", "DIR"),
-    Flag("fit", "how to scale photographs of a .csv that are not square: crop (default), squash or pad", "HOW"),
+    Flag("fit", "how to scale photographs of a list that are not square: crop (default), squash or pad", "HOW"),
     out("folder for the results (default: runs/<run>/evaluation)"),
     overrides("key=value of the configuration, such as --set backbone=iresnet50; repeatable"),
 )

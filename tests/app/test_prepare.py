@@ -36,6 +36,24 @@ def test_orl_is_400_photographs_of_40_people(tmp_path: Path, capsys: pytest.Capt
     assert out.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("name", ["images.npy", "images.jpegs"])
+def test_a_call_does_not_overwrite_what_another_has_finished_meanwhile(tmp_path: Path, name: str) -> None:
+    """The second one looked at `out` while the first one was at work on it."""
+    for person in "ab":
+        (tmp_path / "photos" / person).mkdir(parents=True)
+        Image.new("RGB", (112, 150), (200, 0, 0)).save(tmp_path / "photos" / person / "1.png")
+    words = ["source=folder", f"path={tmp_path / 'photos'}"]
+    options = prepare.parse([*words, f"out={tmp_path / 'images.npy'}", "fit=pad"])
+    source, out = prepare.choose(options), tmp_path / "images.npy"
+    placing = prepare.how_to_place(options, source)
+    assert prepare.whole(placing.of(source), out) is None
+    assert prepare.main([*words, f"out={tmp_path / name}"]) == 0
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    with pytest.raises(WrongUse, match=r"has finished a data set in .* run this command again"):
+        prepare.make_photographs(placing.of(source), out, options, 1, placing)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
 def test_a_folder_has_one_person_a_sub_folder(tmp_path: Path) -> None:
     for person, colour in (("Ana", 10), ("Zoë's “twin”", 200)):
         (tmp_path / "photos" / person).mkdir(parents=True)

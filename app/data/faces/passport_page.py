@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from app.data.faces.passport import DUPLICATES, OTHER_PEOPLE, Groups, Passport, Row
 from app.data.shards import Images
 from app.data.sources.photograph import UNREADABLE, fitted, jpeg_of, photograph
+from app.errors import visible
 from app.files import write_text
 
 SHOWN = 60  # pictures a finding
@@ -45,14 +46,14 @@ def write_page(path: Path, title: str, told: Passport, images: Images, root: Pat
         lstrip_blocks=True,
     )
     page = environment.get_template("passport.html.jinja").render(
-        title=title,
+        title=visible(title),
         counts=_counts(told),
         sections=[_section(finding, groups, told.rows, images, root) for finding, groups in findings.items()],
         what=told.what,
-        people=told.people[:LISTED],
+        people=[(visible(person), *counts) for person, *counts in told.people[:LISTED]],
         people_count=_of(LISTED, told.summary["people"] + told.summary["people_without_images"]) if told.people else "",
     )
-    write_text(path, page.encode("utf-8", "replace").decode() + "\n")  # a file's name may be no text
+    write_text(path, page + "\n")
 
 
 def _counts(told: Passport) -> dict[str, Any]:
@@ -95,4 +96,4 @@ def _figure(row: Row, images: Images, root: Path | None) -> dict[str, str]:
         with suppress(*UNREADABLE):
             picture = jpeg_of(np.asarray(fitted(photograph((root / row.name).read_bytes()), "pad")))
     score = f"{row.examined.score:.2f}" if row.examined.points else ""
-    return {"picture": picture, "caption": " · ".join(filter(None, [row.name, row.left_out, score]))}
+    return {"picture": picture, "caption": visible(" · ".join(filter(None, [row.name, row.left_out, score])))}

@@ -1,4 +1,4 @@
-"""A list of pairs of photographs in a CSV file: read for evaluation, or prepared as images.npy with pairs.npy.
+"""A list of pairs of photographs, in a CSV file or as LFW has it: read for evaluation, or prepared as images.npy.
 
 Letters: P pairs.
 """
@@ -6,7 +6,7 @@ Letters: P pairs.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.data.sources import lfw
 from app.errors import WrongUse
 
+LISTS = (".csv", lfw.SUFFIX)
 YES, NO = {"1", "true", "same"}, {"0", "false", "different", "-1"}
 EXAMPLE = "a/1.jpg,a/2.jpg,1"
 
@@ -52,14 +54,25 @@ class Pairs:
 
 
 def read_pairs(path: Path) -> Pairs:
-    """Read lines of img1,img2,label with an optional header: paths relative to the file; 1 or 0.
+    """Read lines of img1,img2,label with an optional header, or a .txt as LFW has it (lfw.py).
 
-    Raises WrongUse with the row that does not fit, also for a missing image.
+    The paths of a .csv are relative to the file; labels are 1 or 0. Raises WrongUse with the row that does not fit,
+    also for a missing image.
     """
     if not path.is_file():
-        raise WrongUse(f"there is no file {path}; give a CSV file with lines such as {EXAMPLE}")
+        raise WrongUse(f"there is no file {path}; give a CSV file with lines such as {EXAMPLE}, or LFW's pairs.txt")
     number: dict[Path, int] = {}
-    pairs: list[tuple[int, int, int]] = []
+    pairs = [
+        (number.setdefault(left, len(number)), number.setdefault(right, len(number)), int(same))
+        for left, right, same in (lfw.rows(path) if path.suffix == lfw.SUFFIX else _csv_rows(path))
+    ]
+    if not pairs:
+        raise WrongUse(f"{path} has no pairs; give lines of img1,img2,label such as {EXAMPLE}")
+    return Pairs(path, list(number), np.array(pairs, np.int64))
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[Path, Path, bool]]:
+    known = set[Path]()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
@@ -69,18 +82,15 @@ def read_pairs(path: Path) -> Pairs:
                 left, right, same = _read_row(row, f"row {reader.line_num} of {path}")
                 for name in (left, right):
                     image = path.parent / name
-                    if image not in number and not image.is_file():
+                    if image not in known and not image.is_file():
                         raise WrongUse(
                             f"row {reader.line_num} of {path} names {name}, and there is no file {image}; "
                             f"give paths relative to {path.parent}"
                         )
-                    number.setdefault(image, len(number))
-                pairs.append((number[path.parent / left], number[path.parent / right], int(same)))
+                    known.add(image)
+                yield path.parent / left, path.parent / right, same
     except (UnicodeDecodeError, csv.Error) as error:
         raise WrongUse(f"{path} is not CSV text in UTF-8; save it as lines of img1,img2,label") from error
-    if not pairs:
-        raise WrongUse(f"{path} has no pairs; give lines of img1,img2,label such as {EXAMPLE}")
-    return Pairs(path, list(number), np.array(pairs, np.int64))
 
 
 def _is_header(row: Sequence[str], folder: Path) -> bool:

@@ -61,6 +61,8 @@ def why_unreadable(error: BaseException, otherwise: str) -> str:
     """What to say of an image that raised one of UNREADABLE: its own words where it has some, else `otherwise`."""
     if isinstance(error, OSError) and error.strerror:  # of the file, not of a decoder
         return f"cannot be opened ({error.strerror}); make it readable, or remove it"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels; save it smaller"
     return str(error) if isinstance(error, UnknownScale | NeedsHeif) else otherwise
 
 

@@ -11,10 +11,11 @@ LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 24
 POINTS_MOST = 300  # drawn of one line
 KINDS = 8  # colours of static/page.css: c0 to c7
 TICKS = 4
+DIGITS_MOST = 15  # a float has no more
 MARKS_MOST = 100
 
 Point = Sequence[float]
-Form = Callable[[float], str]
+Form = Callable[[float, Sequence[float]], str]  # a value as text, with digits enough to tell several values apart
 
 
 def chart(
@@ -46,7 +47,7 @@ def chart(
     def y(value: float) -> float:
         return round(TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
-    drawn = []
+    drawn, rows = [], ticks(low, high)
     for place, (label, points) in enumerate(lines):
         few = thinned(points)
         drawn.append(
@@ -55,20 +56,42 @@ def chart(
                 "label": label,
                 "path": " ".join(f"{x(point[0])},{y(point[1])}" for point in few) if len(few) > 1 else "",
                 "dots": [(x(point[0]), y(point[1])) for point in few] if len(few) <= 30 else [],
-                "last": form(points[-1][1]) if points else "-",
+                "last": form(points[-1][1], ()) if points else "-",
             }
         )
     return {
         "title": title,
         "note": note,
         "lines": drawn,
-        "rows": [(y(value), form(value)) for value in ticks(low, high)],
+        "rows": [(y(value), form(value, rows)) for value in rows],
         "columns": [(x(value), f"{value:,.0f}") for value in ticks(left, right) if value == int(value)],
         "marks": [x(value) for value in marks[-MARKS_MOST:] if left < value < right],
         "across": across,
         "size": (WIDTH, HEIGHT),
         "frame": (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
     }
+
+
+def number(value: float, among: Sequence[float]) -> str:
+    """A number with at least three digits, and those that tell it from the others."""
+    return _told_apart("{:.{}g}", value, among, least=3)
+
+
+def share(value: float, among: Sequence[float]) -> str:
+    """A share in percent with at least one decimal, and those that tell it from the others."""
+    return _told_apart("{:.{}%}", value, among, least=1)
+
+
+def _told_apart(form: str, value: float, among: Sequence[float], least: int) -> str:
+    digits = next(
+        (
+            each
+            for each in range(least, DIGITS_MOST)
+            if len({form.format(other, each) for other in among}) == len(among)
+        ),
+        DIGITS_MOST,
+    )
+    return form.format(value, digits)
 
 
 def thinned(points: Sequence[Point]) -> Sequence[Point]:

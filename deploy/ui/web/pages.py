@@ -21,7 +21,7 @@ from deploy.ui.compare_table import run_rows, setting_rows
 from deploy.ui.gauges import BLOCKS
 from deploy.ui.plan_table import compared_rows
 from deploy.ui.status_table import epoch_of
-from deploy.ui.web.charts import chart
+from deploy.ui.web.charts import chart, number, share
 
 TEXT_CHARACTERS = 20_000  # more than the log and the longest line of a chart have
 GIB = 1 << 30
@@ -47,14 +47,12 @@ def of_run(document: Document) -> str:
     loss = chart(
         "Loss",
         [("loss", curves["loss"])],
-        form=_short,
+        form=number,
         across="step",
         marks=curves["refreshes"],
         note=REFRESHED if curves["refreshes"] else "",
     )
-    accuracy = chart(
-        "Accuracy on held-out people", [("accuracy", curves["accuracy"])], form="{:.1%}".format, across="step"
-    )
+    accuracy = chart("Accuracy on held-out people", [("accuracy", curves["accuracy"])], form=share, across="step")
     charts = [each for each in (loss, accuracy) if each]
     phases = compared_rows([Compared(**phase) for phase in document["phases"]])
     return body("run", **document, tiles=tiles(document), charts=charts, phase_rows=phases)
@@ -63,9 +61,9 @@ def of_run(document: Document) -> str:
 def of_comparison(document: Document) -> str:
     runs: Sequence[Document] = document["runs"]
     lines = {key: [(run["run_id"], run[key]) for run in runs] for key in ("accuracy", "loss")}
-    accuracy = chart("Accuracy on held-out people", lines["accuracy"], form="{:.1%}".format, across="epoch")
+    accuracy = chart("Accuracy on held-out people", lines["accuracy"], form=share, across="epoch")
     loss = chart(
-        "Loss", lines["loss"], form=_short, across="epoch", note="Comparable only between runs of the same loss."
+        "Loss", lines["loss"], form=number, across="epoch", note="Comparable only between runs of the same loss."
     )
     rows = [row for row in run_rows(runs, BLOCKS) if row[0] not in ("accuracy", "loss")]
     settings = setting_rows(runs, document["settings"])
@@ -101,10 +99,6 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
     return found
 
 
-def _short(value: float) -> str:
-    return f"{value:.3g}"
-
-
 def _safe(value: Any) -> Any:
     """A value for the page: control characters are shown as codes, and a long text is cut."""
     if isinstance(value, Markup):
@@ -128,5 +122,5 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     made.globals.update(no_answer=NO_ANSWER, unusable=UNUSABLE)
-    made.filters.update(clock=_clock, duration=duration, short=_short)
+    made.filters.update(clock=_clock, duration=duration)
     return made

@@ -16,7 +16,7 @@ from app.evaluation.sets import open_set
 from app.evaluation.while_training import NamedSets
 from app.models import build_backbone
 from app.runtime.dist import World
-from tests.app.evaluation.test_sets import FACES, PAIRS, all_of, seen_pairs
+from tests.app.evaluation.test_sets import FACES, PAIRS, all_of, seen_pairs, write_lfw
 
 
 @pytest.fixture
@@ -50,6 +50,13 @@ def test_a_prepared_list_measures_the_pixels_of_the_list(pairs_csv: Path, fit: s
     assert manifest["pairs"] == {"count": 24, "of_one_person": 12, "left_out": 0}
     assert manifest["passport"]["found"]["not square"] == prepared.count
     assert "people" not in manifest["passport"]
+
+
+def test_lfws_own_list_is_prepared_as_another(tmp_path: Path) -> None:
+    path = write_lfw(tmp_path / "pairs.txt")
+    code, folder = run(path)
+    assert code == 0
+    assert seen_pairs(open_set(folder)) == seen_pairs(open_set(path))
 
 
 def test_pairs_go_with_their_photograph(pairs_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:

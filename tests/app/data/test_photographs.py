@@ -132,6 +132,15 @@ def test_a_file_that_names_a_huge_size_is_refused_without_decoding_and_without_a
             decode_stored(small[:at] + struct.pack(">HH", side, side) + small[at + 4 :])
 
 
+def test_a_photograph_with_too_many_pixels_is_told_as_that(tmp_path: Path) -> None:
+    """Such as the 200 million of some telephones. It is a good image, and saving it as .jpg again would not help."""
+    file, small = tmp_path / "a.jpg", encoded("JPEG")
+    at = small.index(b"\xff\xc0") + 5
+    file.write_bytes(small[:at] + struct.pack(">HH", 12240, 16320) + small[at + 4 :])
+    with pytest.raises(WrongUse, match=r"a\.jpg has more than 179 million pixels; save it smaller"):
+        load_face(file)
+
+
 def test_a_damaged_avif_is_unreadable() -> None:
     whole = encoded("AVIF")
     with pytest.raises(UNREADABLE):
@@ -495,3 +504,20 @@ def test_people_of_a_folder_keep_their_names(tmp_path: Path) -> None:
     told = out.with_name("people.csv").read_text(encoding="utf-8").splitlines()
     assert told == ["label,person,images", "0,Ana,2", '1,"Zoë, “B”",1']
     assert np.load(out.with_name("labels.npy")).tolist() == [0, 0, 1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such names")
+def test_names_of_all_kinds_are_shown_as_they_are(tmp_path: Path) -> None:
+    """A mark that reverses letters would show a name that the file does not have."""
+    names = {"\u202egnp.jpg": r"\u202egnp.jpg", "a\nb.png": r"a\nb.png", os.fsdecode(b"\xff.png"): r"\udcff.png"}
+    names["<b>.png"] = "&lt;b&gt;.png"
+    for person in ("one", "two\u202e"):
+        (tmp_path / "photos" / person).mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (112, 112), (9, 0, 0)).save(tmp_path / "photos" / person / name, "PNG")
+    out = tmp_path / "set" / "images.npy"
+    assert prepare.main(["source=folder", f"path={tmp_path / 'photos'}", f"out={out}"]) == 0
+    page = out.with_name("passport.html").read_text(encoding="utf-8")
+    assert all(f"one/{shown}" in page for shown in names.values())
+    assert r"<tr><td>two\u202e" in page
+    assert not [each for each in page if not each.isprintable() and each != "\n"]

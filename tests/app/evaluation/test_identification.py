@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,21 @@ def test_a_file_in_both_is_told(two: Path, tmp_path: Path, capsys: pytest.Captur
     shutil.copy(two / "gallery" / "p01" / "0.png", two / "probes" / "p01" / "again.png")
     measured(two, tmp_path / "out", f"sets={two}")
     assert "1 of the files are in both gallery and probes, so they find themselves" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Windows and macOS take such names for one")
+@pytest.mark.parametrize(("one", "other"), [("Anna", "anna"), ("M\u00fcller", "Mu\u0308ller")])
+def test_names_that_another_system_takes_for_one_are_told(two: Path, one: str, other: str) -> None:
+    assert not any("different people" in note for note in open_gallery(two / "gallery", two / "probes").notes)
+    (two / "gallery" / "p00").rename(two / "gallery" / one)
+    (two / "probes" / "p00").rename(two / "probes" / other)
+    notes = open_gallery(two / "gallery", two / "probes").notes
+    first, second = sorted((one, other))
+    assert f"{first!a} and {second!a} count as different people" in notes[-1]
+    (two / "probes" / one).mkdir()
+    for number in (0, 1):
+        shutil.copy(two / "probes" / other / f"{number}.png", two / "probes" / one)
+    assert f"{first!a} and {second!a} count as different people" in open_gallery(two / "probes", None).notes[-1]
 
 
 def test_a_set_that_cannot_be_searched_is_refused_in_one_sentence(two: Path, tmp_path: Path) -> None:

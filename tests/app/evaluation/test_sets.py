@@ -46,6 +46,21 @@ def write_csv(path: Path, header: str = "img1,img2,label\n") -> Path:
     return path
 
 
+def write_lfw(path: Path, folder: str = "lfw", suffix: str = ".jpg", head: str = "2\t6\n") -> Path:
+    """The same pairs as LFW lists them. A person is a quarter of the photographs; the image files are PNG inside."""
+    lines = []
+    for a, b, same in PAIRS:
+        names = ["Ann_Lee", "Ann_Lee" if same else "Bo"]
+        for name, number in zip(names, (a, b), strict=True):
+            (path.parent / folder / name).mkdir(parents=True, exist_ok=True)
+            (path.parent / folder / name / f"{name}_{number + 1:04}{suffix}").write_bytes(encoded(FACES[number]))
+        lines.append(f"Ann_Lee\t{a + 1}\t{b + 1}\n" if same else f"Ann_Lee\t{a + 1}\tBo\t{b + 1}\n")
+    half = len(lines) // 2
+    ordered = [line for k in range(2) for line in (*lines[k * 6 : k * 6 + 6], *lines[half + k * 6 : half + k * 6 + 6])]
+    path.write_text(head + "".join(ordered))
+    return path
+
+
 def write_arrays(folder: Path, asked: str) -> Path:
     folder.mkdir()
     np.save(folder / "images.npy", FACES)
@@ -83,6 +98,70 @@ def test_pairs_come_in_the_files_order_and_each_image_once(tmp_path: Path, kind:
     assert images.count == (24 if kind == "arrays" else len({i for a, b, _ in PAIRS for i in (a, b)}))
     assert images.name == path.stem
     assert len(images.sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "suffix"),
+    [("pairs.txt", "lfw", ".jpg"), ("lfw/pairs.txt", ".", ".png"), ("pairs.txt", "a b", ".JPG")],
+)
+def test_lfws_own_list_is_read_where_it_lies(tmp_path: Path, name: str, folder: str, suffix: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    (tmp_path / "other" / "Bo").mkdir(parents=True)  # not the folder of the first name
+    images = open_set(write_lfw(path, folder, suffix))
+    assert sorted(seen_pairs(images)) == sorted(WANTED)
+    for words in ("1\t12", "12", "12\n\n"):
+        assert sorted(seen_pairs(open_set(write_lfw(path, folder, suffix, head=f"{words.rstrip()}\n")))) == sorted(
+            WANTED
+        )
+
+
+def test_photographs_that_are_no_aligned_faces_are_noted(tmp_path: Path) -> None:
+    path = write_lfw(tmp_path / "pairs.txt")
+    assert open_set(path).notes == ()
+    for file in tmp_path.glob("lfw/*/*"):
+        Image.new("RGB", (250, 200)).save(file, "PNG")
+    (note,) = open_set(path).notes
+    assert "250 x 200, are scaled and no face is searched" in note
+    assert f"source=pairs align=auto path={path}" in note
+    next(tmp_path.glob("lfw/Ann_Lee/Ann_Lee_0001*")).write_bytes(b"")
+    assert open_set(path).notes == ()  # the file is named when it is decoded
+
+
+def test_the_folds_of_lfws_list_are_its_own(tmp_path: Path) -> None:
+    """Ten sets in a row, each with its pairs of one person first."""
+    (tmp_path / "lfw" / "A").mkdir(parents=True)
+    (tmp_path / "lfw" / "B").mkdir()
+    for number, face in enumerate(FACES[:4], 1):
+        for person in "AB":
+            (tmp_path / "lfw" / person / f"{person}_{number:04}.jpg").write_bytes(encoded(face))
+    (tmp_path / "pairs.txt").write_text("10 3\n" + 10 * ("A 1 2\nA 1 3\nA 2 3\n" + "A 1 B 2\nA 1 B 3\nA 4 B 4\n"))
+    protocol = open_set(tmp_path / "pairs.txt").protocol
+    assert isinstance(protocol, PairList)
+    assert protocol.fold.tolist() == [place // 6 for place in range(60)]
+    assert protocol.same.tolist() == 10 * [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "it must begin with the numbers of folds and of pairs, such as 10 300"),
+        ("Ann_Lee 1 2\n", "it must begin with the numbers of folds and of pairs"),
+        ("2 6\nAnn_Lee 1 2\n", "has 1 pairs, and its first line says 24; get the file again"),
+        ("1\nAnn_Lee 1 2\nAnn_Lee x Bo 2\n", "line 3 of .* is 'Ann_Lee x Bo 2'; it must be such as Name 1 4"),
+        ("1\nAnn_Lee 1 2\nAnn_Lee 1 Bo 2 3\n", "line 3 of .* it must be such as Name 1 4"),
+        ("1\nAnn_Lee 1 99\nAnn_Lee 1 Bo 6\n", "line 2 of .* names photograph 99 of Ann_Lee, and there is no .*_0099"),
+        ("1\nAnn_Lee 1 2\nAnn_Lee 1 Cy 1\n", "line 3 of .* names photograph 1 of Cy"),
+        ("1\nNobody 1 2\nAnn_Lee 1 Bo 6\n", "there is no folder Nobody in .* or a folder of it; put pairs.txt beside"),
+        ("1\n../lfw 1 2\nAnn_Lee 1 Bo 6\n", "names photograph 1 of ../lfw, and there is no"),
+        (b"\xff\xfe1\x00", "is not text in UTF-8"),
+    ],
+)
+def test_a_wrong_line_of_lfws_list_is_named(tmp_path: Path, text: str | bytes, sentence: str) -> None:
+    path = write_lfw(tmp_path / "pairs.txt")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(WrongUse, match=sentence):
+        open_set(path)
 
 
 @pytest.mark.parametrize("kind", ["bin", "csv"])
@@ -199,12 +278,12 @@ def test_what_is_wrong_with_arrays_is_told(tmp_path: Path) -> None:
 
 
 def test_what_is_no_set_is_told(tmp_path: Path) -> None:
-    (tmp_path / "set.txt").write_text("nothing")
+    (tmp_path / "set.json").write_text("nothing")
     (tmp_path / "alone").mkdir()
     np.save(tmp_path / "alone" / "images.npy", FACES)
     for path, sentence in (
         ("nowhere.bin", "there is no set"),
-        ("set.txt", "is not a verification set"),
+        ("set.json", "is not a verification set"),
         ("alone", "put pairs.npy or"),
     ):
         with pytest.raises(WrongUse, match=sentence):

@@ -187,6 +187,16 @@ def test_a_sheet_without_clusters_says_so(tmp_path: Path) -> None:
     contact_sheet(tmp_path / "a.png", np.zeros((3, 112, 112, 3), np.uint8), np.arange(3), np.full(3, NO_ID), 0)
     with Image.open(tmp_path / "a.png") as sheet:
         assert np.asarray(sheet).min() < 100  # dark text
+    none, labels = np.full(3, NO_ID), np.zeros(3, np.int32)
+    report = judge(none, none, labels, MiningConfig(), floor=0.5)
+    assert report.purity is None  # of no image
+    contact_sheet(
+        tmp_path / "b.png", np.zeros((3, 112, 112, 3), np.uint8), np.arange(3), none, 0, report=report, labels=labels
+    )
+    with Image.open(tmp_path / "b.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert (pixels.min(2) < 100)[-34:].any()  # the text below the head
+    assert not (pixels.min(2) < 200)[-6:].any()  # is whole
 
 
 def test_a_collapse_is_refused_and_nan_fails_every_guard() -> None:

@@ -158,6 +158,20 @@ def test_what_compiling_lacks_is_named(
     assert str(caught.value).endswith("or give train.compile=false")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the compiler that fails is a script")
+def test_a_compiler_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found, so its absence is no reason to refuse."""
+    failing = tmp_path / "g++"
+    failing.write_text("#!/bin/sh\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("CXX", str(failing))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(WrongUse, match=r"does not work on this machine \(.*\); give train\.compile=false"):
+        compiler.refuse_without_compiler("cpu")
+
+
 STARVED = """
 import re, resource, sys
 from pathlib import Path

@@ -363,6 +363,11 @@ def test_in_a_real_browser(site: Site, tmp_path: Path) -> None:
         tab.look_like(400, dark=False)
         tab.open(f"{address}/")  # of a long list, the button is always in sight
         assert tab.run("document.querySelector('#choose button').getBoundingClientRect().bottom <= innerHeight")
+        for _ in range(20):  # and it hides nothing that has the focus
+            tab.press("Tab")
+        assert tab.run("document.activeElement.getBoundingClientRect().bottom") <= tab.run(
+            "document.querySelector('.bar').getBoundingClientRect().top"
+        )
         tab.open(f"{address}/runs/one")
         tab.wait_for("document.querySelector('#log').scrollTop > 0")
         with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -370,3 +375,40 @@ def test_in_a_real_browser(site: Site, tmp_path: Path) -> None:
         tab.wait_for("document.body.innerText.includes('75.0%')")
         assert tab.run("document.querySelector('#lost').hidden")
         assert tab.problems == []
+
+
+FOCUSED = "document.activeElement.outerHTML.slice(0, 60)"
+
+
+@pytest.mark.slow
+def test_in_a_real_browser_the_keyboard_keeps_its_place_while_a_page_changes(site: Site, tmp_path: Path) -> None:
+    program = chromium()
+    if program is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    folder = site.run("one", name="first")
+    (folder / "report.html").write_bytes(REPORT_BEGINS)
+    site.run("two", name="second", target="t" * 60)
+    with browser(program, tmp_path / "profile") as tab:
+        tab.open(f"http://{site.host}/?token={TOKEN}")
+        for number, place in enumerate((".sorts a", '.what a[href="/runs/one"]', "#choose button", "#pick-one")):
+            tab.run(f"document.querySelector('#live {place}').focus()")
+            focused = tab.run(FOCUSED)
+            site.run(f"more{number}")
+            tab.wait_for(f"document.getElementById('pick-more{number}') !== null")
+            assert tab.run(FOCUSED) == focused
+        for width in (360, 768, 1440):  # a long target takes no room from the name
+            tab.look_like(width, dark=False)
+            assert tab.run("document.documentElement.scrollWidth <= innerWidth"), width
+            assert tab.run("document.querySelector('.what').getBoundingClientRect().width >= 120"), width
+        tab.open(f"http://{site.host}/runs/one")
+        tab.run("document.querySelector('a[href$=report]').focus()")
+        (folder / "train.log").write_text("a line", encoding="utf-8")
+        tab.wait_for("document.getElementById('log') !== null")
+        assert tab.run("document.activeElement.textContent") == "Report"
+        nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
+        told = {
+            (each["role"]["value"], each["name"]["value"]) for each in nodes if not each["ignored"] and "name" in each
+        }
+        for role, name in (("region", "last lines of the log"), ("link", "Report"), ("heading", "first succeeded")):
+            assert (role, name) in told  # what a screen reader says
+        assert tab.run("document.getElementById('lost').role") == "alert"

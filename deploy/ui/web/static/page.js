@@ -6,9 +6,15 @@ const live = document.getElementById("live");
 const lost = document.getElementById("lost");
 let source = null;
 
+// A selector that finds an element of the body again in its next version: by its id or, of a link, by its address.
+function place(element) {
+  if (!element || !live.contains(element)) return "";
+  return element.id ? `#${CSS.escape(element.id)}` : element.href ? `a[href="${CSS.escape(element.getAttribute("href"))}"]` : "";
+}
+
 function keep() {
   const ticked = [...live.querySelectorAll("input:checked")].map((each) => each.id);
-  const focus = document.activeElement && live.contains(document.activeElement) ? document.activeElement.id : "";
+  const focus = place(document.activeElement);
   const log = document.getElementById("log");
   const atEnd = !log || log.scrollHeight - log.scrollTop - log.clientHeight < 24;
   const scrolled = [...live.querySelectorAll(".scroll")].map((each) => each.scrollLeft);
@@ -20,7 +26,7 @@ function restore(kept) {
     const box = document.getElementById(id);
     if (box) box.checked = true;
   }
-  const focus = kept.focus && document.getElementById(kept.focus);
+  const focus = kept.focus && live.querySelector(kept.focus);
   if (focus) focus.focus({ preventScroll: true });
   const log = document.getElementById("log");
   if (log) log.scrollTop = kept.atEnd ? log.scrollHeight : kept.top;

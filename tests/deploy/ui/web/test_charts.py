@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.ui.web.charts import POINTS_MOST, chart, thinned, ticks
+from deploy.ui.web.charts import POINTS_MOST, chart, number, share, thinned, ticks
 
 VALUES = st.floats(-1e12, 1e12, allow_nan=False)
 
@@ -13,7 +14,7 @@ VALUES = st.floats(-1e12, 1e12, allow_nan=False)
 @given(st.lists(VALUES, min_size=1, max_size=700))
 def test_every_point_is_inside_the_frame(values: list[float]) -> None:
     points = [(float(step), value) for step, value in enumerate(values)]
-    made = chart("loss", [("loss", points)], form=str, across="step", marks=[-1.0, 0.5, 1e9])
+    made = chart("loss", [("loss", points)], form=number, across="step", marks=[-1.0, 0.5, 1e9])
     assert made is not None
     left, top, right, bottom = made["frame"]
     line = made["lines"][0]
@@ -37,4 +38,18 @@ def test_ticks_are_few_and_round() -> None:
     assert ticks(0, 10) == [0, 2.5, 5, 7.5, 10]
     assert ticks(0.81, 0.88) == [0.82, 0.84, 0.86, 0.88]
     assert ticks(3, 3) == [3]
-    assert chart("empty", [("a", []), ("b", [])], form=str, across="step") is None
+    assert chart("empty", [("a", []), ("b", [])], form=number, across="step") is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.5, 0.95), (0.9975, 0.99833), (0.99983, 0.99984), (12.341, 12.349)]
+)
+def test_no_two_lines_of_a_grid_have_one_label(low: float, high: float) -> None:
+    """A good network's accuracy is within a few thousandths over many epochs."""
+    for form in (share, number):
+        made = chart("a", [("a", [(0, low), (1, high)])], form=form, across="epoch")
+        assert made is not None
+        labels = [label for _, label in made["rows"]]
+        assert len(labels) == len({*labels}) > 1
+        assert max(map(len, labels)) <= 8  # more than the margin has room for
+    assert [share(value, [0.5, 0.6]) for value in (0.5, 0.6)] == ["50.0%", "60.0%"]
