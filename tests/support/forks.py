@@ -38,10 +38,10 @@ OF_TRAINING = (
     "scipy.sparse.csgraph", "simplejpeg", "yaml",
 )  # fmt: skip
 # What a process that tests loads besides. Plugins of pytest are missing, as pytest itself has to load them, and so is
-# what starts a thread.
+# what starts a thread. So is RunPod's package, which adds a handler to the root logger.
 OF_TESTS = (
     "asyncssh", "docker", "fabric", "graphql", "jsonschema", "matplotlib.figure", "onnx", "requests", "rich.console",
-    "rich.table", "runpod", "scipy.stats",
+    "rich.table", "scipy.stats",
 )  # fmt: skip
 SHARED = "SNIPERFACE_TEST_FORKS"  # the folder of the servers that processes share
 # Python and libraries read variables with these prefixes only when they are loaded.
