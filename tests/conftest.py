@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
@@ -186,14 +185,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
-    """Fork the processes that run all tests from one with torch loaded: each would take three seconds to load it."""
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Start the servers of forks for all processes, where all tests run: each would start its own."""
     if runs_all(config) and sys.platform == "linux":
         from tests.support import forks
 
-        python = forks.share()
-        for spec in specs:
-            spec.python = spec.python or python
+        forks.share()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.forks import PROJECT, forks
+from tests.support.forks import forks
 
 ENDS = {
     "nothing": "pass",
@@ -42,13 +42,3 @@ def test_a_fork_ends_as_an_interpreter_does(code: str, kind: str, tmp_path: Path
     assert (fork.returncode, fork.stdout) == (real.returncode, real.stdout)
     assert fork.stderr.splitlines() == told
     assert not server.can_run({**environment, "PYTHONHASHSEED": "0"})
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs Linux or macOS: Windows cannot fork")
-def test_a_process_that_tests_is_a_fork_with_the_streams_of_what_xdist_started() -> None:
-    server = forks()
-    assert server is not None
-    code = "import sys; print(sys.stdin.read()); sys.exit(3)"
-    argv = [sys.executable, "-m", "tests.support.forks", server.address, "-u", "-c", code]
-    told = subprocess.run(argv, cwd=PROJECT, input="word", capture_output=True, text=True)
-    assert (told.returncode, told.stdout, told.stderr) == (3, "word\n", "")

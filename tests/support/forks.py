@@ -2,7 +2,7 @@
 
 Loading packages takes most of a command's time: for `invoke` half a second, with torch two seconds or more. The tests
 run hundreds of commands. So servers (tests/support/fork_server.py) load the packages once and fork for each command.
-If several processes test, they share the servers, and a server forks them as well.
+If several processes test, they share the servers.
 Forks of one server have the same hash seed. So some tests start torchrun itself: tests/e2e, and those of signals.
 """
 
@@ -13,8 +13,6 @@ import functools
 import json
 import os
 import select
-import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -36,12 +34,6 @@ OF_TRAINING = (
     "torch", "torch._dynamo", "torch.distributed.launcher.api", "faiss", "hydra.compose",
     "hydra.grammar.gen.OverrideLexer", "numba.typed", "numpy", "omegaconf", "PIL.Image", "scipy.optimize",
     "scipy.sparse.csgraph", "simplejpeg", "yaml",
-)  # fmt: skip
-# What a process that tests loads besides. Plugins of pytest are missing, as pytest itself has to load them, and so is
-# what starts a thread. So is RunPod's package, which adds a handler to the root logger.
-OF_TESTS = (
-    "asyncssh", "docker", "fabric", "graphql", "jsonschema", "matplotlib.figure", "onnx", "requests", "rich.console",
-    "rich.table", "scipy.stats",
 )  # fmt: skip
 SHARED = "SNIPERFACE_TEST_FORKS"  # the folder of the servers that processes share
 # Python and libraries read variables with these prefixes only when they are loaded.
@@ -156,31 +148,14 @@ def training_forks() -> Forks | None:
     return Forks("training", TRAINING, OF_TRAINING, OMP_NUM_THREADS="1") if sys.platform == "linux" else None
 
 
-def share() -> str:
-    """Start all servers, which the processes that test then share.
-
-    Returns the command that starts one of these processes as a fork, where pytest-xdist would start Python.
-    """
+def share() -> None:
+    """Start both servers. The processes that test, which inherit the environment, then share them."""
     invoke, training = forks(), training_forks()
     assert invoke is not None
     assert training is not None
-    folder = Path(training.folder.name)
-    (folder / "invoke").symlink_to(invoke.address)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    tests = training.start(
-        _server(str(folder / "tests"), (), OF_TESTS), PROJECT, environment,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr,
-    )  # fmt: skip
-    _wait_for(tests)
-    atexit.register(tests.communicate)  # ends when its input does
-    os.environ[SHARED] = str(folder)
-    return shlex.join([sys.executable, "-m", "tests.support.forks", str(folder / "tests")])
-
-
-def _be_forked(address: str, argv: Sequence[str]) -> int:
-    """Run `python *argv` in a fork that gets this process's streams. Returns its exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the fork answers Ctrl-C
-    return Process(address, argv, Path.cwd(), os.environ, stdin=0, stdout=1, stderr=2).wait()
+    folder = training.folder.name
+    Path(folder, "invoke").symlink_to(invoke.address)
+    os.environ[SHARED] = folder
 
 
 def start_command(argv: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
@@ -229,7 +204,3 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
 def _text(file: Any) -> str:
     file.seek(0)
     return str(file.read().decode("utf-8").replace("\r\n", "\n"))
-
-
-if __name__ == "__main__":
-    sys.exit(_be_forked(sys.argv[1], sys.argv[2:]))
