@@ -101,7 +101,7 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     """
     gc.disable()
     try:
-        if session.config.args == session.config.getini("testpaths") and not runs_slow(session.config):
+        if runs_all(session.config) and not runs_slow(session.config):
             _import_own_share()
         return (yield)
     finally:
@@ -121,6 +121,11 @@ def _import_own_share() -> None:
     for file in sorted(root.glob("tests/**/test_*.py"))[int(number[2:] or 0) :: int(count or 1)] if count else ():
         with contextlib.suppress(Exception, pytest.skip.Exception):  # the collection tells
             importlib.import_module(".".join(file.relative_to(root).with_suffix("").parts))
+
+
+def runs_all(config: pytest.Config) -> bool:
+    """Whether no file or folder was named."""
+    return bool(config.args == config.getini("testpaths"))
 
 
 def runs_slow(config: pytest.Config) -> bool:
@@ -177,6 +182,15 @@ def _mixed(files: Sequence[Path]) -> dict[Path, float]:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Start five processes on two cores or more, or six for slow tests: both wait much of their time."""
     return 3 * min(os.cpu_count() or 1, 2) - (not runs_slow(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Start the servers of forks for all processes, where all tests run: each would start its own."""
+    if runs_all(config) and sys.platform == "linux":
+        from tests.support import forks
+
+        forks.share()
 
 
 @pytest.fixture(scope="session")

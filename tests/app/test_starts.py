@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from app.mining.knn import NO_FAISS, NO_IVF
 from tests.app.support.ranks import PROJECT
 from tests.app.support.training import TINY
+from tests.support.forks import run_training
 
 OPTIONAL = {
     "faiss",
@@ -43,8 +45,13 @@ runpy.run_module(command, run_name="__main__")
 
 
 def start(command: str, without: set[str], *words: str) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-c", WITHOUT, command, ",".join(sorted(without)), *words]
+    """Run a command in a new Python, as a fork has packages loaded that nobody could miss."""
+    arguments = [sys.executable, *arguments_of(command, without, *words)]
     return subprocess.run(arguments, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+def arguments_of(command: str, without: set[str], *words: str) -> list[str]:
+    return ["-c", WITHOUT, command, ",".join(sorted(without)), *words]
 
 
 @pytest.mark.parametrize("command", NEEDS)
@@ -87,6 +94,6 @@ def test_asking_for_faiss_where_it_is_missing_is_refused_before_any_work(
         words += [f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}"]
     else:
         words += [*TINY, f"run.dir={tmp_path / 'out'}"]
-    done = start(command, {"faiss"}, *words)
+    done = run_training(arguments_of(command, {"faiss"}, *words), PROJECT, {**os.environ, "OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stderr) == (2, f"{refusal}\n")
     assert not (tmp_path / "out").exists()

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import _bootstrap_external
 from pathlib import Path
@@ -39,8 +40,10 @@ def serve(address: str, modules: Sequence[str], packages: Sequence[str]) -> None
 
     `modules` are those of the project whose code is kept. `packages` are loaded.
     """
-    for package in packages:
-        __import__(package)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as pytest does where it loads a package
+        for package in packages:
+            __import__(package)
     _prepare(modules)
     if "numba" in sys.modules:
         sys.modules["numba"].njit("int64(int64)")(lambda x: x)  # the first function loads what all need

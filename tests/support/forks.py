@@ -2,6 +2,7 @@
 
 Loading packages takes most of a command's time: for `invoke` half a second, with torch two seconds or more. The tests
 run hundreds of commands. So servers (tests/support/fork_server.py) load the packages once and fork for each command.
+If several processes test, they share the servers.
 Forks of one server have the same hash seed. So some tests start torchrun itself: tests/e2e, and those of signals.
 """
 
@@ -34,6 +35,7 @@ OF_TRAINING = (
     "hydra.grammar.gen.OverrideLexer", "numba.typed", "numpy", "omegaconf", "PIL.Image", "scipy.optimize",
     "scipy.sparse.csgraph", "simplejpeg", "yaml",
 )  # fmt: skip
+SHARED = "SNIPERFACE_TEST_FORKS"  # the folder of the servers that processes share
 # Python and libraries read variables with these prefixes only when they are loaded.
 READ_AT_START = ("PYTHON", "LD_", "MKL_", "NUMBA_", "OMP_")
 
@@ -69,25 +71,38 @@ class Process(subprocess.Popen[Any]):
 
     def _internal_poll(self, _deadstate: Any = None, timeout: float | None = 0) -> int | None:
         if self.returncode is None and select.select([self._line], [], [], timeout)[0]:
-            self.returncode = int(self._answer.readline())
+            self.returncode = int(self._answer.readline() or -9)  # without an answer the server was killed
             self._answer.close()
             self._line.close()
         return self.returncode
 
 
-class Forks:
-    """Client of a fork server, which starts at first use and ends with the tests."""
+def _server(address: str, modules: Sequence[str], packages: Sequence[str]) -> list[str]:
+    return ["-m", "tests.support.fork_server", address, " ".join(modules), *packages]
 
-    def __init__(self, modules: Sequence[str], packages: Sequence[str], **environment: str) -> None:
+
+def _wait_for(server: subprocess.Popen[Any]) -> None:
+    assert server.stdout
+    assert server.stdout.readline() == b"ready\n"
+
+
+class Forks:
+    """Client of a fork server. The server is shared, or starts at first use and ends with the tests."""
+
+    def __init__(self, name: str, modules: Sequence[str], packages: Sequence[str], **environment: str) -> None:
+        environment = {**os.environ, **environment}
+        self.environment = _read_at_start(environment)
+        shared = os.environ.get(SHARED)
+        if shared:
+            self.address = str(Path(shared, name))
+            return
         self.folder = tempfile.TemporaryDirectory(prefix="forks-")
-        self.address = str(Path(self.folder.name, "socket"))
-        self.environment = _read_at_start({**os.environ, **environment})
-        command = [sys.executable, "-m", "tests.support.fork_server", self.address, " ".join(modules), *packages]
+        self.address = str(Path(self.folder.name, name))
         self.process = subprocess.Popen(
-            command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environment}
-        )
-        assert self.process.stdout
-        assert self.process.stdout.readline() == b"ready\n"
+            [sys.executable, *_server(self.address, modules, packages)],
+            cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+        )  # fmt: skip
+        _wait_for(self.process)
         atexit.register(self.close)
 
     def close(self) -> None:
@@ -124,13 +139,23 @@ class Forks:
 @functools.cache
 def forks() -> Forks | None:
     """The client for commands of `invoke`; None on Windows, which cannot fork."""
-    return Forks(COMMANDS, OF_INVOKE, PYTHONUTF8="1") if hasattr(os, "fork") else None
+    return Forks("invoke", COMMANDS, OF_INVOKE, PYTHONUTF8="1") if hasattr(os, "fork") else None
 
 
 @functools.cache
 def training_forks() -> Forks | None:
     """The client for commands of the app; None where torch does not survive a fork."""
-    return Forks(TRAINING, OF_TRAINING, OMP_NUM_THREADS="1") if sys.platform == "linux" else None
+    return Forks("training", TRAINING, OF_TRAINING, OMP_NUM_THREADS="1") if sys.platform == "linux" else None
+
+
+def share() -> None:
+    """Start both servers. The processes that test, which inherit the environment, then share them."""
+    invoke, training = forks(), training_forks()
+    assert invoke is not None
+    assert training is not None
+    folder = training.folder.name
+    Path(folder, "invoke").symlink_to(invoke.address)
+    os.environ[SHARED] = folder
 
 
 def start_command(argv: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:

@@ -10,12 +10,12 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 
 from tests.deploy.conftest import SOURCE, Project
+from tests.support.forks import start_command
+from tests.support.load import under_load
 
 # Runs before the command: packages of others first, because they look at the platform, too.
 PATCH = """
@@ -76,13 +76,10 @@ runpy.run_module("deploy", run_name="__main__", alter_sys=True)
 OF_A_MACHINE = {"deploy.pod.image.init", "deploy.pod.image.login", "deploy.pod.image.selftest"}
 
 
-def run(code: str, *words: str, cwd: Path = SOURCE, env: dict[str, str] | None = None) -> CompletedProcess[str]:
-    argv = [sys.executable, "-c", PATCH + code, *words]
-    return subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8", check=False)
-
-
 def test_no_module_of_the_laptop_needs_posix() -> None:
-    done = run(ALL)
+    done = subprocess.run(
+        [sys.executable, "-c", PATCH + ALL], cwd=SOURCE, capture_output=True, text=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     wrong = json.loads(done.stdout.splitlines()[-1])
     assert set(wrong) == OF_A_MACHINE, wrong
@@ -103,8 +100,9 @@ def test_no_module_of_the_laptop_needs_posix() -> None:
     ],
 )
 def test_a_command_of_the_laptop_needs_no_posix(project: Project, words: str, code: int, seen: str) -> None:
-    env = {**project.environment, "RUNPOD_API_KEY": "", "HOME": str(project.path), "PYTHONPATH": str(project.path)}
-    done = run(COMMAND, *words.split(), cwd=project.path, env=env)
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == code, done.stderr
-    assert re.search(seen, done.stdout + done.stderr)
+    env = {**project.environment, "RUNPOD_API_KEY": "", "HOME": str(project.path)}
+    process = start_command(["-c", PATCH + COMMAND, *words.split()], project.path, env)
+    out, err = process.communicate(timeout=under_load(60))
+    assert "Traceback" not in err, err
+    assert process.returncode == code, err
+    assert re.search(seen, out + err)

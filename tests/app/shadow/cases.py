@@ -16,8 +16,11 @@ from benchmarks.gpu.small import EXPERIMENTS, command_line
 from tests.app.config.published import configured
 from tests.app.support.training import events
 
-# `auto` becomes bf16 or fp16 on a GPU, depending on the GPU, and fp32 on a CPU.
-PRECISIONS = {"auto": ["fp32", "bf16", "fp16"], "fp32": ["fp32"], "bf16": ["bf16"], "fp16": ["fp16"]}
+# All have the precision `auto`: it becomes bf16 or fp16 on a GPU, depending on the GPU, and fp32 on a CPU.
+PRECISIONS = ("fp32", "bf16", "fp16")
+# Of eight layers at most, so that both epochs take seconds. A test compares both tables with what the experiments say:
+# to read it here, each process that collects tests would compose all of them, for more than a second.
+SHALLOW = {"drawn", "tryout", "tryout_supervised"}
 # Experiments made for one GPU; the others train on two ranks. The one of 100 layers would take a minute on each rank:
 # here it shows their depth under a margin head, and the ViT shows sampled classes on two ranks.
 ONE_GPU = {
@@ -52,7 +55,7 @@ class Case:
 
     @property
     def takes_long(self) -> bool:
-        return sum(self.config.backbone.layers) > 8
+        return self.experiment not in SHALLOW
 
     @property
     def is_narrow(self) -> bool:
@@ -81,7 +84,7 @@ def cases(ranks: int, slow: pytest.MarkDecorator) -> list[Any]:
     for experiment in EXPERIMENTS:
         if experiment != THE_PROJECTS and (experiment in ONE_GPU) != (ranks == 1):
             continue
-        for precision in PRECISIONS[configured(experiment).train.precision]:
+        for precision in PRECISIONS:
             full_width = experiment == THE_PROJECTS and precision == MOST_FRAGILE and ranks == 1
             case = Case(experiment, precision, full_width=full_width)
             in_each = ranks == 1 and (not case.takes_long or experiment == THE_PROJECTS)

@@ -15,8 +15,8 @@ import pytest
 
 from app import train
 from benchmarks.gpu.small import EXPERIMENTS
-from tests.app.config.published import NETWORKS, PUBLISHED, Published
-from tests.app.shadow.cases import Case, assert_finite, cases, check_resumed, check_steps, tensors
+from tests.app.config.published import NETWORKS, PUBLISHED, Published, configured
+from tests.app.shadow.cases import SHALLOW, Case, assert_finite, cases, check_resumed, check_steps, tensors
 from tests.app.shadow.tensor_cores import TensorCores
 from tests.app.support.training import PROJECT, events
 
@@ -36,6 +36,13 @@ def test_every_kind_of_training_that_is_published_is_among_them() -> None:
     assert {kind for row in PUBLISHED.values() for kind in kinds(row)} == tried
     own = {path.stem for path in (PROJECT / "conf" / "experiment").glob("*.yaml")} - PUBLISHED.keys()
     assert own - {"tryout_distill"} <= set(EXPERIMENTS)  # needs a teacher: tests/app/recipes/test_distill.py
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_tables_say_what_an_experiment_is(experiment: str) -> None:
+    config = configured(experiment)
+    assert config.train.precision == "auto"
+    assert (sum(config.backbone.layers) <= 8) == (experiment in SHALLOW)
 
 
 @pytest.mark.parametrize("case", cases(ranks=1, slow=pytest.mark.slow))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -417,9 +418,7 @@ def test_what_keeps_a_key_out(server: Server, open_shell: Callable[..., SshShell
     (tmp_path / "putty").write_text("PuTTY-User-Key-File-3: ssh-ed25519\n")
     assert "PuTTY" in sentence(open_shell(server.machine(key=str(tmp_path / "putty"))), WrongUse)
     locked = tmp_path / "locked"
-    import asyncssh
-
-    asyncssh.read_private_key(str(server.key)).write_private_key(str(locked), passphrase="x" * 8)
+    lock(server.key, locked)
     shell = open_shell(server.machine(key=str(locked)))
     shell.patience_s = 0.5
     with pytest.raises(WrongUse, match="has a passphrase") as caught:
@@ -676,6 +675,15 @@ def full_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serv
         agent.wait()
 
 
+def lock(key: Path, locked: Path) -> None:
+    """Write a copy of a key that has a passphrase. One round makes it in no time; 128 would take most of a second."""
+    import asyncssh
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one round is not secure, says bcrypt
+        asyncssh.read_private_key(str(key)).write_private_key(str(locked), passphrase="x" * 8, rounds=1)
+
+
 @needs_sshd
 @pytest.mark.parametrize("has_public_file", [True, False])
 @pytest.mark.parametrize("named_by", ["target", "IdentitiesOnly yes", "IdentitiesOnly no"])
@@ -683,10 +691,8 @@ def test_the_named_key_comes_first_of_a_full_agent(
     full_agent: Server, home: Path, open_shell: Callable[..., SshShell], named_by: str, has_public_file: bool
 ) -> None:
     """The agent has the key without its passphrase, the file has it with one."""
-    import asyncssh
-
     server, locked = full_agent, home / "locked"
-    asyncssh.read_private_key(str(server.key)).write_private_key(str(locked), passphrase="x" * 8)
+    lock(server.key, locked)
     if has_public_file:
         shutil.copy(server.key.with_suffix(".pub"), home / "locked.pub")
     if named_by == "target":
@@ -702,10 +708,8 @@ def test_a_default_key_comes_first_of_a_full_agent(
     full_agent: Server, home: Path, open_shell: Callable[..., SshShell], config: str
 ) -> None:
     """As OpenSSH has it, which names its default keys as if the configuration did."""
-    import asyncssh
-
     locked = home / ".ssh" / "id_ed25519"
-    asyncssh.read_private_key(str(full_agent.key)).write_private_key(str(locked), passphrase="x" * 8)
+    lock(full_agent.key, locked)
     (home / ".ssh" / "config").write_text(f"Host *\n  {config}\n")
     assert open_shell(full_agent.machine(key=None)).clock() > 0
 
@@ -966,7 +970,7 @@ def test_every_login_shell_passes_the_words_on(name: str) -> None:
         pytest.skip(f"needs {name}")
     told = "import json, sys; print(json.dumps(sys.argv[1:]))"
     for words in ([*HOSTILE_NAMES], [*SPLIT_BY_SOME], *([word] for word in SPLIT_BY_SOME)):
-        line = native.for_any_shell([sys.executable, "-c", told, *words])
+        line = native.for_any_shell([sys.executable, "-IS", "-c", told, *words])
         done = subprocess.run([*shell, "-c", line], capture_output=True, check=False)
         assert done.stdout, (words, done.stderr)
         assert json.loads(done.stdout) == words
