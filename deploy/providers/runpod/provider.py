@@ -91,7 +91,6 @@ class RunPodProvider(Provider):
             pod = next(iter(of_family(_alone(pods), name, exactly=True)), None)
             if pod is None and self._has_clusters:
                 pod = self._clusters.find(name, pods)
-            pod = pod or self._by_id(name)
             if pod is None:
                 return None
             if pod.fault:
@@ -101,18 +100,6 @@ class RunPodProvider(Provider):
             except Gone:
                 return None
             return self._machine(pod, self._boot.identity(pod), name)
-
-    def _by_id(self, name: str) -> Pod | None:
-        """Ask for a pod that this computer requested and that the list lacks: a list that is short ends no run."""
-        note = self._notes.intended(name)
-        if not (note.get("pod") and note.get("handed_out")):
-            return None
-        try:
-            pod = self._asking.pod(str(note["pod"]), self.limits.look_s)
-        except Gone:
-            self._notes.done_with(name)  # so that no later command asks again
-            return None
-        return pod if pod.is_alive else None
 
     def price(self) -> float | None:
         """Return the hourly price of the first candidate; None without candidates."""

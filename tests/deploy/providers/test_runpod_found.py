@@ -70,6 +70,8 @@ def test_a_list_that_lacks_a_machine_does_not_end_its_run(both: Rig) -> None:
     found = both.provider().find(machine.name)
     assert found
     assert found.id == machine.id
+    assert [each.id for each in both.provider().list()] == [machine.id]
+    assert both.acquire("r2").id == machine.id
     both.emulator.account.terminate(machine.id)
     assert both.provider().find(machine.name) is None
 
