@@ -305,10 +305,11 @@ def test_what_ends_a_launch_at_any_line_releases_the_machine(
     assert len(rig.emulator.names) == 1
 
 
-def test_a_launch_without_an_answer_makes_no_second_machine(rig: Rig) -> None:
+@pytest.mark.parametrize("shows_after_s", [20, 26])
+def test_a_launch_without_an_answer_makes_no_second_machine(rig: Rig, shows_after_s: float) -> None:
     """The request is carried out, and shows in the list later."""
     rig.emulator.faults = [("done-cut", "launch$")]
-    rig.emulator.next = {"shows_at": rig.clock.time() + 20}
+    rig.emulator.next = {"shows_at": rig.clock.time() + shows_after_s}
     machine = rig.acquire()
     assert rig.emulator.names == [machine.name]
     assert len(rig.launches) == 1
