@@ -96,7 +96,7 @@ def test_ctrl_c_after_a_second_request_gives_both_back(both: Rig) -> None:
 
     def slept(seconds: float) -> None:
         sleep(seconds)
-        if len(both.emulator.names) == 2 and not both.emulator.account.ended:
+        if both.creations == 2 and not both.emulator.account.ended:
             raise KeyboardInterrupt
 
     both.clock.sleep = slept  # type: ignore[method-assign]
