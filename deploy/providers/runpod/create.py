@@ -21,6 +21,7 @@ from deploy.providers.runpod.api import (
     Offer,
     Pod,
     Refused,
+    TooMany,
     Unclear,
     Unreachable,
 )
@@ -75,6 +76,7 @@ class _Search:
     """What the candidates that were tried leave behind."""
 
     refusals: list[Refusal]
+    may_exist: bool = False  # a request was sent, and was not refused
     twins_until: float | None = None  # by then, a request without an answer is carried out and listed, or never
     bad_image: Unfit | None = None  # that no host can pull
 
@@ -107,8 +109,10 @@ class Making:
                 raise
             except BaseException:  # Ctrl-C or an unexpected error; the note stays, as it may appear later
                 if self.asking.notes.intended(name):  # otherwise it is released
-                    self.asking.say(f"checking for {SHOWS_S:.0f} s whether {name} was created, to release it")
-                    for _ in self.asking.clock.polls(SHOWS_S):
+                    limit_s = SHOWS_S if search.may_exist else 0.0
+                    words = f", for {limit_s:.0f} s" if limit_s else ""
+                    self.asking.say(f"checking whether {name} was created, to release it{words}")
+                    for _ in self.asking.clock.polls(limit_s):
                         if self._end_all(kind, name):
                             break
                 raise
@@ -139,7 +143,7 @@ class Making:
     def _tried(self, kind: Kind[T], wanted: Wanted, candidate: Candidate, search: _Search) -> Machine | None:
         """Request a candidate. Returns the machine; None if it was refused or does not fit, which `search` then has."""
         try:
-            made, was_unclear = self._requested(kind, wanted)
+            made, was_unclear = self._requested(kind, wanted, search)
         except (Refused, Forbidden) as error:
             if error.may_exist:
                 search.twins_until = self.asking.clock.now() + SHOWS_S
@@ -162,11 +166,20 @@ class Making:
                 self.waste(wanted.nodes * candidate.usd_per_hour * hours)
         return machine
 
-    def _requested(self, kind: Kind[T], wanted: Wanted) -> tuple[T, bool]:
+    def _requested(self, kind: Kind[T], wanted: Wanted, search: _Search) -> tuple[T, bool]:
         """Create one, and tell whether it was unclear at first. Raises Refused, Forbidden, NoMachine, ApiError."""
         name, notes = wanted.name, self.asking.notes
+
+        def make() -> T:
+            before, search.may_exist = search.may_exist, True
+            try:
+                return kind.create(wanted)
+            except (TooMany, Unreachable, Refused, Forbidden):  # it was not carried out
+                search.may_exist = before
+                raise
+
         try:
-            return self.asking.create(lambda: kind.create(wanted), lambda: _named(kind, name))
+            return self.asking.create(make, lambda: _named(kind, name))
         except (Refused, Forbidden):  # the next candidate writes the note anew
             raise
         except Unreachable:  # nothing was sent, so nothing was created
@@ -265,7 +278,8 @@ class Making:
         if until is None:
             return
         left_s = max(0.0, until - self.asking.clock.now())
-        self.asking.say(f"checking for {left_s:.0f} s whether a request without an answer created {name} late")
+        if left_s:
+            self.asking.say(f"checking for {left_s:.0f} s whether a request without an answer created {name} late")
         for _ in self.asking.clock.polls(left_s):
             self._end_all(kind, name, but)
 

@@ -107,6 +107,23 @@ def test_ctrl_c_after_a_second_request_gives_both_back(both: Rig) -> None:
     assert both.emulator.names == []
 
 
+def test_ctrl_c_before_anything_was_sent_waits_for_no_pod(v2: Rig) -> None:
+    """Too many requests: this one was not carried out, so no pod can be listed late."""
+    v2.emulator.fail("429", v2.on("create"), retry_after_s=3)
+    sleep, pressed = v2.clock.sleep, list[float]()
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        if seconds == 3 and not pressed:
+            pressed.append(v2.clock.now())
+            raise KeyboardInterrupt
+
+    v2.clock.sleep = slept  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        v2.acquire()
+    assert v2.clock.now() - pressed[0] < 10  # of pauses between two requests
+
+
 def test_a_network_that_is_lost_after_a_creation_is_no_proof_that_nothing_was_made(both: Rig) -> None:
     """The answer is lost, and then nothing can be sent: the list cannot be read, nor the request repeated."""
     both.emulator.fail("done-cut", both.on("create"))
