@@ -118,8 +118,11 @@ def start(
     book = at.settings.runs
     record = records.create(book, plan)
     watch = Stopwatch()
+    refused_usd = 0.0
     try:
         with acquired_all(at, plan, screen, watch, keep=keep) as machines:
+            refused_usd = at.wasted_usd  # of hosts before these machines, which had the same name
+            record = records.spent(book, record, {f"{plan.machine}-refused": round(refused_usd, 4)})
             first, *others = (machine.name for machine in machines)
             others_at = dict.fromkeys(others, plan.run_dir)
             record = records.update(book, record, state="preparing", machine=first, others=others_at)
@@ -145,7 +148,7 @@ def start(
             return records.update(book, record, state=state, session=session, phases=watch.taken), since
     except BaseException as error:
         reason = error.message if isinstance(error, DeployError) else str(error) or "interrupted before it ran"
-        record = records.spent(book, record, {plan.machine: round(at.wasted_usd, 4)})
+        record = records.spent(book, record, {plan.machine: round(at.wasted_usd - refused_usd, 4)})
         records.update(book, record, state="failed", reason=reason)
         raise
 

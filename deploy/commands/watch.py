@@ -11,7 +11,7 @@ from typing import Any
 from deploy.billing.reaper import reap
 from deploy.billing.teardown import release_idle, stop_run
 from deploy.commands.train import train
-from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
+from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse, command
 from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.pod.base.limits import LAPTOP, Limits
@@ -124,15 +124,21 @@ def _looked_at(project: Path, record: Record, screen: Screen) -> tuple[Record, s
 
 
 def _over(project: Path, record: Record, screen: Screen) -> dict[str, Any]:
-    """Tell how a run ended, and release a machine that cannot release itself. Raises StepFailed for a failed run."""
+    """Tell how a run ended, and release a machine that cannot release itself.
+
+    Raises StepFailed for a failed run, and for a machine that still bills.
+    """
     settings = load(project, record.target)
     run_notify_command(settings, record, screen)
-    if settings.target.options.release == LAPTOP and record.state != "lost":
-        _release_idle(project, record, screen)
+    is_free = settings.target.options.release != LAPTOP or _release_idle(project, record, screen)
     row = documents.row(record, note=notes.read(project / "runs", record.run_id))
     if record.state == "failed":
         screen.document(row)
         raise StepFailed(documents.how_it_is(record), next_command=documents.resume(record))
+    if not is_free:
+        screen.document(row)
+        words = f"run {record.run_id} is over, and its machine could not be released: it still bills"
+        raise StepFailed(words, next_command=command(f"down --run {record.run_id}"))
     if record.state != "lost":
         screen.say(documents.how_it_is(record))
     return row
@@ -175,26 +181,31 @@ def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
     return records.update(project / "runs", record, state="expired", reason=reason)
 
 
-def _release_idle(project: Path, record: Record, screen: Screen) -> None:
-    """Release machines that nothing else releases. Tries again for some minutes, as nobody may be there."""
-    for pause_s in (*ELSEWHERE_PAUSES_S, None):
-        if release_idle(project, record, screen) or pause_s is None:
-            return
+def _release_idle(project: Path, record: Record, screen: Screen) -> bool:
+    """Release machines that nothing else releases. Tries again for some minutes, as nobody may be there.
+
+    Returns whether none still bills.
+    """
+    for pause_s in ELSEWHERE_PAUSES_S:
+        if release_idle(project, record, screen):
+            return True
         screen.say(f"trying again in {pause_s} s")
         time.sleep(pause_s)
+    return release_idle(project, record, screen)
 
 
 def _release_all(project: Path, record: Record, screen: Screen) -> None:
     """Release the machines of a run as the provider lists them, with or without an address.
 
-    While the provider does not answer, or cannot release one, tries again with growing pauses.
+    A machine that its guard has stopped stays: it computes nothing, and its disk has the results. While the provider
+    does not answer, or cannot release one, tries again with growing pauses.
     """
     pauses_s = endless(ELSEWHERE_PAUSES_S)
     while True:
         try:
             with session.target(project, record.target) as at:
                 for machine in at.machines():
-                    if machine.name in record.machines:
+                    if machine.name in record.machines and not machine.is_stopped:
                         at.provider.release(machine)
                         screen.say(f"released {machine.name}: what was not downloaded before is lost")
             return

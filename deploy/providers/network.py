@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 
 from deploy.pod.base.clock import whole_minutes
@@ -58,7 +59,8 @@ def ahead_s(date: str | None, now: float, known_s: float) -> float:
     laptop's may be off by an hour, as after another system has set it.
     """
     try:
-        return whole_minutes(parsedate_to_datetime(date or "").timestamp() - now)
+        told = parsedate_to_datetime(date or "")
+        return whole_minutes(told.replace(tzinfo=told.tzinfo or timezone.utc).timestamp() - now)
     except (ValueError, TypeError, OverflowError):
         return known_s
 

@@ -47,7 +47,7 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
     ]
     told = {**limits.to_json(), "machine": machine.name, "watch": [str(path) for path in growing], "code": str(code)}
     if limits.paid_since is None and machine.usd_per_hour:
-        told["paid_since"] = _paid_since(shell, root)
+        told["paid_since"] = _paid_since(machine, shell, root)
     if machine.group:
         told |= {"group": machine.group, "node": node_of(machine.name)}
     if volume := volume_path(settings):
@@ -64,16 +64,16 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
     return ", ".join([*(f"{name} {value:g}" for name, value in armed.items()), *no_price, *copies])
 
 
-def _paid_since(shell: Shell, root: Root) -> float:
+def _paid_since(machine: Machine, shell: Shell, root: Root) -> float:
     """Start of billing for a machine whose provider reports none: what its guard counts from already, else now.
 
-    Without it, the guard would have no limit of time or cost.
+    Without it, the guard would have no limit of time or cost. On a volume, the file may be an earlier machine's.
     """
     earlier, _ = heard(shell, root.guard)
-    told = earlier.get("paid_since")
-    if told is None:
-        return border.unix_time(shell.call("clock"), f"{shell.name}: its clock")
-    return border.unix_time(told, f"{shell.name}: {root.guard.name}, paid_since")
+    now = border.unix_time(shell.call("clock"), f"{shell.name}: its clock")
+    if earlier.get("machine") != machine.name or earlier.get("paid_since") is None:
+        return now
+    return min(now, border.unix_time(earlier["paid_since"], f"{shell.name}: {root.guard.name}, paid_since"))
 
 
 def _staging_folders(settings: Settings, shell: Shell) -> list[PurePath]:

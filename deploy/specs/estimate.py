@@ -46,9 +46,7 @@ class Measured:
     """Speed of an earlier complete run: same recipe, network and target, on as many machines."""
 
     images_per_s: float  # mining and evaluation included
-    around_s: (
-        float  # before the app starts, while it warms up, and after it ends; does not depend on the amount of data
-    )
+    around_s: float  # before the app starts, while it warms up, and after it ends, however much data there is
     kind: str  # of its machines, see `kind_of`
     is_most: bool = False  # what such a run takes only once is counted for each epoch
 

@@ -98,7 +98,7 @@ def oom_kills(root: Path = Path("/")) -> int:
     `root`: of the file system.
     """
     for file in _oom_counters(root):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             if found := re.search(r"^oom_kill (\d+)$", file.read_text(), re.M):
                 return int(found[1])
     return 0
@@ -107,7 +107,7 @@ def oom_kills(root: Path = Path("/")) -> int:
 def _oom_counters(root: Path) -> Iterator[Path]:
     """Yield files that may have the count, the narrowest first. A container sees its own group at the top."""
     groups = root / "sys/fs/cgroup"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # a name that is no UTF-8, or a line that does not fit
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:

@@ -196,14 +196,14 @@ class LambdaApi:
             lost = kind(f"{what} at {self.base}: {self.key.mask(network.in_words(error))}")
         if lost is not None:  # raised outside `except`, because the cause holds the request and its headers
             raise lost
-        date = next((value for name, value in headers.items() if name.lower() == "date"), None)
-        self.ahead_s = network.ahead_s(date, self.clock.time(), self.ahead_s)
         if status >= 300:
             raise self._refusal(data, status, headers, what)
         try:
             said = border.document(data, f"Lambda: {what}", ANSWER_BYTES)
         except BadAnswer as error:  # the page of a proxy, or half an answer: the same call may succeed later
             raise ApiError(error.message) from None
+        date = next((value for name, value in headers.items() if name.lower() == "date"), None)
+        self.ahead_s = network.ahead_s(date, self.clock.time(), self.ahead_s)
         if "data" not in said:
             raise BadAnswer(f"Lambda: {what} answers without data")
         return said["data"]

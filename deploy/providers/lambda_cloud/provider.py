@@ -221,7 +221,7 @@ class LambdaProvider(Provider):
 
     def _appearing(self, name: str) -> Instance | None:
         """Look for a machine of this name until a request that was carried out must show in the list."""
-        for _ in self.clock.polls(LOOK_S):
+        for _ in self.clock.polls(SHOWS_S):
             for each in self._instances(PATIENCE_S):
                 if each.is_alive and each.name == name:
                     return each

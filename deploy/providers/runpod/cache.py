@@ -34,6 +34,11 @@ class Notes:
         names = (note.get("name") for note in notes if one.id and one.id in (note.get("pod"), note.get("cluster")))
         return next((str(name) for name in names if name), one.name)
 
+    def handed_out(self) -> dict[str, str]:
+        """Return name -> id of the single pods that commands of this computer requested and have received."""
+        notes = {path.stem: read_json(path) for path in self.intents.glob("*.json")}
+        return {name: str(note["pod"]) for name, note in notes.items() if note.get("pod") and note.get("handed_out")}
+
     def tidy(self, there: set[str], now: float, kind: str = "pod") -> None:
         """Delete intents of one kind without a listed pod. Recent ones stay (KEEP_S): their pod may still appear."""
         for path in self.intents.glob("*.json"):

@@ -21,6 +21,7 @@ from deploy.providers.runpod.api import (
     Offer,
     Pod,
     Refused,
+    TooMany,
     Unclear,
     Unreachable,
 )
@@ -75,7 +76,8 @@ class _Search:
     """What the candidates that were tried leave behind."""
 
     refusals: list[Refusal]
-    may_have_twins: bool = False  # a request without an answer may be carried out late
+    may_exist: bool = False  # a request was sent, and was not refused
+    twins_until: float | None = None  # by then, a request without an answer is carried out and listed, or never
     bad_image: Unfit | None = None  # that no host can pull
 
 
@@ -107,15 +109,16 @@ class Making:
                 raise
             except BaseException:  # Ctrl-C or an unexpected error; the note stays, as it may appear later
                 if self.asking.notes.intended(name):  # otherwise it is released
-                    self.asking.say(f"checking whether {name} was created, to release it")
-                    for _ in self.asking.clock.polls(SHOWS_S):
+                    limit_s = SHOWS_S if search.may_exist else 0.0
+                    words = f", for {limit_s:.0f} s" if limit_s else ""
+                    self.asking.say(f"checking whether {name} was created, to release it{words}")
+                    for _ in self.asking.clock.polls(limit_s):
                         if self._end_all(kind, name):
                             break
                 raise
             if search.bad_image:
                 break
-        for _ in self.asking.clock.polls(SHOWS_S) if search.may_have_twins else ():
-            self._end_all(kind, name)
+        self._end_twins(kind, name, search.twins_until)
         self.asking.notes.done_with(name)
         if search.bad_image:
             image_name = start_of(self.options, self.settings.project).image
@@ -140,16 +143,18 @@ class Making:
     def _tried(self, kind: Kind[T], wanted: Wanted, candidate: Candidate, search: _Search) -> Machine | None:
         """Request a candidate. Returns the machine; None if it was refused or does not fit, which `search` then has."""
         try:
-            made, was_unclear = self._requested(kind, wanted)
+            made, was_unclear = self._requested(kind, wanted, search)
         except (Refused, Forbidden) as error:
-            search.may_have_twins |= error.may_exist
+            if error.may_exist:
+                search.twins_until = self.asking.clock.now() + SHOWS_S
             by_rule, is_forbidden = unlike_room(error), isinstance(error, Forbidden)
             search.refusals.append(Refusal(str(candidate), str(error), by_rule, is_forbidden=is_forbidden))
             return None
-        search.may_have_twins |= was_unclear
         machine, began = None, self.asking.clock.now()
+        if was_unclear:
+            search.twins_until = began + SHOWS_S
         try:
-            machine = self._handed_out(kind, made, wanted.name, may_have_twins=search.may_have_twins)
+            machine = self._handed_out(kind, made, wanted.name, search.twins_until)
         except Unfit as unfit:
             self.asking.say(f"releasing {made}: {unfit.why}")
             kind.end(made)
@@ -161,11 +166,20 @@ class Making:
                 self.waste(wanted.nodes * candidate.usd_per_hour * hours)
         return machine
 
-    def _requested(self, kind: Kind[T], wanted: Wanted) -> tuple[T, bool]:
+    def _requested(self, kind: Kind[T], wanted: Wanted, search: _Search) -> tuple[T, bool]:
         """Create one, and tell whether it was unclear at first. Raises Refused, Forbidden, NoMachine, ApiError."""
         name, notes = wanted.name, self.asking.notes
+
+        def make() -> T:
+            before, search.may_exist = search.may_exist, True
+            try:
+                return kind.create(wanted)
+            except (TooMany, Unreachable, Refused, Forbidden):  # it was not carried out
+                search.may_exist = before
+                raise
+
         try:
-            return self.asking.create(lambda: kind.create(wanted), lambda: _named(kind, name))
+            return self.asking.create(make, lambda: _named(kind, name))
         except (Refused, Forbidden):  # the next candidate writes the note anew
             raise
         except Unreachable:  # nothing was sent, so nothing was created
@@ -180,15 +194,14 @@ class Making:
             notes.done_with(name)
             raise
 
-    def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
+    def _handed_out(self, kind: Kind[T], made: T, name: str, twins_until: float | None) -> Machine:
         """Return the machine once it is ready. It bills already: a failure releases it, or names it in the error."""
         notes = self.asking.notes
         note = {**notes.intended(name), "name": name, kind.word: made.id, "made": self.asking.clock.time()}
         try:
             notes.intend(**note)
             machine = kind.ready(made)
-            if may_have_twins:
-                self._end_all(kind, name, but=made.id)
+            self._end_twins(kind, name, twins_until, but=made.id)
             notes.intend(**note, handed_out=True)
             return machine
         except Unfit:
@@ -197,8 +210,7 @@ class Making:
             self.asking.say(f"releasing {made}")
             try:
                 kind.end(made)
-                if may_have_twins:
-                    self._end_all(kind, name)
+                self._end_twins(kind, name, twins_until)
             except DeployError as left:
                 raise NoMachine(f"{error or 'interrupted'}; and {left}", next_command=left.next_command) from error
             notes.done_with(name)
@@ -260,6 +272,16 @@ class Making:
         if options.spot:
             offers = at_spot(offers, self.asking.ask(lambda: api.spot_prices(options.gpu_count, options.cloud)))
         return offers, center
+
+    def _end_twins(self, kind: Kind[T], name: str, until: float | None, but: str = "") -> None:
+        """Release all that show under a name until then, but one. None: each request had an answer."""
+        if until is None:
+            return
+        left_s = max(0.0, until - self.asking.clock.now())
+        if left_s:
+            self.asking.say(f"checking for {left_s:.0f} s whether a request without an answer created {name} late")
+        for _ in self.asking.clock.polls(left_s):
+            self._end_all(kind, name, but)
 
     def _end_all(self, kind: Kind[T], name: str, but: str = "") -> bool:
         """Release all that are listed under a name, but one. Returns whether there was any."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from deploy.errors import CannotTrain, NoMachine
+from deploy.errors import CannotTrain, DeployError, NoMachine
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers.rented import Clock, refuse_unreadable
 from deploy.providers.runpod import clusters, events, key, prices
@@ -91,7 +91,6 @@ class RunPodProvider(Provider):
             pod = next(iter(of_family(_alone(pods), name, exactly=True)), None)
             if pod is None and self._has_clusters:
                 pod = self._clusters.find(name, pods)
-            pod = pod or self._by_id(name)
             if pod is None:
                 return None
             if pod.fault:
@@ -101,18 +100,6 @@ class RunPodProvider(Provider):
             except Gone:
                 return None
             return self._machine(pod, self._boot.identity(pod), name)
-
-    def _by_id(self, name: str) -> Pod | None:
-        """Ask for a pod that this computer requested and that the list lacks: a list that is short ends no run."""
-        note = self._notes.intended(name)
-        if not (note.get("pod") and note.get("handed_out")):
-            return None
-        try:
-            pod = self._asking.pod(str(note["pod"]), self.limits.look_s)
-        except Gone:
-            self._notes.done_with(name)  # so that no later command asks again
-            return None
-        return pod if pod.is_alive else None
 
     def price(self) -> float | None:
         """Return the hourly price of the first candidate; None without candidates."""
@@ -260,9 +247,7 @@ class RunPodProvider(Provider):
         noted = self._notes.intended(clusters.plain_name(name)).get("usd_per_hour")
         if isinstance(noted, int | float) and noted > 0:
             return float(noted)
-        with contextlib.suppress(ApiError):
-            return self._listed_prices.get(pod.gpu or "", 0.0) * (pod.gpu_count or self.options.gpu_count)
-        return 0.0
+        return self._listed_prices.get(pod.gpu or "", 0.0) * (pod.gpu_count or self.options.gpu_count)
 
     def _created(self, pod: Pod) -> float | None:
         """Return when a pod was created, by this computer's clock.
@@ -306,10 +291,13 @@ class RunPodProvider(Provider):
 
     @cached_property
     def _listed_prices(self) -> dict[str, float]:
-        """GPU, by the name that a pod reports -> US dollars an hour for one."""
+        """GPU, by the name that a pod reports -> US dollars an hour for one; {} if the catalogue cannot be read now."""
         options = self.options
         asked = options.gpus, options.gpu_count, options.cloud, None
-        offers = self._asking.ask(lambda: self._api.offers(*asked), self.limits.look_s)
+        try:
+            offers = self._asking.ask(lambda: self._api.offers(*asked), self.limits.look_s)
+        except (ApiError, DeployError):
+            return {}
         return {name: each.usd_per_gpu_hour for each in offers for name in (each.title, each.gpu)}
 
     @property

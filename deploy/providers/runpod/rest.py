@@ -204,11 +204,11 @@ class RestApi:
             lost = kind(f"{method} {path} at {self.base}: {self.key.mask(network.in_words(error))}")
         if answer is None:  # raised outside `except`, because the cause holds the request and its headers
             raise lost
-        self.ahead_s = network.ahead_s(answer.headers.get("Date"), self.pace.clock.time(), self.ahead_s)
         self._listen_to(answer.headers.get("RateLimit", ""))
         self.policy = answer.headers.get("RateLimit-Policy") or self.policy
         if answer.status_code >= 300:
             raise _refusal(answer, f"{method} {path}", self.key, self.limits.request_s)
+        self.ahead_s = network.ahead_s(answer.headers.get("Date"), self.pace.clock.time(), self.ahead_s)
         return answer
 
     def _listen_to(self, rate_limit: str) -> None:

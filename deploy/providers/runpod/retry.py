@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from deploy.pod.base.retry import API_PAUSES_S, endless
@@ -60,7 +61,23 @@ class Asking:
                 self._wait(error, next(waits), began + limit_s)
 
     def pods(self, patience_s: float | None = None, *, bills: bool = False) -> list[Pod]:
-        return [self.as_named(pod) for pod in self.told(self.ask(self.api.pods, patience_s, bills=bills))]
+        """List the account's pods. One that this computer requested counts also if RunPod's list lacks it."""
+        listed = self.told(self.ask(self.api.pods, patience_s, bills=bills))
+        return [self.as_named(pod) for pod in [*listed, *self._unlisted({pod.id for pod in listed}, patience_s)]]
+
+    def _unlisted(self, listed: set[str], patience_s: float | None) -> Iterator[Pod]:
+        """Yield pods that exist although the list lacks them: a list that is short ends no run, and rents no second."""
+        for name, pod_id in self.notes.handed_out().items():
+            if pod_id in listed:
+                continue
+            try:
+                pod = self.ask(partial(self.api.get, pod_id), patience_s, bills=True)
+            except Gone:
+                self.notes.done_with(name)  # so that no later command asks again
+            except (Forbidden, Refused):  # of another account, perhaps
+                continue
+            else:
+                yield from [pod] if pod.is_alive or pod.is_stopped else []
 
     def told(self, found: Sequence[F], so: str = "it may bill") -> list[F]:
         return readable(found, self._reported, self.say, so)
@@ -73,12 +90,12 @@ class Asking:
 
         Names are not unique, and there is no idempotency key: after no answer, `look` searches for it before a retry.
         A retry may be refused because the first request took the last machine: that error has `may_exist`. Raises
-        Unclear for a refusal that no other candidate changes.
+        Unclear after no answer, also if nothing can be sent by then.
         """
         waits, began = endless(API_PAUSES_S), self.clock.now()
         unclear: Unclear | None = None
-        refused: ApiError | None = None
         while True:
+            refused: ApiError | None = None
             try:
                 made = make()
                 self._made[made.id] = self.clock.now()
@@ -90,19 +107,18 @@ class Asking:
                 limit_s = self.limits.unreachable_s if impatient else self.limits.patience_s
                 try:
                     self._wait(error, next(waits), began + limit_s)
-                except TooMany:
-                    raise unclear or error from error
+                except ApiError as over:
+                    refused = over
             except ApiError as error:
-                if unclear is None:
-                    raise
                 refused = error
-            if unclear and (found := look()):
+            try:
+                found = look() if unclear else None
+            except ApiError as error:
+                raise Unclear(f"{unclear}; and then: {error}") from error
+            if found:
                 return found, True
-            if isinstance(refused, Refused | Forbidden):
-                refused.may_exist = True
-                raise refused
             if refused:
-                raise Unclear(f"{unclear}; and then: {refused}") from refused
+                raise _after(unclear, refused)
 
     def terminate(self, pod_id: str, what: str) -> None:
         """End a pod. A pod that is gone is success; one between two states (Conflict) is retried. Raises StepFailed."""
@@ -160,6 +176,16 @@ class Asking:
             raise error
         self.say(f"{error}; trying again in {wait_s:.0f} s")
         self.clock.sleep(wait_s)
+
+
+def _after(unclear: Unclear | None, refused: ApiError) -> ApiError:
+    """Return the error of a creation. After a request without an answer, it tells that something may exist."""
+    if unclear is None or refused is unclear:
+        return refused
+    if isinstance(refused, Refused | Forbidden):
+        refused.may_exist = True
+        return refused
+    return Unclear(f"{unclear}; and then: {refused}")
 
 
 def of_family(found: Sequence[N], family: str, *, exactly: bool = False) -> list[N]:

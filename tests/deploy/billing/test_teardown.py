@@ -235,7 +235,7 @@ def test_watch_asks_again_for_a_machine_that_cannot_release_itself(
     account.times = times
     monkeypatch.setattr(teardown, "target", lambda *_: Near(rented.settings, account))
     monkeypatch.setattr(watch, "ELSEWHERE_PAUSES_S", (0.01, 0.01))
-    watch._release_idle(rented.project, rented.record(), Screen())
+    assert watch._release_idle(rented.project, rented.record(), Screen()) is is_released
     assert account.released == (["m"] if is_released else [])
     assert "the provider does not answer; m still bills" in capsys.readouterr().err
 

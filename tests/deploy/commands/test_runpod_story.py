@@ -43,9 +43,16 @@ def target(project: Project, **values: object) -> None:
 
 
 def test_a_run_on_a_pod_is_trained_brought_home_and_given_back_in_a_minute(project: Project, account: Emulator) -> None:
-    """From one command to a finished job and its checkpoint, then `ps` and `down`."""
+    """From one command to a finished job and its checkpoint, then `ps` and `down`. The first pod does not fit."""
+    root = read_json(project.path / "conf" / "deploy" / "far.yaml")["root"]
+    target(project, root=root, gpus=["NVIDIA RTX A4500", "NVIDIA A40"])
+    account.account.gpus["NVIDIA RTX A4500"].usd_per_hour = 7200.0
+    account.account.balance_usd = 1e6
+    account.next_pod(ends="EXITED")
     began = time.monotonic()
     done = project.json("train", "--on", "far", "--fraction", "0.5", "--yes")
+    spend = read_json(project.path / "runs" / done["run_id"] / "run.json")["spend"]
+    assert [usd > 0 for name, usd in spend.items() if name.endswith("-refused")] == [True]  # it was paid, too
     assert (done["state"], done["fraction"], done["checkpoint"]["epoch"]) == ("succeeded", 0.5, 2)
     assert Path(done["checkpoint"]["path"]).is_file()
     [bill] = project.json("ps")

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from deploy.commands import watch
+from deploy.errors import StepFailed, command
 from deploy.pod.base.folder import write_json
+from deploy.pod.base.limits import LAPTOP
 from deploy.providers.runpod import readiness
+from deploy.runs import records
 from deploy.runs.records import Record
+from deploy.specs.settings import RunPod
 from deploy.ui.screen import Screen
 from tests.support.emulators.runpod import KEY, Emulator
 from tests.support.emulators.runpod_state import Pod
@@ -66,3 +70,24 @@ def test_a_machine_out_of_reach_is_released_at_max_usd(
     assert (row["state"], row["reason"]) == ("expired", "it reached max_usd and could not be stopped")
     assert row["spend_usd"] == pytest.approx(1.2, abs=0.05)
     assert "this run has cost $1.20 and reached max_usd 1" in capsys.readouterr().out
+
+
+def test_a_machine_that_its_guard_stopped_keeps_its_disk(account: Emulator, laptop: Path) -> None:
+    """With `on_end: stop`, the guard stops it at the same limit, and its disk has the results."""
+    out_of_reach(account, hours=3.0).stopped = True
+    watch._release_all(laptop, records.get(laptop / "runs", "a", "runpod"), Screen())
+    assert account.names == [NAME]
+
+
+@pytest.mark.parametrize("state", ["succeeded", "lost"])
+def test_watch_fails_if_the_machine_still_bills(
+    account: Emulator, laptop: Path, monkeypatch: pytest.MonkeyPatch, state: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only this laptop can release it: a script must see that it did not. A lost run may leave its machine, too."""
+    out_of_reach(account, hours=3.0)
+    monkeypatch.setattr(RunPod, "release", LAPTOP)
+    record = records.update(laptop / "runs", records.get(laptop / "runs", "a", "runpod"), state=state)
+    with pytest.raises(StepFailed, match="still bills") as failed:
+        watch._over(laptop, record, Screen())
+    assert failed.value.next_command == command("down --run a")
+    assert f"{NAME} still bills" in capsys.readouterr().err

@@ -30,8 +30,21 @@ def test_pages_of_files_on_disk_are_no_used_memory(stat: str, cached: int) -> No
         ("0::/\n", {}, 70),
         ("", {"sys/fs/cgroup/memory.events": "low 1\n"}, 70),
         (None, {"proc/vmstat": "rubbish"}, 0),
+        ("0::/gr\xfc\xdfe\n", {}, 70),
+        ("rubbish\n", {}, 70),
     ],
-    ids=["container", "login", "host's path", "version 1", "version 1, host's path", "no group", "no count", "nothing"],
+    ids=[
+        "container",
+        "login",
+        "host's path",
+        "version 1",
+        "version 1, host's path",
+        "no group",
+        "no count",
+        "nothing",
+        "not UTF-8",
+        "strange",
+    ],
 )
 def test_kills_are_those_of_the_own_group(
     tmp_path: Path, groups: str | None, files: dict[str, str], kills: int
@@ -40,5 +53,5 @@ def test_kills_are_those_of_the_own_group(
     told = {"proc/vmstat": "pgfault 1\noom_kill 70\n", **({"proc/self/cgroup": groups} if groups else {}), **files}
     for name, text in told.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="ascii")
+        (tmp_path / name).write_text(text, encoding="latin-1")
     assert oom_kills(tmp_path) == kills

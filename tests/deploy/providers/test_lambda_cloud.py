@@ -15,6 +15,7 @@ from deploy.errors import BadAnswer, CannotTrain, DeployError, NoAccount, NoMach
 from deploy.pod.base import retry
 from deploy.pod.base.folder import write_json
 from deploy.providers.lambda_cloud import LambdaCloud, LambdaProvider
+from deploy.providers.lambda_cloud.api import ApiError
 from deploy.runs import records, watchdog
 from deploy.runs.records import Record
 from deploy.specs.gpus import Choice, choose, is_among
@@ -305,10 +306,11 @@ def test_what_ends_a_launch_at_any_line_releases_the_machine(
     assert len(rig.emulator.names) == 1
 
 
-def test_a_launch_without_an_answer_makes_no_second_machine(rig: Rig) -> None:
+@pytest.mark.parametrize("shows_after_s", [20, 26])
+def test_a_launch_without_an_answer_makes_no_second_machine(rig: Rig, shows_after_s: float) -> None:
     """The request is carried out, and shows in the list later."""
     rig.emulator.faults = [("done-cut", "launch$")]
-    rig.emulator.next = {"shows_at": rig.clock.time() + 20}
+    rig.emulator.next = {"shows_at": rig.clock.time() + shows_after_s}
     machine = rig.acquire()
     assert rig.emulator.names == [machine.name]
     assert len(rig.launches) == 1
@@ -517,3 +519,17 @@ def test_words_of_a_gpu_name_its_types_of_machines(rig: Rig) -> None:
     machine = rig.acquire(instance_types=chosen.names, gpu_count=chosen.count)
     assert machine.gpu is not None
     assert (is_among(machine.gpu, chosen), machine.gpus) == (True, chosen.count)
+
+
+def test_the_clock_of_a_proxy_is_not_that_of_the_api(rig: Rig) -> None:
+    """Its page has a Date too. By a wrong one, a machine would look older than it is, and be released."""
+    machine, provider = rig.acquire(), rig.provider()
+    provider.list()
+    rig.emulator.clock = OffClock(rig.clock, 7200.0)
+    rig.emulator.faults += [("404", "instances/"), ("page", "instances/")]
+    for _ in range(2):
+        with pytest.raises(ApiError):
+            provider._api.instance(machine.id)
+    assert provider._api.ahead_s == 0.0
+    provider.list()
+    assert provider._api.ahead_s == 7200.0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 
 import pytest
 import requests
@@ -145,3 +147,18 @@ def test_a_certificate_of_a_companys_proxy_has_a_remedy() -> None:
         "its certificate failed verification (CERTIFICATE_VERIFY_FAILED: unable to get local issuer)"
     )
     assert "set REQUESTS_CA_BUNDLE" in told
+
+
+@pytest.mark.parametrize("date", ["Sun, 29 Nov 2026 12:00:00 GMT", "Sun, 29 Nov 2026 12:00:00 -0000"])
+def test_a_date_is_of_utc_whatever_the_zone_of_this_computer(date: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 9110 knows no other. A wrong zone would be hours of money."""
+    if sys.platform != "win32":  # which has no tzset
+        monkeypatch.setenv("TZ", "UTC-5")
+        time.tzset()
+    at = datetime(2026, 11, 29, 11, 0, tzinfo=timezone.utc).timestamp()
+    try:
+        assert network.ahead_s(date, at, 0.0) == 3600
+    finally:
+        monkeypatch.undo()
+        if sys.platform != "win32":
+            time.tzset()

@@ -78,6 +78,68 @@ def test_a_creation_that_shows_late_does_not_stay_a_second_pod(both: Rig, fault:
     fault.leaves_out(**NO_RUN)
 
 
+def test_a_creation_that_shows_after_the_next_one_is_ready_does_not_stay(both: Rig) -> None:
+    """A machine may be ready at once, and the first request be listed seconds later."""
+    both.emulator.next_pod(appears_after_s=20)
+    both.emulator.next_pod(boot_s=0.0)
+    both.emulator.fail("done-cut", both.on("create"))
+    machine = both.acquire()
+    both.clock.sleep(60)
+    assert (both.creations, both.emulator.names) == (2, [machine.name])
+    assert len(both.emulator.account.ended) == 1
+
+
+def test_ctrl_c_after_a_second_request_gives_both_back(both: Rig) -> None:
+    both.emulator.next_pod(appears_after_s=20)
+    both.emulator.fail("done-cut", both.on("create"))
+    sleep = both.clock.sleep
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        if both.creations == 2 and not both.emulator.account.ended:
+            raise KeyboardInterrupt
+
+    both.clock.sleep = slept  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        both.acquire()
+    both.clock.sleep = sleep  # type: ignore[method-assign]
+    both.clock.sleep(60)
+    assert both.emulator.names == []
+
+
+def test_ctrl_c_before_anything_was_sent_waits_for_no_pod(v2: Rig) -> None:
+    """Too many requests: this one was not carried out, so no pod can be listed late."""
+    v2.emulator.fail("429", v2.on("create"), retry_after_s=3)
+    sleep, pressed = v2.clock.sleep, list[float]()
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        if seconds == 3 and not pressed:
+            pressed.append(v2.clock.now())
+            raise KeyboardInterrupt
+
+    v2.clock.sleep = slept  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        v2.acquire()
+    assert v2.clock.now() - pressed[0] < 10  # of pauses between two requests
+
+
+def test_a_network_that_is_lost_after_a_creation_is_no_proof_that_nothing_was_made(both: Rig) -> None:
+    """The answer is lost, and then nothing can be sent: the list cannot be read, nor the request repeated."""
+    both.emulator.fail("done-cut", both.on("create"))
+    sleep = both.clock.sleep
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        if both.creations:
+            both.emulator.unplug()
+
+    both.clock.sleep = slept  # type: ignore[method-assign]
+    with pytest.raises(NoMachine, match=r"did not confirm that it created the pod .*may exist and bill"):
+        both.acquire()
+    assert both.intents() == [both.spec().name]
+
+
 def taken_by_the_first(rig: Rig, status: int = 400, words: str = NO_ROOM) -> None:
     """The answer to the first creation is lost. The second is refused, as if the first had taken the last machine."""
     rig.emulator.fail("done-cut", rig.on("create"))

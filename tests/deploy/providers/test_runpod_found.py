@@ -70,6 +70,8 @@ def test_a_list_that_lacks_a_machine_does_not_end_its_run(both: Rig) -> None:
     found = both.provider().find(machine.name)
     assert found
     assert found.id == machine.id
+    assert [each.id for each in both.provider().list()] == [machine.id]
+    assert both.acquire("r2").id == machine.id
     both.emulator.account.terminate(machine.id)
     assert both.provider().find(machine.name) is None
 
@@ -133,6 +135,24 @@ def test_a_machine_of_another_computer_without_a_price_has_that_of_the_catalogue
     [bill] = listed(both)
     assert (bill["machine"], bill["usd_per_hour"]) == (machine.name, usd)
     assert ("its price is not known" in bill["note"]) is not in_catalogue
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+def test_a_catalogue_that_cannot_be_read_delays_the_list_once(both: Rig, is_down: bool) -> None:
+    """The list is what `ps` and `down` rest on; it may name several machines without a price."""
+    both.acquire()
+    both.provider()._making.new(both.provider()._pods, both.spec("r2"))
+    shutil.rmtree(both.project / ".sniperface" / "intents")
+    both.emulator.spoilt.append(("/v2/pods|graphql (pod|myself)", partial(priced_at, 0.0)))
+    catalogue = "/v2/catalog|gpuTypes"
+    if is_down:
+        both.emulator.fail("502", catalogue, times=99)
+    else:
+        both.emulator.spoilt.append((catalogue, lambda _: {"gpus": 5, "data": {"gpuTypes": 5}}))
+    began = both.clock.now()
+    machines = both.provider().list()
+    assert [(each.usd_per_hour, each.fault) for each in machines] == [(0.0, "RunPod reports no price for it")] * 2
+    assert both.clock.now() - began <= both.limits.look_s
 
 
 def priced_at(usd: float | None, answer: Any) -> Any:

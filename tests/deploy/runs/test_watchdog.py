@@ -95,6 +95,10 @@ def test_a_machine_whose_provider_knows_no_start_is_counted_from_the_first_guard
     assert first["paid_since"] == pytest.approx(time.time(), abs=60)
     _, again, _ = armed(rented, machine)
     assert again["paid_since"] == first["paid_since"]
+    guard = Path(machine.root) / "guard.json"
+    for others in ({"machine": "of another day", "paid_since": 1.0}, {"machine": machine.name, "paid_since": 9e9}):
+        write_json(guard, others)  # a volume outlives its machines; a clock may have been wrong
+        assert armed(rented, machine)[1]["paid_since"] == pytest.approx(time.time(), abs=60)
     _, free, _ = armed(rented, rented.machine("free", created=None, usd_per_hour=0.0))
     assert free["paid_since"] is None
 

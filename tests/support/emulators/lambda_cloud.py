@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from deploy.pod.base import processes
 from deploy.pod.base.folder import read_json
 from deploy.providers.rented import Clock
 from tests.deploy.support.servers import Server, asyncssh_server
+from tests.support.emulators.server import Server as HttpServer
 from tests.support.files import below
 from tests.support.ports import free_port
 
@@ -191,7 +192,7 @@ class Emulator:
         self.breaches: list[str] = []
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = HttpServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,), daemon=True)

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -34,6 +34,7 @@ from tests.support.emulators.runpod_pods import (
     stamp,
 )
 from tests.support.emulators.runpod_state import NO_ROOM, Account, Pod, Refusal
+from tests.support.emulators.server import Server
 
 KEY = "rpa_" + "EMULATED0KEY0NEVER0SHOWN"  # in two parts: files that contain a key are not uploaded
 POD_KEY = "rpa_EMULATED0KEY0OF0A0POD"  # RunPod gives each pod a key, for requests about itself
@@ -107,8 +108,7 @@ class Emulator:
         self.pod_key_may = ".*"  # a pattern for Exchange.what: other requests with the key of a pod are refused
         self.closing = threading.Event()
         self._down = False
-        self._server = ThreadingHTTPServer((host, port), _handler(self))
-        self._server.daemon_threads = True
+        self._server = Server((host, port), _handler(self))
         self.url = f"http://{host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,), daemon=True)
         self._thread.start()
@@ -121,6 +121,11 @@ class Emulator:
         self.account.close()
 
     # Faults
+
+    def unplug(self) -> None:
+        """Accept no more connections."""
+        self._server.shutdown()
+        self._server.server_close()
 
     def no_room(self, times: int) -> None:
         """Refuse the next `times` creations for lack of capacity."""
