@@ -204,7 +204,7 @@ def test_what_wandb_writes_offline_holds_no_secret(tmp_path: Path) -> None:
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "WANDB_MODE": "offline", **planted}
     done = subprocess.run(
         [sys.executable, "-c", WANDB], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=15,
+        text=True, timeout=under_load(120),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
