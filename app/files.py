@@ -71,7 +71,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     try:
         with lock.open("ab") as file:
             if not _locked_now(file):
-                raise WrongUse(f"another process is writing {path}; wait for it, or give another name")
+                raise WrongUse(f"another process is writing {path}; wait for it, or give another place")
             try:
                 yield
             finally:

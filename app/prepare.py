@@ -52,7 +52,7 @@ from typing import Any
 import numpy as np
 
 from app.data.array_source import array
-from app.data.arrays import ARRAYS, ENCODED, IMAGE_SHAPE
+from app.data.arrays import ARRAYS, ENCODED, IMAGE_SHAPE, open_npy
 from app.data.dataset import id_of, open_images, read_manifest
 from app.data.faces.examine import examine
 from app.data.faces.placing import ALIGN, NOT_FOUND, SEVERAL, UNREADABLE, Placing, placed
@@ -315,8 +315,8 @@ def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> 
 
     Other data at `out` is never overwritten. Raises WrongUse for it.
     """
-    other = next(out.with_name(name) for name in ARRAYS if Path(name).suffix != out.suffix)
-    if other.is_file():
+    other = _of_another_set(out)
+    if other is not None:
         raise WrongUse(f"{other} is there, with its own manifest.json and labels.npy; give out= in another folder")
     if not out.is_file():
         return None
@@ -334,6 +334,23 @@ def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> 
             what = "other or older images" if key == "made_of" else f"{key}={there[key]} instead of {value}"
             raise WrongUse(f"{out} already exists, with {what}; give another out=…, or move it away")
     return there
+
+
+def _of_another_set(out: Path) -> Path | None:
+    """Images in the folder of `out`, under another name, whose manifest and labels it would replace."""
+    other = next(out.with_name(name) for name in ARRAYS if Path(name).suffix != out.suffix)
+    if other.is_file():
+        return other
+    has_manifest = out.with_name("manifest.json").is_file()
+    arrays = sorted(out.parent.glob("*.npy")) if has_manifest else []
+    return next((file for file in arrays if file.name != out.name and _holds_images(file)), None)
+
+
+def _holds_images(file: Path) -> bool:
+    try:
+        return open_npy(file, "").shape[1:] == IMAGE_SHAPE
+    except WrongUse:  # another kind of file, or a damaged one
+        return False
 
 
 def layout(source: sources.Source, held_out: str | None) -> tuple[int, int]:
@@ -367,8 +384,9 @@ def prepare(
     """
     block_rows, held_out_rows = layout(source, held_out)
     make_folder(out.parent, "out", of=out)
-    with one_at_a_time(out):
-        if out.with_name("manifest.json").is_file() and any(out.with_name(name).is_file() for name in ARRAYS):
+    manifest_file = out.with_name("manifest.json")
+    with one_at_a_time(manifest_file):
+        if manifest_file.is_file() and (out.is_file() or _of_another_set(out)):
             raise WrongUse(f"another process has finished a data set in {out.parent} meanwhile; run this command again")
         if out.suffix == ENCODED[0]:
             made = encoded_writer.write_encoded(source, out, block_rows, workers=workers, progress=progress)
@@ -397,7 +415,7 @@ def prepare(
             "skipped_rows": [*skipped_rows],
             **({} if passport is None else passport(out)),
         }
-        write_json(out.with_name("manifest.json"), manifest)
+        write_json(manifest_file, manifest)
         writer.finish(out)
         encoded_writer.finish(out)
         return manifest

@@ -117,9 +117,9 @@ def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int |
         track.event("end", TrainState(), reason="failed", message=message, seconds=0.0)
         return 1
     finally:
-        track.close()
         if config.run.report and here.is_main:
             say(leave(folder, limit_s=LIMIT_AFTER_STOP_S if stop.asked.is_set() else LIMIT_S))
+        track.close()  # last: W&B may upload until a stopped job is killed
     return 0
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,12 +15,16 @@ from app.evaluation.measures import Numbers
 from app.evaluation.protocols import ROC, Axes
 from app.files import atomic
 
+if TYPE_CHECKING:
+    from matplotlib.text import Text
+
 WIDTH, HEIGHT, PER_INCH = 760, 560, 100  # pixels
 LEFT, RIGHT, TOP, BOTTOM = 70, 24, 64, 60  # margins
 COLOURS = ("#1f5fa8", "#d65828", "#2e8b57", "#964eaa", "#be9614", "#5a5a60")
 POINTS = 600  # drawn per curve
 DASH = 12  # points per dash where curves coincide
-LETTERS_MOST = 64  # of a name or title, which fit between the margins
+NAME_WIDTH = WIDTH - LEFT - RIGHT - 60  # pixels of a name or title at most: between the margins, beside its colour
+LETTERS_MOST = 200  # of a name, of which as many as fit are drawn
 TOGETHER = 2 / (HEIGHT - TOP - BOTTOM)  # curves closer than this, two pixels, coincide
 
 
@@ -49,7 +54,7 @@ def draw(
         for curve, piece, values in _dashes([_at(rates, far, tar) for far, tar in shown.values()]):
             plot.plot(rates[piece], values, color=COLOURS[curve], linewidth=1.5)
         plot.set(xscale="log", xlim=(10.0**-decades, 1), ylim=(0, 1), xlabel=axes.x, ylabel=axes.y)
-        plot.set_title(_shortened(title), loc="left")
+        _write(plot.set_title("", loc="left"), title)
         plot.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
         plot.yaxis.set_major_formatter(PercentFormatter(1))
         plot.grid(color="#dcdde0")
@@ -57,15 +62,23 @@ def draw(
         handles = [Line2D([], [], color=colour) for colour in (*COLOURS[: len(shown)], "none")[: len(names)]]
         legend = plot.legend(handles, ["name"] * len(names), loc="lower right", frameon=False)
         for text, name in zip(legend.get_texts(), names, strict=True):
-            text.set_text(_shortened(name))  # afterwards: a label that begins with _ is left out
+            _write(text, name)  # afterwards: a label that begins with _ is left out
         with atomic(path) as file:
             figure.savefig(file, format="png")
 
 
-def _shortened(name: str) -> str:
-    """A name that fits: mostly its end, by which a path is told from others."""
+def _write(text: Text, name: str) -> None:
+    """Write a name, shortened to fit: mostly its end is kept, by which a path is told from others."""
+    from matplotlib.textpath import text_to_path
+
+    def fits(words: str) -> bool:
+        points, *_ = text_to_path.get_text_width_height_descent(words, text.get_fontproperties(), ismath=False)
+        return float(points) * PER_INCH / 72 <= NAME_WIDTH
+
     shown = visible(name)
-    return shown if len(shown) <= LETTERS_MOST else f"{shown[:10]} … {shown[13 - LETTERS_MOST :]}"
+    ends = range(max(10, len(shown) - LETTERS_MOST), len(shown))
+    candidates = [shown] * (len(shown) <= LETTERS_MOST) + [f"{shown[:10]} … {shown[end:]}" for end in ends]
+    text.set_text(next(filter(fits, candidates)))
 
 
 def _at(rates: Numbers, far: Numbers, tar: Numbers) -> Numbers:

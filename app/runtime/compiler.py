@@ -32,5 +32,13 @@ def refuse_without_compiler(device_type: str) -> None:
     try:
         torch.compile(torch.nn.functional.softplus, dynamic=False)(torch.ones(8, device=device_type))
     except Exception as error:  # of the compiler, the system's loader or the disk of its cache
-        why = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
-        raise WrongUse(f"train.compile=true does not work on this machine ({why}); give train.compile=false") from error
+        raise WrongUse(
+            f"train.compile=true does not work on this machine ({_why(error)}); give train.compile=false"
+        ) from error
+
+
+def _why(error: Exception) -> str:
+    """The first line of torch's pages, and the first of a compiler's own output, which they quote after its command."""
+    said = [line for line in map(str.strip, str(error).splitlines()) if line and not line.startswith("Set TORCH")]
+    own = said[said.index("Output:") + 1 :][:1] if "Output:" in said else []
+    return ": ".join([*said[:1], *own]) or type(error).__name__

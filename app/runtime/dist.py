@@ -26,6 +26,8 @@ from torch.autograd.function import once_differentiable
 from app.errors import EXIT_FAILED, Failed, WrongUse
 from app.runtime.devices import own_device, refuse_missing_gpus
 
+GROUP_TIMEOUT_S = 600.0  # a rank that waits so long for another in a collective fails
+
 
 @dataclass(frozen=True)
 class World:
@@ -73,7 +75,7 @@ def world() -> Iterator[World]:
         yield World(0, 1, device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    dist.init_process_group(backend, timeout=timedelta(seconds=GROUP_TIMEOUT_S))
     try:
         # GROUP_RANK numbers the machines in the order of ranks; two containers may share a host name.
         own = f"machine {os.environ.get('GROUP_RANK', '0')} ({socket.gethostname()})"

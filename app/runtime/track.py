@@ -22,7 +22,9 @@ from app.runtime.folder import RunFolder
 from app.runtime.tensorboard import TensorBoard, numbers
 
 FINISH_S = 25.0  # to upload the last values, once the run has ended: a stopped job is killed a minute after its stop
-FINISH_ARTIFACTS_S = 600.0  # the same, where the last checkpoint is uploaded too
+FINISH_ARTIFACTS_S = (
+    420.0  # with the last checkpoint too; the other ranks wait for that and the report, GROUP_TIMEOUT_S
+)
 
 
 class Sink(Protocol):

@@ -36,15 +36,18 @@ def test_orl_is_400_photographs_of_40_people(tmp_path: Path, capsys: pytest.Capt
     assert out.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name", ["images.npy", "images.jpegs"])
-def test_a_call_does_not_overwrite_what_another_has_finished_meanwhile(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("later", "name"),
+    [("images.npy", "images.npy"), ("images.npy", "images.jpegs"), ("a.npy", "a.npy"), ("a.npy", "b.npy")],
+)
+def test_a_call_does_not_overwrite_what_another_has_finished_meanwhile(tmp_path: Path, later: str, name: str) -> None:
     """The second one looked at `out` while the first one was at work on it."""
     for person in "ab":
         (tmp_path / "photos" / person).mkdir(parents=True)
         Image.new("RGB", (112, 150), (200, 0, 0)).save(tmp_path / "photos" / person / "1.png")
     words = ["source=folder", f"path={tmp_path / 'photos'}"]
-    options = prepare.parse([*words, f"out={tmp_path / 'images.npy'}", "fit=pad"])
-    source, out = prepare.choose(options), tmp_path / "images.npy"
+    options = prepare.parse([*words, f"out={tmp_path / later}", "fit=pad"])
+    source, out = prepare.choose(options), tmp_path / later
     placing = prepare.how_to_place(options, source)
     assert prepare.whole(placing.of(source), out) is None
     assert prepare.main([*words, f"out={tmp_path / name}"]) == 0
@@ -52,6 +55,23 @@ def test_a_call_does_not_overwrite_what_another_has_finished_meanwhile(tmp_path:
     with pytest.raises(WrongUse, match=r"has finished a data set in .* run this command again"):
         prepare.make_photographs(placing.of(source), out, options, 1, placing)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
+@pytest.mark.parametrize(("first", "second"), [("images.npy", "train.npy"), ("one.npy", "two.npy")])
+def test_a_folder_takes_one_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], first: str, second: str
+) -> None:
+    """A second one would replace the manifest and labels of the first."""
+    words = ["source=synthetic", "identities=4", "per_identity=3"]
+    assert prepare.main([*words, f"out={tmp_path / first}"]) == 0
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert prepare.main([*words, "seed=1", f"out={tmp_path / second}"]) == 2
+    assert f"{first} is there, with its own manifest.json" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    (tmp_path / first).unlink()
+    np.save(tmp_path / "embeddings.npy", np.zeros((3, 8), np.float32))
+    (tmp_path / "odd.npy").write_bytes(b"")
+    assert prepare.main([*words, "seed=1", f"out={tmp_path / second}"]) == 0
 
 
 def test_a_folder_has_one_person_a_sub_folder(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ people, `Name 4 Other 1`. Photograph 4 of Name is Name/Name_0004, as .jpg or ano
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +20,11 @@ SUFFIX = ".txt"
 def rows(path: Path) -> Iterator[tuple[Path, Path, bool]]:
     """Yield two photographs and whether they show one person, of each line. Raises WrongUse, naming the line."""
     try:
-        lines = [line.split("\t" if "\t" in line else None) for line in path.read_text("utf-8-sig").splitlines()]
+        lines = [line.rstrip() for line in path.read_text("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise WrongUse(f"{path} is not text in UTF-8; get LFW's pairs.txt again") from error
-    head, pairs = (lines[0] if lines else []), lines[1:]
-    while pairs and not any(map(str.strip, pairs[-1])):
-        pairs.pop()
+    told = [(number, line.split("\t" if "\t" in line else None)) for number, line in enumerate(lines, 1) if line]
+    head, pairs = (told[0][1] if told else []), told[1:]
     if not 1 <= len(head) <= 2 or not all(map(_is_number, head)):
         raise WrongUse(
             f"{path} is not a list of pairs as LFW has it: it must begin with the numbers of folds and of pairs, "
@@ -34,7 +34,7 @@ def rows(path: Path) -> Iterator[tuple[Path, Path, bool]]:
     if len(pairs) != count:
         raise WrongUse(f"{path} has {len(pairs)} pairs, and its first line says {count}; get the file again")
     photographs = _Photographs(path)
-    for number, words in enumerate(pairs, 2):
+    for number, words in pairs:
         where = f"line {number} of {path}"
         if len(words) not in (3, 4) or not all(map(_is_number, (words[1], words[-1]))):
             raise WrongUse(f"{where} is {' '.join(words)!r}; it must be such as Name 1 4, or Name 4 Other 1")
@@ -59,7 +59,7 @@ class _Photographs:
         self.root = self.root or self._root(name, where)
         if name not in self.of_person:
             folder = self.root / name
-            found = sorted(folder.iterdir()) if folder.is_dir() else []
+            found = sorted(folder.iterdir()) if os.path.isdir(folder) else []
             self.of_person[name] = {file.stem: file for file in found if file.suffix.lower() in IMAGE_SUFFIXES}
         wanted = f"{name}_{int(number):04}"
         file = self.of_person[name].get(wanted)
@@ -71,11 +71,17 @@ class _Photographs:
 
     def _root(self, name: str, where: str) -> Path:
         here = self.path.parent
-        inner = sorted(each for each in here.iterdir() if each.is_dir() and not each.name.startswith("."))
-        for folder in (here, *inner):
-            if (folder / name).is_dir():
-                return folder
-        raise WrongUse(
-            f"{where} names {name}, and there is no folder {name} in {here} or a folder of it; "
-            f"put {self.path.name} beside the folder of the photographs, such as {here / 'lfw'}"
-        )
+        if os.path.isdir(here / name):  # False also for a name that no file can have
+            return here
+        found = [each for each in sorted(here.iterdir()) if each.name[0] != "." and os.path.isdir(each / name)]
+        if not found:
+            raise WrongUse(
+                f"{where} names {name}, and there is no folder {name} in {here} or a folder of it; "
+                f"put {self.path.name} beside the folder of the photographs, such as {here / 'lfw'}"
+            )
+        if len(found) > 1:
+            raise WrongUse(
+                f"{where} names {name}, and both {found[0]} and {found[1]} have a folder {name}; "
+                f"put {self.path.name} into the one to read, such as {found[0] / self.path.name}"
+            )
+        return found[0]

@@ -110,10 +110,20 @@ def test_lfws_own_list_is_read_where_it_lies(tmp_path: Path, name: str, folder: 
     (tmp_path / "other" / "Bo").mkdir(parents=True)  # not the folder of the first name
     images = open_set(write_lfw(path, folder, suffix))
     assert sorted(seen_pairs(images)) == sorted(WANTED)
-    for words in ("1\t12", "12", "12\n\n"):
-        assert sorted(seen_pairs(open_set(write_lfw(path, folder, suffix, head=f"{words.rstrip()}\n")))) == sorted(
-            WANTED
-        )
+    for words in ("1\t12", "12", "12\n\n", "12\t"):
+        write_lfw(path, folder, suffix, head=f"{words}\n")
+        assert sorted(seen_pairs(open_set(path))) == sorted(WANTED)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b" \r\n\r\n"))  # as an editor on Windows may
+    assert sorted(seen_pairs(open_set(path))) == sorted(WANTED)
+
+
+def test_a_second_folder_of_the_photographs_is_not_passed_over(tmp_path: Path) -> None:
+    """Such as aligned ones beside the originals: which of them is measured is no matter of the alphabet."""
+    path = write_lfw(tmp_path / "pairs.txt")
+    (tmp_path / "aligned" / "Ann_Lee").mkdir(parents=True)
+    with pytest.raises(WrongUse, match=r"both .*aligned and .*lfw have a folder Ann_Lee; put pairs\.txt into the one"):
+        open_set(path)
+    assert sorted(seen_pairs(open_set(path.rename(tmp_path / "lfw" / "pairs.txt")))) == sorted(WANTED)
 
 
 def test_photographs_that_are_no_aligned_faces_are_noted(tmp_path: Path) -> None:
@@ -154,6 +164,8 @@ def test_the_folds_of_lfws_list_are_its_own(tmp_path: Path) -> None:
         ("1\nAnn_Lee 1 2\nAnn_Lee 1 Cy 1\n", "line 3 of .* names photograph 1 of Cy"),
         ("1\nNobody 1 2\nAnn_Lee 1 Bo 6\n", "there is no folder Nobody in .* or a folder of it; put pairs.txt beside"),
         ("1\n../lfw 1 2\nAnn_Lee 1 Bo 6\n", "names photograph 1 of ../lfw, and there is no"),
+        (f"1\n{'A' * 300} 1 2\nAnn_Lee 1 Bo 6\n", "line 2 of .* and there is no folder AAA"),
+        (f"1\nAnn_Lee 1 2\n{'A' * 300} 1 Bo 6\n", "line 3 of .* names photograph 1 of AAA"),
         (b"\xff\xfe1\x00", "is not text in UTF-8"),
     ],
 )

@@ -16,15 +16,17 @@ from torch import nn
 
 from app.config import LrScheduleConfig, WarmupConfig, load
 from app.errors import WrongUse
+from app.report.leave import LIMIT_S
 from app.runtime.checkpoint import TrainState
 from app.runtime.data_parallel import data_parallel
-from app.runtime.dist import World
+from app.runtime.dist import GROUP_TIMEOUT_S, World
 from app.runtime.durations import clock
 from app.runtime.folder import RunFolder
 from app.runtime.schedule import by_epoch, learning_rate
 from app.runtime.start import refuse_unfit_files
-from app.runtime.track import end_last_line, name_of, tracker
+from app.runtime.track import FINISH_ARTIFACTS_S, end_last_line, name_of, tracker
 from tests.app.support.ranks import run_ranks
+from tests.app.support.training import TINY
 from tests.app.support.wandb_service import service
 from tests.support.load import under_load
 
@@ -196,6 +198,38 @@ def test_a_wandb_service_that_falls_silent_does_not_hold_a_run_that_has_ended(tm
     assert key not in done.stdout + done.stderr
 
 
+SILENT = """
+import sys
+from app import train
+from app.runtime import track
+track.FINISH_S = 2.0
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_has_its_report_before_it_waits_for_wandb(small_data: Path, tmp_path: Path) -> None:
+    """A stopped job is killed a minute later, and W&B may have more time than that."""
+    words = [f"data.binary_cache_path={small_data}", "run.dir=run", "track=wandb", "train.epochs=1"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    with service() as wandb:
+        wandb.falls_silent_after = "file_stream"
+        environment |= {"WANDB_BASE_URL": wandb.address, "WANDB_API_KEY": "0123456789" * 4}
+        done = subprocess.run(
+            [sys.executable, "-c", SILENT, *TINY, *words, "run.report=true"], cwd=tmp_path, stdin=subprocess.DEVNULL,
+            env=environment | {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT)}, capture_output=True, text=True,
+            timeout=under_load(120),
+        )  # fmt: skip
+        assert wandb.silent.is_set()
+    assert done.returncode == 0, done.stderr
+    assert [line.split(" ")[0] for line in done.stdout.splitlines()[-2:]] == ["report:", "W&B"]
+
+
+def test_ranks_wait_for_the_end_of_rank_0() -> None:
+    """They wait in a collective until it has uploaded the last checkpoint and made the report."""
+    assert FINISH_ARTIFACTS_S + LIMIT_S < 0.95 * GROUP_TIMEOUT_S
+
+
 @pytest.mark.slow
 def test_what_wandb_writes_offline_holds_no_secret(tmp_path: Path) -> None:
     """W&B's files are downloaded with the run and may be shared, so they contain no secret of the job."""
@@ -204,7 +238,7 @@ def test_what_wandb_writes_offline_holds_no_secret(tmp_path: Path) -> None:
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "WANDB_MODE": "offline", **planted}
     done = subprocess.run(
         [sys.executable, "-c", WANDB], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=15,
+        text=True, timeout=under_load(120),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
