@@ -116,11 +116,8 @@ def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: W
     count = len(labels)
     own = labels[first_row(count, here) :][: len(listed.ids)]
     parts = [slice(at, at + ROWS_AT_ONCE) for at in range(0, len(own), ROWS_AT_ONCE)]
-    entries = [_entries_across(part, own, labels, listed, floor) for part in parts]
-    row, other = np.concatenate([np.zeros((2, 0), np.int64), *entries], axis=1)
-    large = (images[own[row]] >= LEAST) & (images[other] >= LEAST)
-    once = np.unique(row[large] * count + other[large])
-    found, touch = np.unique(own[once // max(count, 1)] * count + once % max(count, 1), return_counts=True)
+    touched = [_touched(own[part], labels, images, listed.ids[part], listed.cosine[part] >= floor) for part in parts]
+    found, touch = np.unique(np.concatenate([np.zeros(0, np.int64), *touched]), return_counts=True)
     everywhere = gather_rows(torch.from_numpy(np.stack([found, touch], 1)), here).cpu().numpy()
     found, place = np.unique(everywhere[:, 0], return_inverse=True)
     touch = np.zeros(len(found), np.int64)
@@ -130,12 +127,17 @@ def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: W
     return pairs[(pairs[:, 0] < pairs[:, 1]) & np.isin(pairs[:, 1] * count + pairs[:, 0], found)]
 
 
-def _entries_across(part: slice, own: Ids, labels: Ids, listed: Neighbours, floor: float) -> Ids:
-    """Return [2, e] rows of this `part`, and a cluster that each lists above `floor` and that is not its `own` [n]."""
-    ids = listed.ids[part]
-    across = (labels[ids] != own[part, None]) & (listed.cosine[part] >= floor) & (ids != NONE)
+def _touched(own: Ids, labels: Ids, images: Ids, ids: NDArray[np.int32], near: NDArray[np.bool_]) -> Ids:
+    """Return [e] for each of r images of clusters `own` [r] the other clusters in its list `ids` [r, k], once each.
+
+    An entry is the number of the own cluster times N, plus the other one. Only neighbours that are `near` [r, k] count.
+    """
+    others = labels[ids]
+    across = near & (ids != NONE) & (others != own[:, None])
+    across &= (images[own] >= LEAST)[:, None] & (images[others] >= LEAST)
     row, at = np.nonzero(across)
-    return np.stack([row + part.start, labels[ids[row, at]]])
+    row, other = np.divmod(np.unique(row * len(labels) + others[row, at]), len(labels))
+    return own[row] * len(labels) + other
 
 
 def measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World, poll: Poll = undisturbed) -> Line:
