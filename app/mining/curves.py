@@ -36,10 +36,11 @@ BORDER = 0.2  # share of the images of each cluster; a piece of a chain is about
 FILLED = 1 / 24  # variance along the line, of the squared distance: half of what evenly spread images have
 CONFIRMED = 0.5  # share of the squared distance between the means that is not chance
 STRANGERS = 16  # random clusters with which each cluster of a pair is compared
+DRAWN_FROM = 2**10  # random clusters; each is read once for all lines to it that are measured together
 MOST = 0.9  # of the lines to strangers; some may be pieces of the same person
 MORE = 8.0  # times as much as these the line must be filled; those of people of real networks were up to 7.2
 STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
-PAIRS_AT_ONCE, ROWS_AT_ONCE = 2**12, 2**14
+PAIRS_AT_ONCE, ROWS_AT_ONCE, IMAGES_AT_ONCE = 2**13, 2**14, 2**10
 Ids = NDArray[np.int64]
 Rows = NDArray[np.float64]
 
@@ -100,6 +101,8 @@ def with_strangers(pairs: Ids, images: Ids) -> tuple[Ids, NDArray[np.bool_]]:
     `images` [N] are those that count in each cluster.
     """
     large = np.flatnonzero(images >= LEAST)
+    if len(large) > DRAWN_FROM:
+        large = np.random.default_rng(0).choice(large, DRAWN_FROM, replace=False)
     drawn = large[np.random.default_rng(0).integers(0, max(1, len(large)), (len(pairs), 2 * STRANGERS))]
     own = np.repeat(pairs, STRANGERS, axis=1)
     return np.stack([own, drawn], 2), (drawn[:, :, None] != pairs[:, None, :]).all(2)
@@ -113,11 +116,8 @@ def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: W
     count = len(labels)
     own = labels[first_row(count, here) :][: len(listed.ids)]
     parts = [slice(at, at + ROWS_AT_ONCE) for at in range(0, len(own), ROWS_AT_ONCE)]
-    entries = [_entries_across(part, own, labels, listed, floor) for part in parts]
-    row, other = np.concatenate([np.zeros((2, 0), np.int64), *entries], axis=1)
-    large = (images[own[row]] >= LEAST) & (images[other] >= LEAST)
-    once = np.unique(row[large] * count + other[large])
-    found, touch = np.unique(own[once // max(count, 1)] * count + once % max(count, 1), return_counts=True)
+    touched = [_touched(own[part], labels, images, listed.ids[part], listed.cosine[part] >= floor) for part in parts]
+    found, touch = np.unique(np.concatenate([np.zeros(0, np.int64), *touched]), return_counts=True)
     everywhere = gather_rows(torch.from_numpy(np.stack([found, touch], 1)), here).cpu().numpy()
     found, place = np.unique(everywhere[:, 0], return_inverse=True)
     touch = np.zeros(len(found), np.int64)
@@ -127,12 +127,17 @@ def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: W
     return pairs[(pairs[:, 0] < pairs[:, 1]) & np.isin(pairs[:, 1] * count + pairs[:, 0], found)]
 
 
-def _entries_across(part: slice, own: Ids, labels: Ids, listed: Neighbours, floor: float) -> Ids:
-    """Return [2, e] rows of this `part`, and a cluster that each lists above `floor` and that is not its `own` [n]."""
-    ids = listed.ids[part]
-    across = (labels[ids] != own[part, None]) & (listed.cosine[part] >= floor) & (ids != NONE)
+def _touched(own: Ids, labels: Ids, images: Ids, ids: NDArray[np.int32], near: NDArray[np.bool_]) -> Ids:
+    """Return [e] for each of r images of clusters `own` [r] the other clusters in its list `ids` [r, k], once each.
+
+    An entry is the number of the own cluster times N, plus the other one. Only neighbours that are `near` [r, k] count.
+    """
+    others = labels[ids]
+    across = near & (ids != NONE) & (others != own[:, None])
+    across &= (images[own] >= LEAST)[:, None] & (images[others] >= LEAST)
     row, at = np.nonzero(across)
-    return np.stack([row + part.start, labels[ids[row, at]]])
+    row, other = np.divmod(np.unique(row * len(labels) + others[row, at]), len(labels))
+    return own[row] * len(labels) + other
 
 
 def measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World, poll: Poll = undisturbed) -> Line:
@@ -148,18 +153,23 @@ def _measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World) 
     names, ends = np.unique(pairs, return_inverse=True)
     ends, size = ends.reshape(pairs.shape), images[names]
     row, half = _images_of(names, size, labels, shard, here)
-    added = torch.zeros((2 * len(names), shard.shape[1]), dtype=torch.int64, device=shard.device)
+    added = torch.zeros((2 * len(names), shard.shape[1]), dtype=torch.float64, device=shard.device)
     for own, into in zip(row.split(ROWS_AT_ONCE), half.split(ROWS_AT_ONCE), strict=True):
-        added.index_add_(0, into, (shard[own].double() * STEPS).round().long())
+        added.index_add_(0, into, in_steps(shard[own]))
     sums = total(added, here).cpu().numpy().reshape(len(names), 2, shard.shape[1]) / STEPS
     halves = sums / np.stack([(size + 1) // 2, size // 2], 1)[:, :, None]
     between = _from_end_to_end(sums.sum(1) / size[:, None], ends)
     squared = (between**2).sum(1)
-    unit = torch.from_numpy(between / np.sqrt(np.maximum(squared, 1e-24))[:, None]).to(shard.device)
-    along = _sums_along(unit, ends, row, half // 2, shard, here)
+    direction = in_steps(torch.from_numpy(between / np.sqrt(np.maximum(squared, 1e-24))[:, None])).to(shard.device)
+    along = _sums_along(direction, ends, row, half // 2, shard, here)
     count = size[ends]
     variance = (along[..., 1] - along[..., 0] ** 2 / count) / (count - 1)
     return Line(squared, _from_end_to_end(halves, ends).prod(1).sum(1), variance.mean(1))
+
+
+def in_steps(rows: Tensor) -> Tensor:
+    """Return unit `rows` [*, D] in STEPS: whole numbers, of which sums and scalar products in 64 bits are exact."""
+    return rows.double().mul(STEPS).round_()
 
 
 def _images_of(names: Ids, size: Ids, labels: Ids, shard: Tensor, here: World) -> tuple[Tensor, Tensor]:
@@ -178,21 +188,23 @@ def _images_of(names: Ids, size: Ids, labels: Ids, shard: Tensor, here: World) -
     return torch.from_numpy(row[own]).to(shard.device), torch.from_numpy(half[own]).to(shard.device)
 
 
-def _sums_along(unit: Tensor, ends: Ids, row: Tensor, cluster: Tensor, shard: Tensor, here: World) -> Rows:
-    """Return sums [P, 2, 2] of the places of images along lines `unit` [P, D], and of their squares, at each end.
+def _sums_along(direction: Tensor, ends: Ids, row: Tensor, cluster: Tensor, shard: Tensor, here: World) -> Rows:
+    """Return sums [P, 2, 2] of the places of images along lines, and of their squares, at each end.
 
-    `ends` [P, 2] are the clusters at the ends; `row` [e] are this rank's images, sorted by their `cluster` [e].
+    `direction` [P, D] is that of each line, in STEPS, and `ends` [P, 2] are the clusters at its ends. `row` [e] are
+    this rank's images, sorted by their `cluster` [e].
     """
-    begins = np.searchsorted(cluster.cpu().numpy(), np.arange(int(ends.max(initial=-1)) + 2))
-    first, count = begins[ends.ravel()], np.diff(begins)[ends.ravel()]
-    end = np.repeat(np.arange(ends.size), count)  # an image is there once for each line that its cluster is an end of
-    at = np.arange(len(end)) + np.repeat(first - (np.cumsum(count) - count), count)
+    clusters = np.arange(int(ends.max(initial=-1)) + 2)
+    by_cluster = np.argsort(ends, axis=None, kind="stable")
+    images, lines = (
+        np.diff(np.searchsorted(each, clusters)).tolist() for each in (cluster.cpu().numpy(), ends.ravel()[by_cluster])
+    )
     sums = torch.zeros((ends.size, 2), dtype=torch.int64, device=shard.device)
-    for begin in range(0, len(end), ROWS_AT_ONCE):
-        some = slice(begin, begin + ROWS_AT_ONCE)
-        to, image = (torch.from_numpy(each[some]).to(shard.device) for each in (end, at))
-        place = (shard[row[image]].double() * unit[to // 2]).sum(1).mul(STEPS).round().long()
-        sums.index_add_(0, to, torch.stack([place, place**2], 1))
+    of_cluster = torch.from_numpy(by_cluster).to(shard.device).split(lines)
+    for own, line in zip(row.split(images), of_cluster, strict=True):
+        for some in own.split(IMAGES_AT_ONCE) if len(own) else ():
+            place = (in_steps(shard[some]) @ direction[line // 2].T).div_(STEPS).round_()  # [images, lines]
+            sums[line] += torch.stack([place.sum(0), place.square().sum(0)], 1).long()
     return (total(sums, here).cpu().numpy() / np.array([STEPS, STEPS**2])).reshape(*ends.shape, 2)
 
 

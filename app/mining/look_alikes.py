@@ -62,7 +62,7 @@ LEAST_ABOVE = 2.0  # standard deviations, where many clusters are above
 BY_CHANCE = 0.1  # of the images of clusters to split, at most
 TOGETHER = 32  # clusters that are compared with each other, at least
 LOWER_HALF = 0.6745  # standard deviations from the median of a normal distribution to its lower quartile
-HALF_APART, MOST_APART = 4, 6  # of so many clusters one is below chance: half of those that show one person
+HALF_APART, MOST_APART = 4, 6  # of so many clusters one is below 0, if a half or a third show one person
 CLEARLY = 2.0  # standard errors by which clusters are more spread than mixed groups
 SURE = 50  # images; of larger groups fewer are mixed (`ENTRIES`), so chance is not as sure
 ROUNDS = 2  # once pairs are separated, chance and the clusters left over tell more
@@ -182,25 +182,30 @@ class Limit(NamedTuple):
 
 def limit_of(deviations: Rows, size: Ids) -> Limit:
     """Return the limit, from the deviations [C] of all clusters and their sizes [C], alike ones together."""
-    order = np.argsort(size, kind="stable")
-    groups = np.array_split(order, max(1, len(order) // TOGETHER))
-    both = both_kinds(deviations)
+    groups = np.array_split(np.argsort(size, kind="stable"), max(1, len(size) // TOGETHER))
+    both = shows_both_kinds(deviations)
     result = Limit([], [])
     for alike in groups:
-        centre, spread, above, slope = 0.0, 1.0, ABOVE, 0.0
-        root = np.sqrt(size[alike])
-        typical = np.exp(np.log(size[alike]).mean() / 2)
-        is_sure = size[alike].max() <= SURE
-        if not is_chance(deviations[alike], both=both) or not (is_sure or both):
-            slope = rise(root, deviations[alike]) if alike is groups[-1] else 0.0
-            lower, median = np.quantile(deviations[alike] - slope * (root - typical), [0.25, 0.5])
-            centre, spread = max(0.0, median), max(1.0, (median - lower) / LOWER_HALF)
-        elif is_sure:
-            above = rarely_above(deviations[alike], size[alike])
-        for at in (typical, *np.unique(root[root > typical])) if slope else (typical,):
-            result.log_size.append(float(2 * np.log(at)))
-            result.above.append(float(centre + above * spread + slope * (at - typical)))
+        at, above = limits_of_alike(deviations[alike], size[alike], both_kinds=both, are_largest=alike is groups[-1])
+        result.log_size.extend(np.log(at).tolist())
+        result.above.extend(above.tolist())
     return result
+
+
+def limits_of_alike(deviations: Rows, size: Ids, *, both_kinds: bool, are_largest: bool) -> tuple[Rows, Rows]:
+    """Return sizes [r], and the limit [r] for each, from the deviations [C] of clusters of like sizes [C].
+
+    `both_kinds`: among all clusters, those of one person and of two are clear. Only the limit of the largest clusters
+    rises with the size: for others, the groups of clusters show how it does.
+    """
+    is_sure, typical = bool(size.max() <= SURE), np.exp(np.log(size).mean())
+    if (is_sure or both_kinds) and is_chance(deviations, both_kinds=both_kinds):
+        return np.array([typical]), np.array([rarely_above(deviations, size) if is_sure else ABOVE])
+    slope = rise(np.sqrt(size), deviations) if are_largest else 0.0
+    lower, median = np.quantile(deviations - slope * (size**0.5 - typical**0.5), [0.25, 0.5])
+    at = np.append(typical, np.unique(size[size > typical]) if slope else [])
+    spread = max(1.0, (median - lower) / LOWER_HALF)
+    return at, max(0.0, median) + ABOVE * spread + slope * (at**0.5 - typical**0.5)
 
 
 def rise(root: Rows, deviations: Rows) -> float:
@@ -215,24 +220,26 @@ def rise(root: Rows, deviations: Rows) -> float:
     return max(0.0, float(np.median(slopes))) if len(slopes) else 0.0
 
 
-def both_kinds(deviations: Rows) -> bool:
+def shows_both_kinds(deviations: Rows) -> bool:
     """Return whether clusters of deviations [C] clearly show one person or two, and a third or more show one.
 
     Where people have halves themselves, those without are few, or halves that differ more or less leave no gap.
     """
     below = np.count_nonzero(deviations <= 0)
     lower, upper = np.count_nonzero(deviations <= ABOVE), np.count_nonzero(deviations > 2 * ABOVE)
-    return bool(MOST_APART * below >= len(deviations) and 2 * (len(deviations) - lower - upper) < min(lower, upper))
+    between = len(deviations) - lower - upper
+    return bool(MOST_APART * below >= len(deviations) and 2 * between < min(lower, upper))
 
 
-def is_chance(deviations: Rows, *, both: bool = False) -> bool:
+def is_chance(deviations: Rows, *, both_kinds: bool = False) -> bool:
     """Return whether chance explains the lower of `deviations` [C], and the others show two people.
 
-    If these are half of the clusters or less, a quarter is below the mean of chance, and no further below than chance
-    gives. They may be more where clusters of `both` kinds are clear.
+    Those of one person are about half below the mean of chance, and no further below than chance gives. They must be
+    half of the clusters or more, so that a quarter is below. With `both_kinds` of clusters clear (`shows_both_kinds`)
+    they may be any share of these ones.
     """
     below = deviations[deviations <= 0]
-    if not both and HALF_APART * len(below) < len(deviations):
+    if not both_kinds and HALF_APART * len(below) < len(deviations):
         return False
     return not len(below) or bool((below**2).mean() ** 0.5 <= 1 + CLEARLY / (2 * len(below)) ** 0.5)
 

@@ -137,7 +137,7 @@ def common_direction(of: Clustered, config: MiningConfig, here: World, poll: Pol
 def _people(of: Clustered, config: MiningConfig, here: World, poll: Poll) -> Clusters:
     """Return the clusters that likely show one person each."""
     pieces, floor, largest = of.likely.labels, float(of.first[0]), config.max_cluster
-    people = pieced(pieces, of.rows, of.kept, floor, of.original, largest, here)
+    people = pieced(pieces, of.rows, of.kept, floor, of.original, largest, here, poll)
     people = apart(people, of.rows, of.original, here, poll)
     people = without_strangers(people, of.rows, of.original, of.sample, largest, here, poll)
     # Pieces of a curve border on each other with a larger share of their images than joined ones.

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.config import NO_ID, MiningConfig
-from app.mining.curves import LEAST, TOUCHING, Line, fills, joined, touching
+from app.mining.curves import DRAWN_FROM, LEAST, TOUCHING, Line, fills, joined, measured, touching, with_strangers
 from app.mining.gate import pair_f, pair_precision
 from app.mining.lists import Neighbours
 from app.mining.pseudo_ids import find_pseudo_ids
@@ -100,6 +100,35 @@ def test_people_stay_apart_where_strangers_fill_lines_too(dim: int) -> None:
     assert len(np.unique(join(bank.astype(np.float32), owner))) >= 19
 
 
+@pytest.mark.parametrize("images_at_once", [7, 1024])
+def test_lines_are_measured_by_the_images_that_count(images_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.mining.curves.IMAGES_AT_ONCE", images_at_once)
+    bank, _, half = curves(4, 60)
+    counted = np.where(np.arange(len(half)) % 5 > 0, half, -1)
+    images = np.bincount(counted[counted >= 0], minlength=len(bank))
+    pairs = np.array([[0, 1], [0, 2], [2, 7]])
+    line = measured(pairs, counted, images, torch.from_numpy(bank), ALONE)
+    for at, pair in enumerate(pairs):
+        one, other = (bank[counted == name].astype(np.float64) for name in pair)
+        between = one.mean(axis=0) - other.mean(axis=0)
+        assert line.squared[at] == pytest.approx(between @ between, rel=1e-4)
+        along = [part @ between / np.linalg.norm(between) for part in (one, other)]
+        assert line.variance[at] == pytest.approx(np.mean([part.var(ddof=1) for part in along]), rel=1e-4)
+
+
+def test_pairs_are_compared_with_others_of_a_limited_number_of_clusters() -> None:
+    images = np.append(np.full(5000, LEAST), [0, LEAST - 1])
+    pairs = np.array([[0, 1], [2, 3]] * 200)
+    lines, are_others = with_strangers(pairs, images)
+    drawn = lines[..., 1]
+    assert 900 < len(np.unique(drawn)) <= DRAWN_FROM
+    assert (images[drawn] >= LEAST).all()
+    assert np.array_equal(are_others, (drawn != pairs[:, :1]) & (drawn != pairs[:, 1:]))
+    assert not with_strangers(pairs, np.where(np.arange(len(images)) < 2, LEAST, 0))[1][
+        ::2
+    ].any()  # there are no others
+
+
 def test_a_person_above_the_largest_size_stays_in_pieces() -> None:
     bank, owner, half = curves(4, 60)
     assert np.array_equal(join(bank, half, largest=60), first_images(owner))
@@ -140,7 +169,7 @@ from app.mining import curves
 from app.mining.lists import Neighbours
 from app.runtime import dist
 folder = pathlib.Path(sys.argv[1])
-curves.ROWS_AT_ONCE, curves.PAIRS_AT_ONCE = 16, 3
+curves.ROWS_AT_ONCE, curves.PAIRS_AT_ONCE, curves.IMAGES_AT_ONCE = 16, 3, 2
 with dist.world() as here:
     bank, labels, ids, cosine = (np.load(folder / f"{name}.npy") for name in ("bank", "labels", "ids", "cosine"))
     listed = Neighbours(dist.share(ids, here), dist.share(cosine, here))
