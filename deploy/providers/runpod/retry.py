@@ -90,7 +90,7 @@ class Asking:
 
         Names are not unique, and there is no idempotency key: after no answer, `look` searches for it before a retry.
         A retry may be refused because the first request took the last machine: that error has `may_exist`. Raises
-        Unclear after no answer, also if nothing can be sent by then.
+        ApiError of a refusal, and Unclear after no answer, also if nothing can be sent by then.
         """
         waits, began = endless(API_PAUSES_S), self.clock.now()
         unclear: Unclear | None = None
