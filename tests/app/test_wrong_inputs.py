@@ -49,7 +49,8 @@ WRONG = {
     "evaluate weights=net.pt fit=round": "--fit round is not known; give --fit crop|squash|pad",
     "evaluate weights=net.pt flip=maybe": "flip=maybe is neither true nor false; give flip=false",
     "evaluate weights=net.pt sets=nosuch.bin": "--sets nosuch.bin matches no file here",
-    "evaluate weights=net.pt sets=text.txt": "text.txt is not a verification set; give a .bin, a .csv, a folder with",
+    "evaluate weights=net.pt sets=text.txt": "text.txt is not a list of pairs as LFW has it: it must begin with",
+    "evaluate weights=net.pt sets=text.md": "text.md is not a verification set; give a .bin, a .csv, LFW's pairs.txt,",
     "evaluate weights=net.pt probes=good": "--probes good needs a gallery to be searched in; add --gallery DIR",
     "evaluate weights=net.pt gallery=nosuch": "there is no nosuch; give a folder with one sub-folder of images",
     "evaluate weights=net.pt gallery=empty probes=good": "empty has no images in sub-folders; it needs one sub-folder",
@@ -90,7 +91,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     folder = tmp_path_factory.mktemp("place")
-    (folder / "text.txt").write_text("Good morning.\n", encoding="utf-8")
+    for name in ("text.txt", "text.md"):
+        (folder / name).write_text("Good morning.\n", encoding="utf-8")
     (folder / "runs" / "r" / "checkpoints").mkdir(parents=True)
     (folder / "runs" / "r" / "checkpoints" / "epoch_000.pt").write_text("Good night.\n", encoding="utf-8")
     save_resolved(load(NETWORK), folder / "runs" / "r" / "config.yaml")

@@ -17,8 +17,7 @@ COMMANDS = {name: command.flags for name, command in tasks.COMMAND_LINE.commands
 # Functions that print names or examples of commands: test_command_line.py and test_docs.py try these.
 NAMES = (
     "command_line.py:_refuse",
-    "command_line.py:_stray",
-    "command_line.py:_command",
+    "command_line.py:_refuse_stray",
     "program.py:print_help",
     "program.py:print_task_help",
 )

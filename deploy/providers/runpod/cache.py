@@ -26,7 +26,8 @@ class Notes:
         write_json(self.intents / f"{name}.json", {"name": name, **what})
 
     def intended(self, name: str) -> dict[str, Any]:
-        return read_json(self.intents / f"{name}.json")
+        """Return what was noted at a request of that name. A pod may have any name, so it makes no path."""
+        return next((read_json(path) for path in self.intents.glob("*.json") if path.stem == name), {})
 
     def name_of(self, one: Pod | Cluster) -> str:
         """Return the name with which this computer requested a pod or a cluster, else its present name."""
@@ -48,7 +49,9 @@ class Notes:
                 remove(path)
 
     def done_with(self, name: str) -> None:
-        remove(self.intents / f"{name}.json")
+        for path in self.intents.glob("*.json"):
+            if path.stem == name:
+                remove(path)
 
     def identity(self, pod: Pod) -> Identity:
         """Return the identity noted for this start and address, else an empty one. A restart makes new keys."""
