@@ -52,6 +52,7 @@ ELSEWHERE = {
     "deploy/providers/rented.py:refuse_unreadable": (
         "deploy/providers/test_unreadable.py::test_an_unreadable_pod_is_in_ps_and_down_releases_it"
     ),
+    "deploy/commands/watch.py:_over": "deploy/commands/test_watch.py::test_watch_fails_if_the_machine_still_bills",
     "deploy/specs/gpus.py:choose": "deploy/commands/test_gpus.py::test_offers_lists_only_these_gpus",
 }
 # Place -> why no test types it. `test_advice.py` checks that the command line accepts each.
