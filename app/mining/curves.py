@@ -26,7 +26,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from app.mining.cluster import by_smallest_member, first_row
-from app.mining.lists import NONE, Neighbours, usable
+from app.mining.lists import NONE, Neighbours
+from app.mining.sample import usable_of_all
 from app.runtime.dist import World, from_main, gather_rows, total
 from app.runtime.stop import Poll, undisturbed
 
@@ -73,7 +74,7 @@ def joined(
     `labels` [N] are clusters, `shard` [n, D] this rank's unit embeddings and `listed` their lists, where neighbours
     reach `floor`. `original` [N]: the image that an image is a near-copy of, else itself; copies do not count.
     """
-    part = (gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0) & (original == np.arange(len(labels)))
+    part = usable_of_all(shard, here) & (original == np.arange(len(labels)))
     images = np.bincount(labels[part], minlength=len(labels))
     pairs = touching(labels, images, listed, floor, here)
     pairs, counted = pairs[images[pairs].sum(1) <= largest], np.where(part, labels, -1)

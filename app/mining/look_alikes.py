@@ -47,8 +47,7 @@ from app.mining.halves import (
     products_beside,
     scatter,
 )
-from app.mining.lists import usable
-from app.mining.sample import owned
+from app.mining.sample import owned, usable_of_all
 from app.mining.shared_axes import Axes, shared_axes
 from app.mining.whole_clusters import Singles, by_size, in_64_bits, whole_clusters
 from app.runtime.dist import World, from_main, gather_rows, total
@@ -77,7 +76,7 @@ def apart(labels: Ids, shard: Tensor, original: NDArray[np.int32], here: World, 
     near-copy of, else itself.
     """
     everyone = np.arange(len(labels))
-    part = (gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0) & (original == everyone)
+    part = usable_of_all(shard, here) & (original == everyone)
     follows = labels == labels[original]
     measured, changed = np.zeros(len(labels), np.int64), np.ones(len(labels), np.bool_)
     with small_matrices():

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from app.mining.lists import usable
 from app.mining.look_alikes import LOWER_HALF
+from app.mining.sample import usable_of_all
 from app.mining.shared_direction import ROWS_AT_ONCE, mean_direction
-from app.runtime.dist import World, from_main, gather_rows
+from app.runtime.dist import World, from_main
 
 CLEAR = 1.0  # standard deviations of the cosines of random pairs
 COMPARED = 512  # images, in pairs
@@ -50,7 +51,7 @@ def without_offset(shard: Tensor, sample: NDArray[np.float32], here: World) -> t
     common = from_main(common_cosine(sample), here)
     if not common:
         return shard, 0.0
-    part = gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0
+    part = usable_of_all(shard, here)
     offset = mean_direction(part, shard, here).double() * common**0.5
     rest = torch.empty_like(shard)
     for rows, into in zip(shard.split(ROWS_AT_ONCE), rest.split(ROWS_AT_ONCE), strict=True):

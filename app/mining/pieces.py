@@ -28,8 +28,9 @@ from torch import Tensor
 from app.mining.cluster import by_smallest_member, first_row, gather
 from app.mining.curves import ROWS_AT_ONCE, STEPS, in_steps, touching
 from app.mining.graph import add_outside
-from app.mining.lists import Neighbours, usable
-from app.runtime.dist import World, from_main, gather_rows, total
+from app.mining.lists import Neighbours
+from app.mining.sample import usable_of_all
+from app.runtime.dist import World, from_main, total
 from app.runtime.stop import Poll, undisturbed
 
 ONE_PERSON = 0.5**0.5  # cosine of the centres of two clusters; half of the squared length of each is common
@@ -54,7 +55,7 @@ def pieced(
     `labels` [N] are clusters, `shard` [n, D] this rank's unit embeddings and `listed` their lists, where neighbours
     reach `floor`. `original` [N]: the image that an image is a near-copy of, else itself; copies do not count.
     """
-    part = (gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0) & (original == np.arange(len(labels)))
+    part = usable_of_all(shard, here) & (original == np.arange(len(labels)))
     images = np.bincount(labels[part], minlength=len(labels))
     pairs = touching(labels, images, listed, floor, here)
     piece = _are_pieces(labels, images, listed, floor, here)

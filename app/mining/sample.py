@@ -17,6 +17,11 @@ from app.runtime.dist import World, gather_rows
 SCORES_AT_ONCE = 2**26
 
 
+def usable_of_all(shard: Tensor, here: World) -> NDArray[np.bool_]:
+    """Return which images [N] of all ranks have a direction, from each rank's `shard` [n, D]."""
+    return gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0
+
+
 def sum_before(count: int, here: World) -> int:
     """Return the sum of the counts of the ranks before this one: the id of this rank's first row."""
     counts = gather_rows(torch.tensor([count], device=here.device), here)
@@ -33,7 +38,7 @@ def sample_rows(shard: Tensor, here: World, count: int, seed: int) -> NDArray[np
 
 def draw(shard: Tensor, here: World, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw up to `count` usable images of all ranks; return ids [s], ascending, and embeddings [s, D]."""
-    good = gather_rows(usable(shard).to(torch.uint8), here).nonzero().flatten().cpu().numpy()
+    good = np.flatnonzero(usable_of_all(shard, here))
     drawn = np.random.default_rng(seed).choice(good, min(count, len(good)), replace=False)
     ids = torch.from_numpy(np.sort(drawn)).to(shard.device)
     return ids, gather_rows(shard[owned(ids, shard, here)[1]], here)

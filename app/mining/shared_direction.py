@@ -40,7 +40,7 @@ from app.mining.cluster import EVIDENCE, first_row, upper_quantile
 from app.mining.knn import prefers_faiss
 from app.mining.lists import usable
 from app.mining.look_alikes import LOWER_HALF
-from app.mining.sample import owned
+from app.mining.sample import owned, usable_of_all
 from app.runtime.dist import World, from_main, gather_rows, greatest, total
 
 EXAMINED = 16  # clusters, the largest ones: a cluster of many people harms by the square of its images
@@ -136,7 +136,7 @@ def shared_direction(
     `labels` [N] are clusters, `shard` [n, D] this rank's unit embeddings, a row of zeros for an image that takes no
     part. `near` [N]: the image has a neighbour above the floor. `sample` [S, D]: random embeddings without copies.
     """
-    part = gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0
+    part = usable_of_all(shard, here)
     size = np.bincount(labels[part], minlength=1)
     largest = np.lexsort((np.arange(len(size)), -size))[:EXAMINED]
     largest = largest[size[largest] >= EVIDENCE]

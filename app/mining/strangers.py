@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.mining.cluster import by_smallest_member
-from app.mining.lists import usable
+from app.mining.sample import usable_of_all
 from app.mining.small_clusters import BINS as LIKENESS_BINS
 from app.mining.small_clusters import LARGE, SMALL, Likeness, counted, likeness, parts, resemble_by_chance
 from app.mining.whole_clusters import Singles, by_size, in_64_bits, whole_clusters
-from app.runtime.dist import World, from_main, gather_rows, total
+from app.runtime.dist import World, from_main, total
 from app.runtime.stop import Poll, undisturbed
 from app.runtime.threads import on_cores, small_matrices
 
@@ -58,7 +58,7 @@ def without_strangers(
     `original` [N] the image that an image is a near-copy of, else itself; copies follow. `sample` [S, D]: embeddings of
     random images, without copies.
     """
-    part = (gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0) & (original == np.arange(len(labels)))
+    part = usable_of_all(shard, here) & (original == np.arange(len(labels)))
     names, cluster = np.unique(np.where(part, labels, -1), return_inverse=True)
     size = np.bincount(cluster, minlength=len(names))
     chosen = (size >= 2) & (size <= largest) & (names >= 0)
