@@ -135,7 +135,8 @@ def test_a_killed_process_of_a_job_is_made_good(make: Make, victim: str, fault: 
     run.start(argv=argv, env=environment, max_restarts=3)
     first = wait_until(lambda: (run.status.get("step") or 0) >= 3 and run.status["job_pid"])
     ranks = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, text=True, check=True).stdout.split()
-    os.kill(first if victim == "torchrun" else int(ranks[1]), signal.SIGKILL)
+    is_second = [b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes() for pid in ranks]  # numbers start again
+    os.kill(first if victim == "torchrun" else int(ranks[is_second.index(True)]), signal.SIGKILL)
     fault.strikes()
     fault.told(lambda: run.status["restarts"] or "killed" in (run.status["reason"] or ""))
     _, status = run.end()
