@@ -91,8 +91,8 @@ def training() -> Iterator[str]:
 
     yield "# Settings of the training\n"
     yield MADE
-    yield "`invoke train --set KEY=VALUE` sets them, and `python -m app.train KEY=VALUE` too."
-    yield "`python -m app.train --cfg job` prints the result.\n"
+    yield "Give them with `invoke train --set KEY=VALUE`, or to the [trainer](trainer.md) as `KEY=VALUE`."
+    yield "`python -m app.train --cfg job KEY=VALUE` prints all settings of a run.\n"
     yield "A group is a key as well:"
     yield "`--set experiment=sniperface` takes the values of `conf/experiment/sniperface.yaml`.\n"
     yield from table(
