@@ -49,7 +49,7 @@ def draw(sizes: list[int], series: Series, machine: str, into: Path) -> None:
 
 
 def table(known: dict[str, Any]) -> str:
-    """Return the table of docs/trainer.md: seconds at the ends, the exponent, and its spread."""
+    """Return the table of docs/mining.md: seconds at the ends, the exponent, and its spread."""
     sizes, rows = known["images"], []
     for name, seconds in known["core_seconds"].items():
         exponent, between = fitted(sizes, seconds)
@@ -68,7 +68,7 @@ def publish() -> None:
     """Draw the plot and write the table, from the committed results."""
     known = json.loads(SECONDS.read_text(encoding="utf-8"))
     draw(known["images"], known["core_seconds"], f"one core of {known['machine']['cpu']}", DOCS / PICTURE)
-    write_table(DOCS / "trainer.md", HEAD, table(known))
+    write_table(DOCS / "mining.md", HEAD, table(known))
 
 
 def rounded(series: Series) -> Series:

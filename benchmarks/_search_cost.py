@@ -1,7 +1,7 @@
-"""The table of docs/trainer.md: how long the search of one mining takes, by arithmetic.
+"""The table of docs/mining.md: how long the search of one mining takes, by arithmetic.
 
     python benchmarks/_search_cost.py           print the table
-    python benchmarks/_search_cost.py --write   write it into docs/trainer.md
+    python benchmarks/_search_cost.py --write   write it into docs/mining.md
 
 GPUs: the matrix products, 512 numbers an image, at half of the rate that NVIDIA states for an H200 in 16 bits without
 sparsity. No GPU was measured, and reading the images of the cells is not included.
@@ -22,7 +22,7 @@ from benchmarks._pages import DOCS, as_table, write_table
 from deploy.specs.estimate import rough
 from deploy.specs.mining import GPU_OPERATIONS, core_seconds, operations
 
-PAGE, HEAD = DOCS / "trainer.md", ("images", "search")
+PAGE, HEAD = DOCS / "mining.md", ("images", "search")
 DIM, SEARCHES = 512, {"all pairs": "exact", "cells": "ivf"}  # numbers an image; names in the table
 IMAGES, GPUS = {"1.2 million": 1.2e6, "10 million": 10e6, "42.5 million": 42.5e6}, (1, 3, 8, 16)
 

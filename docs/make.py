@@ -42,11 +42,17 @@ def commands() -> Iterator[str]:
     """The page of the commands, from the flags that `--help` shows."""
     import tasks
     from deploy.commands.program import one_line
+    from deploy.specs import flags
 
-    menu = tasks.COMMAND_LINE.commands
+    def rows(some: Iterable[flags.Flag]) -> Iterator[tuple[str, str]]:
+        return ((code(" ".join(filter(None, [flag.typed, flag.value]))), flag.help) for flag in some)
+
+    menu, common = tasks.COMMAND_LINE.commands, (flags.ON, flags.RUN, flags.JSON)
     yield "# Commands\n"
     yield MADE
     yield "`invoke COMMAND --help` prints the same. How to start a command: [command-line.md](command-line.md).\n"
+    yield "Many commands take these common flags:\n"
+    yield from table(("flag", "meaning"), rows(common))
     for group in dict.fromkeys(each.group for each in menu.values()):
         yield f"## {group}\n"
         for name, each in menu.items():
@@ -58,10 +64,10 @@ def commands() -> Iterator[str]:
                 yield "```"
                 yield from (f"invoke {example}" for example in each.examples)
                 yield "```\n"
-            yield from table(
-                ("flag", "meaning"),
-                ((code(" ".join(filter(None, [flag.typed, flag.value]))), flag.help) for flag in each.flags),
-            )
+            if also := [code(flag.typed) for flag in each.flags if flag in common]:
+                yield f"Common flags: {', '.join(also)}.\n"
+            if own := [flag for flag in each.flags if flag not in common]:
+                yield from table(("flag", "meaning"), rows(own))
 
 
 def keys(kind: type, told: Mapping[str, Sequence[Setting]], prefix: str = "") -> Iterator[str]:
@@ -84,6 +90,15 @@ def keys(kind: type, told: Mapping[str, Sequence[Setting]], prefix: str = "") ->
         yield from keys(type(getattr(example, name)), told, f"{prefix}{name}.")
 
 
+def named(group: str, names: Iterable[str]) -> str:
+    """The names of a group, but for those of published experiments, which are many."""
+    names = list(names)
+    folder = PROJECT / "conf" / group
+    own = [name for name in names if "published/" not in (folder / f"{name}.yaml").read_text(encoding="utf-8")]
+    others = f", and the {len(names) - len(own)} [published ones](from-arcface-torch.md)" if own != names else ""
+    return f"{', '.join(map(code, own))}{others}"
+
+
 def training() -> Iterator[str]:
     """The page of the configuration of the app, from its schema."""
     from app.config.compose import groups
@@ -91,13 +106,11 @@ def training() -> Iterator[str]:
 
     yield "# Settings of the training\n"
     yield MADE
-    yield "`invoke train --set KEY=VALUE` sets them, and `python -m app.train KEY=VALUE` too."
-    yield "`python -m app.train --cfg job` prints the result.\n"
+    yield "Give them with `invoke train --set KEY=VALUE`, or to the [trainer](trainer.md) as `KEY=VALUE`."
+    yield "`python -m app.train --cfg job KEY=VALUE` prints all settings of a run.\n"
     yield "A group is a key as well:"
     yield "`--set experiment=sniperface` takes the values of `conf/experiment/sniperface.yaml`.\n"
-    yield from table(
-        ("group", "names"), ((code(group), ", ".join(map(code, names))) for group, names in groups().items())
-    )
+    yield from table(("group", "names"), ((code(group), named(group, names)) for group, names in groups().items()))
     yield from keys(Config, settings_of(PROJECT / "app" / "config" / "schema.py"))
 
 

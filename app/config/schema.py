@@ -116,7 +116,7 @@ class PositiveMixConfig:
 
 @dataclass
 class MiningConfig:
-    """Mining of pseudo-IDs: embed, search nearest neighbours, cluster, check the result."""
+    """Mining of pseudo-IDs: embed, search nearest neighbours, cluster, check the result. See docs/mining.md."""
 
     start_epoch: int = field(default=2, metadata={"least": 0})  # the first epoch that begins with mining
     every_epochs: int = field(default=2, metadata={"least": 1})  # epochs between two refreshes

@@ -90,7 +90,7 @@ SPOT = Flag(
     "spot", "rent a spot machine: cheaper, but the provider may stop it (default: the target's spot)", group=WHERE
 )
 NO_SPOT = Flag("no-spot", "rent no spot machine, although the target or the continued run says so", group=WHERE)
-WHICH = Flag("which", "latest, best, or a number: the epoch", "WHICH", "latest")
+WHICH = Flag("which", "latest (default), best, or a number: the epoch", "WHICH", "latest")
 
 YES = Flag("yes", "accept the cost without a question", group=HOW)
 
@@ -185,8 +185,8 @@ TARGET = (
     ),
     Flag("host", "with add: a name, an address, or an alias in your ssh configuration", "HOST"),
     Flag("name", "with add: the name of the target (default: the name of the host)", "NAME"),
-    Flag("user", "with add: (default: from your ssh configuration)", "USER"),
-    Flag("port", "with add: (default: from your ssh configuration, else 22)", "PORT"),
+    Flag("user", "with add: the login name (default: from your ssh configuration)", "USER"),
+    Flag("port", "with add: the SSH port (default: from your ssh configuration, else 22)", "PORT"),
     Flag("key", "with add: file of a private key (default: agent, usual keys)", "FILE"),
     Flag("fingerprint", "with add: SHA256:…, pins the host's key (default: known_hosts, else you are asked)", "HASH"),
     Flag("root", "with add: folder there for code, environments and runs (default: ~/sniperface)", "PATH"),

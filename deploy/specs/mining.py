@@ -2,7 +2,7 @@
 
 Times are arithmetic. One core: the rates that benchmarks/search_large.py measured among a million images of 256
 numbers, scaled by the numbers of an image and the square of the images. GPUs: the matrix products at half of the rate
-that NVIDIA states for an H200 in 16 bits; no GPU was measured. docs/trainer.md has a table of both.
+that NVIDIA states for an H200 in 16 bits; no GPU was measured. docs/mining.md has a table of both.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ class Ssh(Options):
 
     host: str = ""  # name, address, or an alias of ~/.ssh/config
     hosts: tuple[str, ...] = ()  # replaces `host` for runs on several machines: each a name, or user@name:port
-    port: int | None = None  # None: as in ~/.ssh/config, else 22
-    user: str | None = None  # None: as in ~/.ssh/config, else your name here
-    key: str | None = None  # private key file; None: the agent, then the default keys
+    port: int | None = None  # null: as in ~/.ssh/config, else 22
+    user: str | None = None  # null: as in ~/.ssh/config, else your name here
+    key: str | None = None  # private key file; null: the agent, then the default keys
     fingerprint: str | None = None  # "SHA256:...", as `ssh-keygen -lf` prints it: pins the host key
     python: str = "auto"  # of the training environment; auto: the image's, or a venv created once per lock file
 
@@ -79,15 +79,15 @@ class Ssh(Options):
 class Docker(Options):
     """A container of our image on the local engine or on the engine at `docker_host`."""
 
-    image: str | None = None  # None: the image that `invoke build` makes of this project
-    docker_host: str | None = None  # None: DOCKER_HOST, else the local engine
-    ssh_host: str | None = None  # host that exposes the container's SSH port; None: the engine's host
-    key: str | None = None  # None: a key of this project's own, made once
+    image: str | None = None  # null: the image that `invoke build` makes of this project
+    docker_host: str | None = None  # null: DOCKER_HOST, else the local engine
+    ssh_host: str | None = None  # host that exposes the container's SSH port; null: the engine's host
+    key: str | None = None  # null: a key of this project's own, made once
     gpus: str = "auto"  # auto: all GPUs of the engine; none; all; or a number
     shm_gib: float = 2.0  # size of /dev/shm
-    cpus: float | None = None  # None: all CPUs of the engine
-    memory_gib: float | None = None  # None: all memory of the engine
-    network: str | None = None  # None: Docker's default bridge
+    cpus: float | None = None  # null: all CPUs of the engine
+    memory_gib: float | None = None  # null: all memory of the engine
+    network: str | None = None  # null: Docker's default bridge
     volumes: tuple[str, ...] = ()  # host:container, as `docker run -v` takes them
 
     provider = "deploy.providers.docker:DockerProvider"
@@ -109,7 +109,7 @@ class RunPod(Options):
 
     gpus: tuple[str, ...] = ()  # RunPod's names: "NVIDIA RTX A4500"
     image: str | None = (
-        None  # None: RunPod's own; name or name:tag of any other. Without a tag: as `invoke push` puts it
+        None  # null: RunPod's own; name or name:tag of any other. Without a tag: as `invoke push` puts it
     )
     api: str = "v2"  # v2: REST; sdk: the runpod package's GraphQL
     gpu_count: int = 1  # GPUs per machine
@@ -117,14 +117,14 @@ class RunPod(Options):
     cloud: str = "SECURE"  # or COMMUNITY
     spot: bool = False  # a spot pod, at the lowest bid: cheaper, but RunPod may stop it at any moment
     max_usd_per_hour: float | None = None  # for one whole machine; with several machines, for each
-    min_cuda: str | None = None  # of the host's driver; None: the image's CUDA version
+    min_cuda: str | None = None  # lowest CUDA version of the host's driver; null: what our torch needs
     min_memory_gib: float | None = None  # requested if the live API can; a machine with less is released after boot
-    disk_gib: int | None = None  # container disk, lost when the pod ends; None: 40, or more if the images need it
+    disk_gib: int | None = None  # container disk, lost when the pod ends; null: 40, or more if the images need it
     volume: str | None = None  # id of a network volume, mounted at volume_path
     volume_path: str = "/workspace"  # mount point of the volume
     registry: str | None = None  # id of registry credentials stored at RunPod
-    key: str | None = None  # None: a key of this project's own, made once
-    wait_min: float = 20.0  # until a machine answers, including the image pull
+    key: str | None = None  # null: a key of this project's own, made once
+    wait_min: float = 20.0  # most minutes until a machine answers, including the image pull
     silent_s: float = 20.0  # a new pod whose log stays empty for so long, in an unchanged status, is released
     unattended_min: float = 15.0  # a new machine without a login and a guard for so long releases itself
 
@@ -196,27 +196,27 @@ class Target:
     name: str
     provider: str
     root: str  # the project's folder on the machine: code, environments, live run folders
-    data: str | None = None  # images.npy here, machine:/path/images.npy there, or https://...; None: the ORL try-out
-    stage_to: str | None = None  # folder in RAM for the images, such as /dev/shm; None: read in place
-    processes: int | None = None  # per machine; None: decided from its GPUs and cores
+    data: str | None = None  # images.npy here, machine:/path/images.npy there, or https://...; null: the ORL try-out
+    stage_to: str | None = None  # folder in RAM for the images, such as /dev/shm; null: read in place
+    processes: int | None = None  # of the training, per machine; null: decided from its GPUs and cores
     device: str = "auto"  # auto: the GPUs, or the CPU if there are none; cuda: GPUs only; cpu: the CPU
     nodes: int = 1  # machines per run
     join_min: float = 3.0  # how long each machine waits for the others, at the start and after a restart
     on_lost_node: str = "end"  # or go_on: continue on the remaining machines from the newest checkpoint
-    trust: str | None = None  # own or rented: who owns the machine; None: rented if the provider rents it out
+    trust: str | None = None  # own or rented: who owns the machine; null: rented if the provider rents it out
     secrets: tuple[str, ...] = ()  # further environment variables of this computer that remote runs get
     large_files: tuple[str, ...] = ()  # code files over 50 MB that are uploaded anyway
     allow_files: tuple[str, ...] = ()  # code files that look like credentials and are uploaded anyway
     exclude: tuple[str, ...] = ()  # patterns, as in .gitignore, of code files that are not uploaded
     max_restarts: int = 3  # of a job that crashes, each from a newer checkpoint than the one before
-    max_hours: float | None = None  # ceilings, counted from the start of billing
+    max_hours: float | None = None  # a ceiling, counted from the start of billing; then checkpoint, copy, release
     max_usd: float | None = None  # the same in US dollars, of all machines of the run
-    idle_min: float | None = None  # minutes without a job
-    stall_min: float | None = None  # minutes of a job without a new step while its GPUs are idle
+    idle_min: float | None = None  # minutes without a job or a command of yours; then the same
+    stall_min: float | None = None  # minutes of a job without a new step while its GPUs are idle; then the same
     pack: str | None = None  # upload format of the laptop's images: none, lossless, or jpeg50 to jpeg100 (lossy)
-    sync_to: str | None = None  # target of the newest checkpoint before a machine is released: a path on it, or a URL
+    sync_to: str | None = None  # where the machine copies checkpoints and log: a path on a volume, or s3://...
     confirm_usd: float = 1.0  # a run that may cost more needs confirmation
-    on_end: str = "keep"  # or stop, or terminate: action for a machine whose work is done
+    on_end: str = "keep"  # keep a machine with the only copy of a checkpoint, until max_usd; or stop it; or terminate
     notify: str | None = None  # secret: webhook (https) that the machine tells how a run ends; in no tracked file
     notify_pct: float = 80.0  # share of max_usd in percent at which the webhook is told too
     notify_command: str | None = None  # shell command on this computer, once `train` or `watch` sees the end of a run

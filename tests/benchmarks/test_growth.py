@@ -30,7 +30,7 @@ def test_the_spread_is_that_between_neighbouring_sizes() -> None:
 def test_the_page_states_the_committed_results() -> None:
     record = json.loads(growth.SECONDS.read_text(encoding="utf-8"))
     claims = json.loads((RESULTS / "growth.json").read_text(encoding="utf-8"))["claims"]
-    page = (DOCS / "trainer.md").read_text(encoding="utf-8")
+    page = (DOCS / "mining.md").read_text(encoding="utf-8")
     assert tables_of(page, growth.HEAD) == [growth.table(record)], "run: python benchmarks/growth.py --draw"
     assert f"]({growth.PICTURE})" in page
     for claim, name in zip(claims, record["core_seconds"], strict=True):

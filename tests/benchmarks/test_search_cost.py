@@ -1,4 +1,4 @@
-"""The table of costs in docs/trainer.md is what benchmarks/_search_cost.py computes."""
+"""The table of costs in docs/mining.md is what benchmarks/_search_cost.py computes."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ class LambdaCloud(Options):
     gpu_count: int = 1  # GPUs per machine
     min_gpu_memory_gib: float | None = None  # of each GPU
     max_usd_per_hour: float | None = None  # for the whole machine
-    image_family: str | None = None  # such as lambda-stack-24-04; None: the newest Lambda Stack
-    key: str | None = None  # private key file; None: a key of this project's own, made once
+    image_family: str | None = None  # such as lambda-stack-24-04; null: the newest Lambda Stack
+    key: str | None = None  # private key file; null: a key of this project's own, made once
     user: str = "ubuntu"  # login name, as the image has it
     port: int = 22  # of the machine's SSH server
     wait_min: float = 30.0  # until a machine answers; Lambda needs 3 to 15 minutes

@@ -135,7 +135,7 @@ def test_the_plan_tells_what_whole_blocks_come_to(
     ],
 )
 def test_the_plan_names_the_search_of_mining_and_how_long_one_takes(search: str, images: int, row: str | None) -> None:
-    """The times are those of the table in docs/trainer.md."""
+    """The times are those of the table in docs/mining.md."""
     config = {**FACTS.config, "mining": {"start_epoch": 2, "every_epochs": 2, "search": search}}
     data = dataclasses.replace(FACTS.data, train_rows=images)
     plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, config=config, data=data), tryout=True)
