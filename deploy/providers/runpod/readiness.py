@@ -170,7 +170,7 @@ class Boot:
     def _log_of(self, pod: Pod) -> list[LogLine]:
         # 60 s earlier: the keys are printed at boot, by a clock that may differ from the API's.
         since = events.earlier(pod.started, 60) if pod.started else None
-        return list(self.asking.api.log(pod.id, since, None, 5000))
+        return list(self.asking.api.log(pod.id, since, 5000))
 
     def _known(self, pod: Pod) -> tuple[Pod, Identity]:
         identity = self.identity(pod)

@@ -138,17 +138,14 @@ class RestApi:
     def volumes(self) -> list[NetworkVolume]:
         return answers.listed_volumes(self._json("GET", "/v2/network-volumes").get("networkVolumes"), "dataCenter")
 
-    def log(
-        self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
-    ) -> Iterator[LogLine]:
-        query = {"since": since} if since else {"tail": str(tail)}
-        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": cursor} if cursor else {})}
+    def log(self, pod_id: str, since: str | None, tail: int) -> Iterator[LogLine]:
+        query, headers = {"since": since} if since else {"tail": str(tail)}, {"Accept": "text/event-stream"}
         answer = self._send("GET", f"/v2/pods/{_safe(pod_id)}/logs", query=query, headers=headers)
         # The answer may start late; once it has started, silence means that all of it was read.
         connection = getattr(answer.raw, "connection", None)
         if connection is not None and connection.sock is not None:
-            connection.sock.settimeout(self.limits.live_idle_s if live else self.limits.log_idle_s)
-        return _log_lines(answer, None if live else self.limits.log_s)
+            connection.sock.settimeout(self.limits.log_idle_s)
+        return _log_lines(answer, self.limits.log_s)
 
     def funds(self) -> Funds:
         """Ask GraphQL for the money of the account, which v2 does not report.
@@ -224,8 +221,8 @@ def post(url: str, limit_s: float, **about: Any) -> requests.Response:
     return Work(partial(requests.post, url, **asked)).result(2 * limit_s)
 
 
-def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[LogLine]:
-    end = time.monotonic() + (float("inf") if limit_s is None else limit_s)
+def _log_lines(answer: requests.Response, limit_s: float) -> Iterator[LogLine]:
+    end = time.monotonic() + limit_s
 
     def chunks() -> Iterator[bytes]:
         # One byte at a time: a larger size may block until that much has arrived.
