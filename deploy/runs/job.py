@@ -16,9 +16,9 @@ from typing import Any
 from deploy import border
 from deploy.border import Name
 from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, program, quoted
-from deploy.pod.base.evidence import EVIDENCE_BYTES, last_words
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, as_json
 from deploy.pod.base.heartbeat import is_lost
+from deploy.pod.base.job_log import EVIDENCE_BYTES, last_words
 from deploy.runs import tmux
 from deploy.shell import Shell
 from deploy.shell.awake import awake_s
