@@ -49,33 +49,18 @@ def fetch_checkpoint(
             is_last = reached.record.state in FINAL_STATES or not watch
             found = checkpoints.whole(reached.shell, reached.folder)
             if found or is_last:
-                brought = _fetched(reached, found, which, to, screen, before=brought)
+                about = checkpoints.choose(found, which, reached.record.run_id)
+                if about["sha256"] != brought.get("sha256"):
+                    brought = download.bring_checkpoint(reached, about, to, screen)
+                    if not to:  # log and metrics too: one day this copy may be all that is left
+                        download.bring_record(reached)
+                    chosen_by = checkpoints.chosen_by(found, which, reached.record.run_id)
+                    words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
+                    screen.say(f"{near(brought['path'])} ({words})" + (f": {chosen_by}" if chosen_by else ""))
+                    brought["chosen_by"] = chosen_by
             if is_last:
                 return documents.of_checkpoint(brought)
             time.sleep(EVERY_S)
-
-
-def _fetched(
-    reached: Reached,
-    found: list[dict[str, Any]],
-    which: str,
-    to: str | None,
-    screen: Screen,
-    *,
-    before: dict[str, Any],
-) -> dict[str, Any]:
-    """Download the checkpoint that `which` chooses, unless it is the one downloaded `before`. Returns what it is."""
-    run_id = reached.record.run_id
-    about = checkpoints.choose(found, which, run_id)
-    if about["sha256"] == before.get("sha256"):
-        return before
-    brought = download.bring_checkpoint(reached, about, to, screen)
-    if not to:  # log and metrics too: one day this copy may be all that is left
-        download.bring_record(reached)
-    chosen_by = checkpoints.chosen_by(found, which, run_id)
-    words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
-    screen.say(f"{near(brought['path'])} ({words})" + (f": {chosen_by}" if chosen_by else ""))
-    return {**brought, "chosen_by": chosen_by}
 
 
 def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max_usd: float | None) -> dict[str, Any]:
