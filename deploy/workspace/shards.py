@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from deploy.errors import WrongUse, command
-from deploy.specs.shards import Shard, file_blocks, preferred
+from deploy.specs.shards import Shard, file_blocks
 from deploy.workspace.dataset import Dataset, chosen_blocks, kept_blocks, rows_of
 
 
@@ -22,7 +22,8 @@ class Dealing:
 
         So machines that are listed in another order keep their images.
         """
-        free = [Shard(number, self.of) for number in preferred(node, self.of, self.taken)]
+        numbers = (node, *(number for number in range(self.of) if number != node))
+        free = [Shard(number, self.of) for number in numbers if number not in self.taken]
         shard = next((each for each in free if is_there(each)), free[0])
         self.taken.add(shard.number)
         return shard

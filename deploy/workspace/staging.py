@@ -219,10 +219,17 @@ def _send(
     """Write the images to the part file, packed, from the laptop, or as a copy. Returns the SHA-256 of each block."""
     if packing is None and (dataset.where != HERE or machine.is_here):
         return _copy(shell, machine, code, dataset, blocks, destination, progress)
-    _reserve(shell, dataset, blocks, destination)
+    part = _part(destination)
+    try:  # space for the whole file, before the first byte
+        shell.truncate(part, bytes_to_stage(dataset, blocks))
+        shell.write_at(part, 0, staged_header(dataset, blocks))
+    except OSError as error:
+        raise StepFailed(
+            f"{destination.parent} has no room for {bytes_to_stage(dataset, blocks) / GIB:.2f} GiB: {error.strerror}"
+        ) from error
     if packing is not None:
-        return packing.send(shell, machine, code, _part(destination), progress)
-    return send_pieces(shell, Path(str(dataset.path)), _part(destination), pieces_of(dataset, blocks), progress)
+        return packing.send(shell, machine, code, part, progress)
+    return send_pieces(shell, Path(str(dataset.path)), part, pieces_of(dataset, blocks), progress)
 
 
 def _with_hashes(
@@ -336,18 +343,6 @@ def _lacks_room(
         if needed > left:
             return f"{left / GIB:.2f} GiB of memory are available and the images need {needed / GIB:.2f} GiB"
     return None
-
-
-def _reserve(shell: Shell, dataset: Dataset, blocks: list[int], destination: PurePath) -> None:
-    """Reserve space for the whole file on another machine, before the first byte."""
-    part = _part(destination)
-    try:
-        shell.truncate(part, bytes_to_stage(dataset, blocks))
-        shell.write_at(part, 0, staged_header(dataset, blocks))
-    except OSError as error:
-        raise StepFailed(
-            f"{destination.parent} has no room for {bytes_to_stage(dataset, blocks) / GIB:.2f} GiB: {error.strerror}"
-        ) from error
 
 
 def _copy(
