@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from deploy.errors import WrongUse, command
 from deploy.specs.shards import Shard, file_blocks
-from deploy.workspace.dataset import Dataset, chosen_blocks, kept_blocks, rows_of
+from deploy.workspace.dataset import Dataset
 
 
 @dataclass
@@ -31,10 +31,10 @@ class Dealing:
 
 def staged_blocks(dataset: Dataset, fraction: float, shard: Shard) -> list[int]:
     """Return the blocks of the staged file of a shard of a fraction."""
-    whole = kept_blocks(dataset, fraction)
+    whole = dataset.kept_blocks(fraction)
     if shard.of == 1:
         return whole
-    rows = sum(rows_of(dataset, block) for block in whole)
+    rows = dataset.count_rows(whole)
     return [whole[place] for place in file_blocks(rows, dataset.held_out_rows, dataset.block_rows, shard)]
 
 
@@ -47,7 +47,7 @@ def refuse_undividable(dataset: Dataset, fraction: float, of: int) -> None:
             f"data.shards=by_node needs a manifest.json beside {dataset.path}, as `{command('prepare')}` makes it: "
             "make the data again, or give --set data.shards=whole"
         )
-    blocks = chosen_blocks(dataset, fraction)
+    blocks = dataset.chosen_blocks(fraction)
     if len(blocks) < of:
         raise WrongUse(
             f"data.shards=by_node deals whole blocks, and {dataset.path} has {len(blocks)} of them to train on for "
