@@ -68,8 +68,8 @@ class Gpus:
     hardware: Hardware | None
     card: Card | None
     device: str  # the target's key `device`
-    nodes: int = 1
-    processes: int | None = None  # per machine; None: one per GPU
+    nodes: int
+    processes: int | None  # per machine; None: one per GPU
 
     def precision(self, wish: str) -> str:
         """Resolve train.precision as the job will. Returns `wish` unchanged where the GPUs are not known yet."""

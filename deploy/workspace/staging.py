@@ -253,7 +253,7 @@ def is_there(
 
 
 def _staged_manifest(
-    dataset: Dataset, blocks: list[int], fraction: float, packing: Packing | None = None, shard: Shard = WHOLE
+    dataset: Dataset, blocks: list[int], fraction: float, packing: Packing | None, shard: Shard
 ) -> dict[str, Any]:
     """Return the staged file's own manifest. Its `source` shows a changed file if there is no manifest to compare.
 

@@ -94,8 +94,8 @@ class Boot:
     asking: Asking
     wait_min: float
     min_memory_gib: float | None
-    min_cuda: str | None = None
-    silent_s: float = 20.0
+    min_cuda: str | None
+    silent_s: float
 
     def ready(
         self, pod: Pod, refuse: Callable[[Pod], None] = lambda _: None, *, is_unused: bool = False
