@@ -185,8 +185,7 @@ def _release_all(project: Path, record: Record, screen: Screen) -> None:
     A machine that its guard has stopped stays: it computes nothing, and its disk has the results. While the provider
     does not answer, or cannot release one, tries again with growing pauses.
     """
-    pauses_s = endless(ELSEWHERE_PAUSES_S)
-    while True:
+    for pause_s in endless(ELSEWHERE_PAUSES_S):
         try:
             with session.target(project, record.target) as at:
                 for machine in at.machines():
@@ -195,9 +194,8 @@ def _release_all(project: Path, record: Record, screen: Screen) -> None:
                         screen.say(f"released {machine.name}: what was not downloaded before is lost")
             return
         except (NoMachine, StepFailed) as error:
-            pause = next(pauses_s)
-            screen.complain(f"{error.message}; it still bills; trying again in {pause} s")
-            time.sleep(pause)
+            screen.complain(f"{error.message}; it still bills; trying again in {pause_s} s")
+            time.sleep(pause_s)
 
 
 def _charged(project: Path, record: Record) -> Record:

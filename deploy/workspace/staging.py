@@ -209,9 +209,20 @@ def _send(
     packing: Packing | None,
 ) -> list[str]:
     """Write the images to the part file, packed, from the laptop, or as a copy. Returns the SHA-256 of each block."""
-    if packing is None and (dataset.where != HERE or machine.is_here):
-        return _copy(shell, machine, code, dataset, blocks, destination, progress)
     part = _part(destination)
+    if packing is None and (dataset.where != HERE or machine.is_here):  # the machine copies them itself
+        order = machine.root / "staging.json"
+        header = base64.b64encode(dataset.staged_header(blocks)).decode("ascii")
+        pieces = [asdict(piece) for piece in dataset.pieces(blocks)]
+        value = {"source": str(dataset.path), "part": str(part), "header": header, "pieces": pieces}
+        shell.write(order, json.dumps(value).encode("utf-8"), private=True)  # a URL may carry a signature
+        hashes: list[str] = []
+        for line in shell.stream([machine.python, "-m", "deploy.pod.agent.files", str(order)], cwd=code, again=True):
+            if line.startswith("{"):
+                said = border.progress(line, f"{shell.name}: the copy of the data")
+                progress(said["done_bytes"], said["all_bytes"])
+                hashes = said.get("sha256", hashes)
+        return hashes
     try:  # space for the whole file, before the first byte
         shell.truncate(part, dataset.staged_bytes(blocks))
         shell.write_at(part, 0, dataset.staged_header(blocks))
@@ -334,30 +345,6 @@ def _lacks_room(
         if needed > left:
             return f"{left / GIB:.2f} GiB of memory are available and the images need {needed / GIB:.2f} GiB"
     return None
-
-
-def _copy(
-    shell: Shell,
-    machine: Machine,
-    code: PurePath,
-    dataset: Dataset,
-    blocks: list[int],
-    destination: PurePath,
-    progress: Progress,
-) -> list[str]:
-    """Run the copy on the machine. Returns the SHA-256 of each block as it was copied."""
-    order = machine.root / "staging.json"
-    header = base64.b64encode(dataset.staged_header(blocks)).decode("ascii")
-    pieces = [asdict(piece) for piece in dataset.pieces(blocks)]
-    value = {"source": str(dataset.path), "part": str(_part(destination)), "header": header, "pieces": pieces}
-    shell.write(order, json.dumps(value).encode("utf-8"), private=True)  # a URL may carry a signature
-    hashes: list[str] = []
-    for line in shell.stream([machine.python, "-m", "deploy.pod.agent.files", str(order)], cwd=code, again=True):
-        if line.startswith("{"):
-            said = border.progress(line, f"{shell.name}: the copy of the data")
-            progress(said["done_bytes"], said["all_bytes"])
-            hashes = said.get("sha256", hashes)
-    return hashes
 
 
 def _labels_of(files: Files, dataset: Dataset, labels: Place, blocks: list[int]) -> bytes:
