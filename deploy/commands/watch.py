@@ -49,12 +49,11 @@ def fetch_checkpoint(
             is_last = reached.record.state in FINAL_STATES or not watch
             found = checkpoints.whole(reached.shell, reached.folder)
             if found or is_last:
-                about = checkpoints.choose(found, which, reached.record.run_id)
+                about, chosen_by = checkpoints.choose(found, which, reached.record.run_id)
                 if about["sha256"] != brought.get("sha256"):
                     brought = download.bring_checkpoint(reached, about, to, screen)
                     if not to:  # log and metrics too: one day this copy may be all that is left
                         download.bring_record(reached)
-                    chosen_by = checkpoints.chosen_by(found, which, reached.record.run_id)
                     words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
                     screen.say(f"{near(brought['path'])} ({words})" + (f": {chosen_by}" if chosen_by else ""))
                     brought["chosen_by"] = chosen_by
