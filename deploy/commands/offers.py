@@ -49,8 +49,7 @@ def judged(
     if rental.memory_gib:
         card = Card(rental.gpu, rental.count, int(rental.memory_gib * memory.GIB))
         gpus = memory.Gpus(None, card, target.device, target.nodes, target.processes)
-        precision = gpus.precision(str(config["train"].get("precision", "fp32")))
-        need = gpus.need(config, table, precision, data.rows, data.classes)
+        need = gpus.need(config, table, data.rows, data.classes)
     if need and need.is_too_much:
         batch = "train.batch.size={} train.batch.grad_accum_steps={}"
         notes.append("too little memory" + (f": fits with {batch.format(*need.fits)}" if need.fits else ""))
