@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -45,13 +46,10 @@ class DockerProvider(Provider):
         assert isinstance(settings.target.options, Docker)
         super().__init__(settings)
         self.options = settings.target.options
-        self._client: DockerClient | None = None
 
-    @property
+    @cached_property
     def client(self) -> DockerClient:
-        if self._client is None:
-            self._client = image.engine(self.options.docker_host)
-        return self._client
+        return image.engine(self.options.docker_host)
 
     def price(self) -> float | None:
         return 0.0
