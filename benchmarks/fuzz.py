@@ -107,7 +107,7 @@ def read_dataset(at: Path, name: str = "images.npy") -> None:
     assert read.images[read.train_rows].dtype == "uint8"
     found = laptop.find(Origin(HERE, images, LocalShell()), 8192)
     laptop.facts(found, 0.5)
-    laptop.pieces_of(found, laptop.kept_blocks(found, 0.5))
+    found.pieces(found.kept_blocks(0.5))
     laptop.count_classes(found, 0.5)
 
 

@@ -43,7 +43,8 @@ def history(records: Iterable[Record], since: date) -> list[dict[str, Any]]:
     for machine in machines.values():
         if machine.usd > 0 and machine.day >= since:
             rows.setdefault((machine.day, machine.target), []).append(machine)
-    return [_row(day, target, found) for (day, target), found in sorted(rows.items(), key=_newest_first)]
+    newest_first = sorted(rows.items(), key=lambda item: (-item[0][0].toordinal(), item[0][1]))
+    return [_row(day, target, found) for (day, target), found in newest_first]
 
 
 def by_run(records: Iterable[Record]) -> dict[str, float]:
@@ -61,11 +62,6 @@ def by_run(records: Iterable[Record]) -> dict[str, float]:
             before[name] = max(paid, known)
         found[record.run_id] = round(usd, 4)
     return found
-
-
-def _newest_first(item: tuple[tuple[date, str], list[_Machine]]) -> tuple[int, str]:
-    (day, target), _ = item
-    return -day.toordinal(), target
 
 
 def _row(day: date, target: str, machines: list[_Machine]) -> dict[str, Any]:

@@ -164,9 +164,9 @@ def bench(project: Path, *, quick: bool) -> int:
 
 def _checkpoint(reached: Reached, which: str, screen: Screen) -> dict[str, Any]:
     """The JSON of the checkpoint that `which` selects. Prints by which measure it is the best."""
-    found, run_id = checkpoints.whole(reached.shell, reached.folder), reached.record.run_id
-    chosen = checkpoints.choose(found, which, run_id)
-    if by := checkpoints.chosen_by(found, which, run_id):
+    found = checkpoints.whole(reached.shell, reached.folder)
+    chosen, by = checkpoints.choose(found, which, reached.record.run_id)
+    if by:
         screen.say(f"{chosen['file']}: {by}")
     return chosen
 

@@ -96,7 +96,8 @@ def _before(words: Sequence[str], commands: Commands) -> Sequence[str] | None:
         if name in LIST:
             continue
         if name not in BEFORE:
-            _refuse(name, "", _all_flags(commands))
+            known = [flag.typed for flags in commands.values() for flag in flags if not flag.words]
+            _refuse(name, "", {*BEFORE, *LIST, *known})
         if not equals:
             if index == len(words):
                 raise WrongUse(f"{name} needs a value")
@@ -128,7 +129,9 @@ def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
         elif flag not in flags:
             _refuse(flag, name, flags)
         else:
-            _once(flag, flags[flag], seen)
+            if flag in seen and not flags[flag].repeats:
+                raise WrongUse(f"{flag} is given twice: give it once")
+            seen.add(flag)
             if equals and not flags[flag].value:
                 raise WrongUse(f"{flag} takes no value: write {flag} alone, or leave it out")
             if equals:
@@ -144,12 +147,6 @@ def _known(name: str, commands: Commands) -> Mapping[str, Flag]:
     if name not in commands:
         raise unknown("command", name, commands)
     return {flag.typed: flag for flag in commands[name] if not flag.words}
-
-
-def _once(name: str, flag: Flag, seen: set[str]) -> None:
-    if name in seen and not flag.repeats:
-        raise WrongUse(f"{name} is given twice: give it once")
-    seen.add(name)
 
 
 def _value(flag: str, word: str, flags: Mapping[str, Flag]) -> None:
@@ -203,10 +200,6 @@ def _refuse(flag: str, name: str, right: Iterable[str]) -> NoReturn:
         raise WrongUse(f"unknown flag {flag}{of}: did you mean {near[0]}? All of them: {see}")
     few = f"there are {', '.join(choices)}: " if len(choices) <= FEW else ""
     raise WrongUse(f"unknown flag {flag}{of}: {few}see {see}")
-
-
-def _all_flags(commands: Commands) -> set[str]:
-    return {*BEFORE, *LIST, *(flag.typed for flags in commands.values() for flag in flags if not flag.words)}
 
 
 def version(project: Path) -> str:

@@ -19,7 +19,18 @@ def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, foll
     If SSH is down, print the machine's console, which also has the job's output, and raise LinkLost.
     """
     try:
-        _logs(project, target, run_id, screen, follow=follow)
+        with session.run(project, target, run_id, partial(reap, screen=screen)) as reached:
+            if follow:
+                reached.shell.patience_s = FOLLOW_PATIENCE_S
+                reached.shell.on_loss = screen.complain
+            if reached.record.others:
+                texts = nodes.logs(reached, screen, follow=follow)
+            elif follow:
+                texts = (text for text, _ in job.follow(reached.shell, reached.folder))
+            else:
+                texts = job.log_now(reached.shell, reached.folder)
+            for text in texts:
+                screen.raw(text)
     except LinkLost as lost:
         record = records.get(project / "runs", run_id, target)
         with session.target(project, record.target) as at:
@@ -30,18 +41,3 @@ def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, foll
         screen.complain(f"{lost.message}; this is the console of {record.machine}, as its provider shows it:")
         screen.raw("\n".join(lines) + "\n")
         raise
-
-
-def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
-    with session.run(project, target, run_id, partial(reap, screen=screen)) as reached:
-        if follow:
-            reached.shell.patience_s = FOLLOW_PATIENCE_S
-            reached.shell.on_loss = screen.complain
-        if reached.record.others:
-            texts = nodes.logs(reached, screen, follow=follow)
-        elif follow:
-            texts = (text for text, _ in job.follow(reached.shell, reached.folder))
-        else:
-            texts = job.log_now(reached.shell, reached.folder)
-        for text in texts:
-            screen.raw(text)

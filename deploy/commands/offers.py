@@ -44,8 +44,15 @@ def judged(
     target: Target, rental: Rental, config: Mapping[str, Any], table: Mapping[str, Any], data: DataFacts
 ) -> dict[str, Any]:
     """One offer as a row, with the memory that a step of this configuration needs. `table`: conf/memory.json."""
-    need = _need(target, rental, config, table, data)
-    notes = [rental.why_not, _what_fits(need.fits) if need and need.is_too_much else ""]
+    need: memory.Need | None = None
+    notes = [rental.why_not]
+    if rental.memory_gib:
+        card = Card(rental.gpu, rental.count, int(rental.memory_gib * memory.GIB))
+        gpus = memory.Gpus(None, card, target.device, target.nodes, target.processes)
+        need = gpus.need(config, table, data.rows, data.classes)
+    if need and need.is_too_much:
+        batch = "train.batch.size={} train.batch.grad_accum_steps={}"
+        notes.append("too little memory" + (f": fits with {batch.format(*need.fits)}" if need.fits else ""))
     return {
         "gpu": rental.gpu,
         "gpus": rental.count,
@@ -57,23 +64,6 @@ def judged(
         "data_centers": _some(rental.data_centers),
         "note": "; ".join(filter(None, notes)) or None,
     }
-
-
-def _need(
-    target: Target, rental: Rental, config: Mapping[str, Any], table: Mapping[str, Any], data: DataFacts
-) -> memory.Need | None:
-    if not rental.memory_gib:
-        return None
-    card = Card(rental.gpu, rental.count, int(rental.memory_gib * memory.GIB))
-    gpus = memory.Gpus(None, card, target.device, target.nodes, target.processes)
-    precision = gpus.precision(str(config["train"].get("precision", "fp32")))
-    return gpus.need(config, table, precision, data.rows, data.classes)
-
-
-def _what_fits(fits: tuple[int, int] | None) -> str:
-    if fits is None:
-        return "too little memory"
-    return f"too little memory: fits with train.batch.size={fits[0]} train.batch.grad_accum_steps={fits[1]}"
 
 
 def _some(places: Sequence[str]) -> str | None:

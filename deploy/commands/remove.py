@@ -141,7 +141,7 @@ def _ask(at: Reach, record: Record) -> tuple[Mapping[str, str], Record, str | No
         if record.state in FINAL_STATES and machine is not None:
             there = _checkpoints_of(at.shell(machine), RunFolder(machine.path(record.run_dir)))
     except (DeployError, OSError) as error:
-        why_not = error.message if isinstance(error, DeployError) else str(error)
+        why_not = str(error)
     if record.state not in FINAL_STATES:
         seen = f"was {record.state} when last seen, and its machine does not answer ({why_not})" if why_not else ""
         raise WrongUse(

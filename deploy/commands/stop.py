@@ -81,7 +81,9 @@ def down(
                         failures.append(error)
     screen.raise_first(failures)
     if not gone and not wide:
-        gone = _free_host(project, named, situation, screen, anyway=anyway)
+        with Reach(load(project, named), situation) as at:
+            _refuse_living(at)
+            gone = free_ram(at, screen, anyway=anyway)
     if not gone:
         screen.say("there is nothing to release")
     return gone
@@ -98,15 +100,6 @@ def _released(at: Reach, each: bills.Priced, screen: Screen, *, anyway: bool) ->
     at.forget(machine.name)
     screen.say(f"released {machine.name}" + (f" after ${bill.usd:.2f}" if bill.usd else ""))
     return [bill.to_json()]
-
-
-def _free_host(
-    project: Path, target: str, situation: Situation, screen: Screen, *, anyway: bool
-) -> list[dict[str, Any]]:
-    """Free the RAM of hosts that nobody rented, unless a run lives there."""
-    with Reach(load(project, target), situation) as at:
-        _refuse_living(at)
-        return free_ram(at, screen, anyway=anyway)
 
 
 def _refuse_living(at: Reach) -> None:

@@ -28,7 +28,7 @@ from deploy.runs import documents, session
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.specs.estimate import plural
-from deploy.specs.request import How, Request
+from deploy.specs.request import How
 from deploy.specs.sweep import combinations, total
 from deploy.steps.consent import agree, warn_of_balance
 from deploy.ui import sweep_table
@@ -38,13 +38,18 @@ from deploy.ui.screen import Screen
 def sweep(project: Path, texts: Sequence[str], typed: dict[str, Any], screen: Screen, how: How) -> dict[str, Any]:
     """Check and plan all combinations, ask once, run them one after the other, and compare them.
 
-    With `detach`, put all of them into the machine's queue instead. Raises StepFailed at the end if a run failed.
+    With `detach`, put all of them into the machine's queue instead. Raises StepFailed at the end if a run failed, and
+    WrongUse for a queue of several machines.
     """
     combos = combinations(texts, {**typed, "queue": typed.get("queue") or how.detach})
     first = combos[0].request
     with session.target(project, first.target) as at:
         reap(at, screen=screen)
-        _refuse_several_machines(at, first, detach=how.detach)
+        if how.detach and (first.nodes or at.settings.target.nodes) > 1:
+            raise WrongUse(
+                "--sweep with --detach puts its runs into the queue of one machine: leave --detach out, or give "
+                "--nodes 1"
+            )
         checked = check(at, combos, screen)
         if how.dry_run:
             planned, done = look_ahead(at, combos, checked, screen)
@@ -137,13 +142,6 @@ class _Runs:
             if self.how.detach:
                 return Outcome(record, documents.of_run(record, [], None))
             return follow(at.run(record), since, self.screen)
-
-
-def _refuse_several_machines(at: Reach, request: Request, *, detach: bool) -> None:
-    if detach and (request.nodes or at.settings.target.nodes) > 1:
-        raise WrongUse(
-            "--sweep with --detach puts its runs into the queue of one machine: leave --detach out, or give --nodes 1"
-        )
 
 
 def _of_plans(planned: Sweep, done: Mapping[str, Record]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.billing.reaper import reap
-from deploy.errors import DeployError, StepFailed, command
+from deploy.errors import StepFailed, command
 from deploy.pod.base.addresses import hide
 from deploy.pod.base.folder import RunFolder
 from deploy.pod.base.retry import FOLLOW_PATIENCE_S
@@ -147,7 +147,7 @@ def start(
             state = seen.state if seen else "running"
             return records.update(book, record, state=state, session=session, phases=watch.taken), since
     except BaseException as error:
-        reason = error.message if isinstance(error, DeployError) else str(error) or "interrupted before it ran"
+        reason = str(error) or "interrupted before it ran"
         record = records.spent(book, record, {plan.machine: round(at.wasted_usd - refused_usd, 4)})
         records.update(book, record, state="failed", reason=reason)
         raise

@@ -49,33 +49,17 @@ def fetch_checkpoint(
             is_last = reached.record.state in FINAL_STATES or not watch
             found = checkpoints.whole(reached.shell, reached.folder)
             if found or is_last:
-                brought = _fetched(reached, found, which, to, screen, before=brought)
+                about, chosen_by = checkpoints.choose(found, which, reached.record.run_id)
+                if about["sha256"] != brought.get("sha256"):
+                    brought = download.bring_checkpoint(reached, about, to, screen)
+                    if not to:  # log and metrics too: one day this copy may be all that is left
+                        download.bring_record(reached)
+                    words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
+                    screen.say(f"{near(brought['path'])} ({words})" + (f": {chosen_by}" if chosen_by else ""))
+                    brought["chosen_by"] = chosen_by
             if is_last:
                 return documents.of_checkpoint(brought)
             time.sleep(EVERY_S)
-
-
-def _fetched(
-    reached: Reached,
-    found: list[dict[str, Any]],
-    which: str,
-    to: str | None,
-    screen: Screen,
-    *,
-    before: dict[str, Any],
-) -> dict[str, Any]:
-    """Download the checkpoint that `which` chooses, unless it is the one downloaded `before`. Returns what it is."""
-    run_id = reached.record.run_id
-    about = checkpoints.choose(found, which, run_id)
-    if about["sha256"] == before.get("sha256"):
-        return before
-    brought = download.bring_checkpoint(reached, about, to, screen)
-    if not to:  # log and metrics too: one day this copy may be all that is left
-        download.bring_record(reached)
-    chosen_by = checkpoints.chosen_by(found, which, run_id)
-    words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
-    screen.say(f"{near(brought['path'])} ({words})" + (f": {chosen_by}" if chosen_by else ""))
-    return {**brought, "chosen_by": chosen_by}
 
 
 def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max_usd: float | None) -> dict[str, Any]:
@@ -200,8 +184,7 @@ def _release_all(project: Path, record: Record, screen: Screen) -> None:
     A machine that its guard has stopped stays: it computes nothing, and its disk has the results. While the provider
     does not answer, or cannot release one, tries again with growing pauses.
     """
-    pauses_s = endless(ELSEWHERE_PAUSES_S)
-    while True:
+    for pause_s in endless(ELSEWHERE_PAUSES_S):
         try:
             with session.target(project, record.target) as at:
                 for machine in at.machines():
@@ -210,9 +193,8 @@ def _release_all(project: Path, record: Record, screen: Screen) -> None:
                         screen.say(f"released {machine.name}: what was not downloaded before is lost")
             return
         except (NoMachine, StepFailed) as error:
-            pause = next(pauses_s)
-            screen.complain(f"{error.message}; it still bills; trying again in {pause} s")
-            time.sleep(pause)
+            screen.complain(f"{error.message}; it still bills; trying again in {pause_s} s")
+            time.sleep(pause_s)
 
 
 def _charged(project: Path, record: Record) -> Record:

@@ -30,7 +30,7 @@ class Base:
     """A base image. `digest`: of its manifest in the registry, sha256:…; None if it is in none that is known."""
 
     name: str  # as the user or the Dockerfile has it, without a digest
-    digest: str | None = None
+    digest: str | None
 
     @property
     def reference(self) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -45,13 +46,10 @@ class DockerProvider(Provider):
         assert isinstance(settings.target.options, Docker)
         super().__init__(settings)
         self.options = settings.target.options
-        self._client: DockerClient | None = None
 
-    @property
+    @cached_property
     def client(self) -> DockerClient:
-        if self._client is None:
-            self._client = image.engine(self.options.docker_host)
-        return self._client
+        return image.engine(self.options.docker_host)
 
     def price(self) -> float | None:
         return 0.0
@@ -182,7 +180,7 @@ class DockerProvider(Provider):
         if self.options.network:  # the user's own network: already connected
             return
         networks = self._networks() or [
-            self.client.networks.create(_network_name(self.settings), labels={LABEL + "project": self._project})
+            self.client.networks.create(f"sniperface-{self._project}", labels={LABEL + "project": self._project})
         ]
         if networks[0].name not in container.attrs["NetworkSettings"]["Networks"]:
             networks[0].connect(container)
@@ -190,7 +188,7 @@ class DockerProvider(Provider):
     def _networks(self) -> Sequence[Network]:
         return list(
             self.client.networks.list(
-                names=[f"^{_network_name(self.settings)}$"], filters={"label": f"{LABEL}project={self._project}"}
+                names=[f"^sniperface-{self._project}$"], filters={"label": f"{LABEL}project={self._project}"}
             )
         )
 
@@ -248,7 +246,7 @@ class DockerProvider(Provider):
         told = [line.removeprefix(HOST_KEY).strip() for line in log.splitlines() if line.startswith(HOST_KEY)]
         keys = [key for key in told if len(key) < 4000 and key.isprintable()]
         address = Address(
-            host=self._ssh_host(),
+            host=self.options.ssh_host or self._engine_host() or "127.0.0.1",
             port=int(ports[0]["HostPort"]) if ports else None,
             user="root",
             key=str(project_key(self.settings)[0]),
@@ -300,17 +298,10 @@ class DockerProvider(Provider):
                 with contextlib.suppress(APIError):  # a container is joining it, or another command removed it
                     network.remove()
 
-    def _ssh_host(self) -> str:
-        return self.options.ssh_host or self._engine_host() or "127.0.0.1"
-
     def _engine_host(self) -> str | None:
         """Return the host of an engine that is reached over the network; None for a local engine."""
         host = image.engine_address(self.options.docker_host) or ""
         return urlsplit(host).hostname if urlsplit(host).scheme in ("ssh", "tcp", "http", "https") else None
-
-
-def _network_name(settings: Settings) -> str:
-    return f"sniperface-{slug(settings.project.name)}"
 
 
 def _log(container: Container) -> str:

@@ -280,7 +280,7 @@ def engine(docker_host: str | None = None) -> DockerClient:
         ) from error
 
 
-def engine_address(docker_host: str | None = None) -> str | None:
+def engine_address(docker_host: str | None) -> str | None:
     """Return the engine's address, such as ssh://me@gpu-box. None: the SDK's default."""
     return docker_host or os.environ.get("DOCKER_HOST") or _of_context()
 

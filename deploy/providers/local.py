@@ -5,30 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path, PurePath
 
-from deploy.errors import NoMachine
-from deploy.pod.base.folder import remove
 from deploy.providers.existing import Existing
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.provider import Provider
 
 
 class LocalProvider(Existing, Provider):
-    """Provide this computer. `acquire` creates the root folder and tests write access; `release` does nothing."""
+    """Provide this computer. Whether its root can be written shows at its first use."""
 
     def acquire(self, spec: MachineSpec) -> Machine:
-        """Return this computer. Raises NoMachine if the root cannot be written."""
-        root = Path(spec.root)
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            probe = root / ".write-test"
-            probe.write_bytes(b"")
-            remove(probe)
-        except OSError as error:
-            raise NoMachine(
-                f"the folder {root} of target '{self.settings.target.name}' cannot be written: {error.strerror}",
-                next_command=f"set another root in {self.settings.where}",
-            ) from error
-        return self._machine(spec.name, root)
+        return self._machine(spec.name, Path(spec.root))
 
     def find(self, name: str) -> Machine | None:
         root = self.settings.root

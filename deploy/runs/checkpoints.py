@@ -43,39 +43,30 @@ def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
     return sorted(notes, key=age)
 
 
-def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, Any]:
+def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> tuple[dict[str, Any], str | None]:
     """The checkpoint that `--which latest|best|best:SET|N` selects. N is an epoch, counted from 0 as in file names.
 
-    Raises WrongUse if there is none.
+    With it, the measure by which it is the best, in one phrase. Raises WrongUse if there is none.
     """
     if not notes:
         raise WrongUse(f"run {run_id} has no complete checkpoint yet", next_command=command(f"status --run {run_id}"))
     if which == "latest":
-        return notes[-1]
-    if _is_best(which):
-        return _best(notes, which.partition(":")[2] or None, run_id)[0]
+        return notes[-1], None
+    if which == "best" or which.startswith("best:"):
+        return _best(notes, which.partition(":")[2] or None, run_id)
     if not re.fullmatch(r"\d+", which):
         raise WrongUse(f"--which {which} is not known: give latest, best or the number of an epoch, such as 0")
     of_epoch = [note for note in notes if note["epoch"] == int(which)]
     if not of_epoch:
         there = ", ".join(dict.fromkeys(str(note["epoch"]) for note in notes))
         raise WrongUse(f"run {run_id} has no checkpoint of epoch {which}: there are {there}")
-    return of_epoch[-1]
-
-
-def chosen_by(notes: list[dict[str, Any]], which: str, run_id: str) -> str | None:
-    """By which measure `choose` selects a checkpoint, in one phrase; None if it selects by age or number."""
-    return _best(notes, which.partition(":")[2] or None, run_id)[1] if _is_best(which) else None
+    return of_epoch[-1], None
 
 
 def named(measure: str) -> str:
     """A measure in words, after `best by`."""
     words = {VALIDATION: VALIDATION, HELD_OUT: f"the {HELD_OUT} that the result is also reported on"}
     return words.get(measure, f"the set {measure}")
-
-
-def _is_best(which: str) -> bool:
-    return which == "best" or which.startswith("best:")
 
 
 def _best(notes: list[dict[str, Any]], of_set: str | None, run_id: str) -> tuple[dict[str, Any], str]:

@@ -48,7 +48,8 @@ class Curve:
             self.points.pop()
         self.points.append((step, value))
         if len(self.points) == POINTS_MOST:  # an even number: the newest point stays
-            self.points = [_middle(pair) for pair in zip(self.points[::2], self.points[1::2], strict=True)]
+            pairs = zip(self.points[::2], self.points[1::2], strict=True)
+            self.points = [(step, (before + value) / 2) for (_, before), (step, value) in pairs]
 
 
 class Feed:
@@ -119,8 +120,3 @@ def last_lines(text: str) -> tuple[str, ...]:
     """The last lines of a log, safe to show."""
     lines = [line for line in visible_log(text).split("\n") if line.strip()]
     return tuple(border.cut(line, LINE_CHARACTERS) for line in lines[-LOG_LINES:])
-
-
-def _middle(pair: tuple[Point, Point]) -> Point:
-    (_, one), (step, other) = pair
-    return step, (one + other) / 2

@@ -16,9 +16,9 @@ from typing import Any
 from deploy import border
 from deploy.border import Name
 from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, program, quoted
-from deploy.pod.base.evidence import EVIDENCE_BYTES, last_words
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, as_json
 from deploy.pod.base.heartbeat import is_lost
+from deploy.pod.base.job_log import EVIDENCE_BYTES, last_words
 from deploy.runs import tmux
 from deploy.shell import Shell
 from deploy.shell.awake import awake_s
@@ -70,7 +70,12 @@ def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
     )
     argv = [machine.python, "-m", "deploy.pod.supervisor", str(folder.path)]
     try:
-        in_tmux = has_tmux is True and _starts_in_tmux(shell, plan, argv, code, socket)
+        in_tmux = False
+        if has_tmux is True:  # it may be unusable, as with wrong modes of its folder: a job needs none
+            in_tmux = bool(
+                shell.run(tmux.start_argv(socket, plan.run_id, argv, code), check=False)
+                or shell.run(tmux.exists_argv(socket, plan.run_id), check=False)
+            )
         if not in_tmux:
             shell.spawn(argv, cwd=code)
         _wait_until_started(shell, folder, plan, machine)
@@ -80,13 +85,6 @@ def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
                 shell.remove(folder.environment)
         raise
     return "tmux" if in_tmux else "detached"
-
-
-def _starts_in_tmux(shell: Shell, plan: Plan, argv: list[str], code: PurePath, socket: str) -> bool:
-    """Start the supervisor in tmux. False if tmux is unusable, as with wrong modes of its folder: a job needs none."""
-    if shell.run(tmux.start_argv(socket, plan.run_id, argv, code), check=False):
-        return True
-    return bool(shell.run(tmux.exists_argv(socket, plan.run_id), check=False))
 
 
 def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan, machine: Machine) -> None:
@@ -126,7 +124,10 @@ def look(shell: Shell, folder: RunFolder) -> Status | None:
     read = {"path": str(folder.status), "offset": 0, "limit": border.DOCUMENT_READ_BYTES}
     # Clock before status: an old status must not be compared with a later time.
     clock, data = shell.attempts([("clock", {}), ("read", read)])
-    told = {} if isinstance(data, OSError) else _document(data, shell, folder.status)
+    told: dict[str, Any] = {}
+    if not isinstance(data, OSError):
+        with contextlib.suppress(BadAnswer):  # half written on a full disk
+            told = border.document(data, f"{shell.name}: {folder.status.name}")
     if "state" not in told:
         return None
     said = border.status(told, f"{shell.name}: status.json of run {folder.run_id}")
@@ -262,10 +263,8 @@ def follow(
 
     Each round reads the status first, so that the last lines are not missed.
     """
-    log, events = (
-        Tail(shell, folder.log, since.log_bytes, reads_ahead=PIECES_AHEAD),
-        Events(shell, folder.metrics, since.metrics_bytes),
-    )
+    log = Tail(shell, folder.log, since.log_bytes, reads_ahead=PIECES_AHEAD)
+    events = Events(shell, folder.metrics, since.metrics_bytes)
     while True:
         status = look(shell, folder)
         if status is not None:
@@ -323,10 +322,3 @@ def last_lines(shell: Shell, folder: RunFolder, reason: str | None = None) -> li
     if not size:
         return []
     return last_words(shell.read(folder.log, max(0, size - EVIDENCE_BYTES), EVIDENCE_BYTES), reason)
-
-
-def _document(data: bytes, shell: Shell, path: PurePath) -> dict[str, Any]:
-    try:
-        return border.document(data, f"{shell.name}: {path.name}")
-    except BadAnswer:  # half written on a full disk
-        return {}

@@ -13,7 +13,6 @@ from deploy import border
 from deploy.errors import BadAnswer, WrongUse, command, unknown
 from deploy.pod.base.folder import FINAL_STATES, RunFolder, read_json, write_json
 from deploy.specs.estimate import Compared, compare
-from deploy.specs.placement import placement_of, with_placement
 from deploy.specs.plan import Plan
 
 STARTING = ("acquiring", "preparing")
@@ -148,13 +147,16 @@ def spent(runs: Path, record: Record, told: Mapping[str, float]) -> Record:
 
 def save_placement(runs: Path, plan: Plan, placed: Plan) -> None:
     """Write what the machine of rank 0 added to the plan beside the plan, which stays as it was decided."""
-    write_json(Path(home(runs, plan.run_id).placement), placement_of(plan, placed))
+    before, after = plan.to_json(), placed.to_json()
+    added = {key: value for key, value in after.items() if key == "attempt" or value != before[key]}
+    write_json(Path(home(runs, plan.run_id).placement), added)
 
 
 def carried_out(runs: Path, run_id: str) -> dict[str, Any]:
     """The run's plan as it was carried out: plan.json and, of the same attempt, placement.json. {} without a plan."""
     folder = home(runs, run_id)
-    return with_placement(read_json(Path(folder.plan)), read_json(Path(folder.placement)))
+    plan, placement = read_json(Path(folder.plan)), read_json(Path(folder.placement))
+    return {**plan, **placement} if placement.get("attempt") == plan.get("attempt") else plan
 
 
 def home(runs: Path, run_id: str) -> RunFolder:

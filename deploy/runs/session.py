@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -19,7 +19,7 @@ from deploy.runs.situation import Situation
 from deploy.shell import LinkLost, LocalShell, Shell, open_shell
 from deploy.shell.awake import awake_s
 from deploy.specs.gpus import Renting, refuse_other_machine
-from deploy.specs.machine import Machine, MachineSpec, Rental
+from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.names import family_name
 from deploy.specs.options import Options
 from deploy.specs.provider import Provider
@@ -68,7 +68,9 @@ class Reach:
         if self._asked == asked:
             return
         own, where = self._own.target, self._own.where
-        options, choice = asked.applied(own.options, own.name, where, self._offers, at_any_price=at_any_price)
+        options, choice = asked.applied(
+            own.options, own.name, where, lambda of: self._rent_by(of).offers() or (), at_any_price=at_any_price
+        )
         self._rent_by(options)
         if choice is not None and not at_any_price:
             family = family_name(self.settings)
@@ -78,13 +80,10 @@ class Reach:
             refuse_other_machine(asked, choice, used, own.name)
         self._asked = asked
 
-    def _rent_by(self, options: Options) -> None:
+    def _rent_by(self, options: Options) -> Provider:
         self.settings = replace(self._own, target=replace(self._own.target, options=options))
         self.provider = PROVIDERS[self._own.target.provider](self.settings)
-
-    def _offers(self, options: Options) -> Sequence[Rental]:
-        self._rent_by(options)
-        return self.provider.offers() or ()
+        return self.provider
 
     def acquire(self, spec: MachineSpec, say: Callable[[str], None]) -> Machine:
         """Return a machine of the target; provision one if there is none. Reports progress through `say`."""
@@ -339,15 +338,9 @@ class Reached:
         return job.all_events(self.shell, self.folder.metrics)
 
 
-LookAfter = Callable[[Reach, str | None], None]
-
-
-@contextlib.contextmanager
-def target(project: Path, name: str, situation: Situation | None = None) -> Iterator[Reach]:
-    """Open a target for the duration of a command."""
-    settings = load(project, name)
-    with Reach(settings, situation) as reach:
-        yield reach
+def target(project: Path, name: str, situation: Situation | None = None) -> Reach:
+    """Open a target for the duration of a command. Raises WrongUse for a target that cannot be loaded."""
+    return Reach(load(project, name), situation)
 
 
 @contextlib.contextmanager
@@ -355,7 +348,7 @@ def run(
     project: Path,
     target_name: str,
     run_id: str | None,
-    look_after: LookAfter | None = None,
+    look_after: Callable[[Reach, str | None], None] | None = None,
     situation: Situation | None = None,
 ) -> Iterator[Reached]:
     """Open the named run, or the newest of the target. A named run determines its target by itself.

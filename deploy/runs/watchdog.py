@@ -40,11 +40,9 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
             shell.write(machine.path(FOR_BOOT.as_posix()), b"{}")  # ends the switch of deploy/pod/image/unattended.py
         return None
     root = Root(machine.root)
-    growing = [
-        machine.root / "data",
-        machine.root / "environments",
-        *_staging_folders(settings, shell),
-    ]
+    growing = [machine.root / "data", machine.root / "environments"]
+    if settings.stage_to is not None:  # its growth shows that images arrive: not those of a host's other users
+        growing.append(own_folder(settings.stage_to, shell.user()) if settings.shares_ram else settings.stage_to)
     told = {**limits.to_json(), "machine": machine.name, "watch": [str(path) for path in growing], "code": str(code)}
     if limits.paid_since is None and machine.usd_per_hour:
         told["paid_since"] = _paid_since(machine, shell, root)
@@ -74,13 +72,6 @@ def _paid_since(machine: Machine, shell: Shell, root: Root) -> float:
     if earlier.get("machine") != machine.name or earlier.get("paid_since") is None:
         return now
     return min(now, border.unix_time(earlier["paid_since"], f"{shell.name}: {root.guard.name}, paid_since"))
-
-
-def _staging_folders(settings: Settings, shell: Shell) -> list[PurePath]:
-    """The folder whose growth shows that images arrive: not those of a host's other users."""
-    if settings.stage_to is None:
-        return []
-    return [own_folder(settings.stage_to, shell.user()) if settings.shares_ram else settings.stage_to]
 
 
 def volume_path(settings: Settings) -> str | None:

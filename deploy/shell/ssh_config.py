@@ -38,7 +38,7 @@ class Way:
     family: str = "any"  # of addresses: inet, inet6
 
 
-def way_to(host: str, user: str | None = None, port: int | None = None) -> Way:
+def way_to(host: str, user: str | None, port: int | None) -> Way:
     """Resolve a host or an alias with OpenSSH. `user` and `port` take precedence over the configuration.
 
     Raises WrongUse if OpenSSH rejects the configuration or does not answer within LOOK_LIMIT_S.

@@ -68,20 +68,19 @@ class Gpus:
     hardware: Hardware | None
     card: Card | None
     device: str  # the target's key `device`
-    nodes: int = 1
-    processes: int | None = None  # per machine; None: one per GPU
+    nodes: int
+    processes: int | None  # per machine; None: one per GPU
 
-    def precision(self, wish: str) -> str:
-        """Resolve train.precision as the job will. Returns `wish` unchanged where the GPUs are not known yet."""
+    def precision(self, config: Mapping[str, Any]) -> str:
+        """Resolve train.precision as the job will. Returns it unchanged where the GPUs are not known yet."""
+        wish = str(config["train"].get("precision", "fp32"))
         if self.hardware:
             return resolve(wish, self.hardware.capability, self.hardware.gpu)
         if self.device == "cpu":
             return resolve(wish, None, None)
         return resolve(wish, None, self.card.name) if self.card else wish
 
-    def need(
-        self, config: Mapping[str, Any], table: Mapping[str, Any], precision: str, rows: int, classes: int | None
-    ) -> Need | None:
+    def need(self, config: Mapping[str, Any], table: Mapping[str, Any], rows: int, classes: int | None) -> Need | None:
         """Return the memory of one step. None on a CPU, and where the GPUs are not known."""
         if self.hardware:
             count, there = self.hardware.gpus, self.hardware.gpu_memory_bytes
@@ -90,7 +89,7 @@ class Gpus:
         else:
             return None
         ranks = (self.processes or count) * self.nodes
-        return of_step(config, table, precision, there, Extent(rows, classes, ranks)) if count else None
+        return of_step(config, table, self.precision(config), there, Extent(rows, classes, ranks)) if count else None
 
 
 def resolve(wish: str, capability: tuple[int, int] | None, gpu: str | None) -> str:

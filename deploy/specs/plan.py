@@ -101,7 +101,6 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
     processes = _processes(settings, facts.hardware)
     nodes = request.nodes or settings.target.nodes
     gpus = memory.Gpus(facts.hardware, facts.card, settings.target.device, nodes, settings.target.processes)
-    precision = gpus.precision(str(facts.config["train"].get("precision", "fp32")))
     data_path = facts.data_path or wanted_path(settings, root, facts.data, request.fraction, facts.user)
     snapshot = facts.snapshot or facts.code.tree
     overrides = user_overrides(request, tryout=tryout)
@@ -130,8 +129,8 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         batch_size=int(facts.config["train"]["batch"]["size"]),
         overrides=overrides,
         resume=resume,
-        precision=precision,
-        memory=gpus.need(facts.config, facts.memory, precision, facts.data.rows, facts.data.classes),
+        precision=gpus.precision(facts.config),
+        memory=gpus.need(facts.config, facts.memory, facts.data.rows, facts.data.classes),
         gpu=facts.hardware.gpu if facts.hardware else None,
         gpus=facts.hardware.gpus if facts.hardware else None,
         no_gpu=facts.hardware.why if facts.hardware else None,

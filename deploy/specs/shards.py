@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -40,8 +40,3 @@ def file_blocks(rows: int, held_out_rows: int, block_rows: int, shard: Shard) ->
     train_rows = rows - held_out_rows
     held_out = range(train_rows // block_rows, -(-rows // block_rows)) if held_out_rows else range(0)
     return sorted({*deal(range(-(-train_rows // block_rows)), shard), *held_out})
-
-
-def preferred(node: int, of: int, taken: Collection[int]) -> Iterable[int]:
-    """Return the shards that no other machine has, the one of the machine's own number first."""
-    return [number for number in (node, *(each for each in range(of) if each != node)) if number not in taken]

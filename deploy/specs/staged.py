@@ -14,9 +14,7 @@ def fraction_mark(fraction: float) -> str:
     return "" if fraction == 1 else f"-f{fraction:g}"
 
 
-def wanted_path(
-    settings: Settings, root: PurePath, data: DataFacts, fraction: float, user: str | None = None
-) -> PurePath:
+def wanted_path(settings: Settings, root: PurePath, data: DataFacts, fraction: float, user: str | None) -> PurePath:
     """Return where training reads if space allows: in place, in the staging folder, or else on the machine's disk.
 
     `user`: who logs in on a host that others use too. Each has a folder of his own there, with one for each data set.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from deploy.errors import WrongUse
 from deploy.runs import watchdog
 from deploy.specs.settings import Settings
 from deploy.workspace import code
+
+T = TypeVar("T")
 
 
 def check_code(settings: Settings) -> tuple[str, ...]:
@@ -13,10 +18,7 @@ def check_code(settings: Settings) -> tuple[str, ...]:
 
     Returns tracked files that look like credentials, for a warning. A rented machine gets none: there they are refused.
     """
-    about = settings.target
-    secrets = watchdog.named_secrets(settings)
-    suspicious, _ = code.check(settings.project, about.allow_files, secrets, about.large_files, about.exclude)
-    return _judged(settings, suspicious)
+    return _judged(settings, code.check)[0]
 
 
 def prove_code(settings: Settings) -> str | None:
@@ -24,18 +26,16 @@ def prove_code(settings: Settings) -> str | None:
 
     Returns its id; None without git. Raises WrongUse also for a file that would arrive changed.
     """
-    about = settings.target
-    secrets = watchdog.named_secrets(settings)
-    suspicious, tree = code.prove(settings.project, about.allow_files, secrets, about.large_files, about.exclude)
-    _judged(settings, suspicious)
-    return tree
+    return _judged(settings, code.prove)[1]
 
 
-def _judged(settings: Settings, suspicious: tuple[str, ...]) -> tuple[str, ...]:
+def _judged(settings: Settings, look: Callable[..., tuple[tuple[str, ...], T]]) -> tuple[tuple[str, ...], T]:
+    about, secrets = settings.target, watchdog.named_secrets(settings)
+    suspicious, found = look(settings.project, about.allow_files, secrets, about.large_files, about.exclude)
     if suspicious and settings.is_rented:
         file, *_ = suspicious
         raise WrongUse(
             f"{file} looks like a credential and would travel to a rented machine: keep it here with "
             f"exclude: [{file}] in {settings.where}, or upload it anyway with allow_files: [{file}]"
         )
-    return suspicious
+    return suspicious, found

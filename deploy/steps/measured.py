@@ -74,12 +74,8 @@ class _Ran:
     @property
     def shows_its_pace(self) -> bool:
         """Whether what each epoch takes, and what each mining takes, was seen after the first one."""
-        return len(self.of("epoch")) > 1 and (not self.of("mining") or bool(self._late_minings))
-
-    @property
-    def _late_minings(self) -> list[Mapping[str, Any]]:
-        after = self.of("epoch")[0]["step"]
-        return [event for event in self.of("mining") if event["step"] >= after]
+        epochs, minings = self.of("epoch"), self.of("mining")
+        return len(epochs) > 1 and (not minings or any(each["step"] >= epochs[0]["step"] for each in minings))
 
     def steady(self) -> float:
         """Return images per second after the first epoch or, in the only one, after its first logged step; 0 without.

@@ -177,11 +177,6 @@ def acquired_all(
         ]
 
 
-def disk_bytes(plan: Plan) -> int:
-    """Return the bytes of the images that a machine may store on its disk, because RAM may have no room for them."""
-    return 0 if plan.data.where == "machine" else plan.data.bytes
-
-
 @contextlib.contextmanager
 def acquired(
     at: Reach,
@@ -198,7 +193,9 @@ def acquired(
         check_code(at.settings)  # before it costs anything
     name = node_name(name, node)
     with watch.phase("machine"):
-        nodes, data_bytes = (plan.nodes, disk_bytes(plan)) if plan else (1, 0)
+        # The machine may store the images on its disk, because RAM may have no room for them.
+        data_bytes = plan.data.bytes if plan and plan.data.where != "machine" else 0
+        nodes = plan.nodes if plan else 1
         spec = MachineSpec(name, family_name(at.settings), at.settings.root, node, nodes, data_bytes)
         if plan and not keep:  # with --keep, a machine that fails is not replaced by another one
             at.prepare = lambda found: ready_code(at.settings, found, at.shell(found), screen, plan.nodes, at.snapshot)

@@ -230,9 +230,8 @@ def gather_again(settings: Settings, checked: Checked, facts: Facts, like: Facts
     The code stays the same, so that all runs of a command train with it. `like`: facts that were just looked up for the
     same recipe, backbone and machines: the same earlier runs count.
     """
-    succeeded = (
-        [] if like else succeeded_of(records.every(settings.runs, settings.target.name))
-    )  # with this command's own
+    # With this command's own runs.
+    succeeded = [] if like else succeeded_of(records.every(settings.runs, settings.target.name))
     nodes = checked.request.nodes or settings.target.nodes
     return replace(
         facts,
@@ -249,9 +248,8 @@ def gather_again(settings: Settings, checked: Checked, facts: Facts, like: Facts
 def _secret_names(settings: Settings, checked: Checked) -> tuple[str, ...]:
     if settings.is_local:
         return ()
-    return tuple(
-        sorted({*watchdog.own_secrets(settings), *watchdog.webhook(settings), *job_secrets(settings, checked)})
-    )
+    names = {*watchdog.own_secrets(settings), *watchdog.webhook(settings), *job_secrets(settings, checked)}
+    return tuple(sorted(names))
 
 
 def job_secrets(settings: Settings, checked: Checked) -> dict[str, str]:

@@ -199,26 +199,23 @@ class Kept:
         return last
 
 
+@dataclass(frozen=True)
 class _Bringing:
     """Restore to one run folder of a machine: first log and metrics, then a checkpoint, whole or not at all."""
 
-    def __init__(
-        self, shell: Shell, folder: RunFolder, home: RunFolder, kept: Kept | None, log_bytes: int, screen: Screen
-    ) -> None:
-        self.shell = shell
-        self.folder = folder
-        self.home = home
-        self.kept = kept
-        self.log_bytes = log_bytes  # size of the log among the copies
-        self.screen = screen
-        self.here = LocalShell()
+    shell: Shell
+    folder: RunFolder
+    home: RunFolder
+    kept: Kept | None
+    log_bytes: int  # size of the log among the copies
+    screen: Screen
 
     def bring(self, where: str, note: Note) -> None:
         """Restore a checkpoint. Raises Unusable if it is not whole; then it is not put on the machine."""
         if where == MACHINE:
             self._verify(self.shell, self.folder, note)
         elif where == HOME:
-            self._verify(self.here, self.home, note)
+            self._verify(LocalShell(), self.home, note)
             self._record(note)
             self._send(note)
         elif self.kept:
@@ -241,8 +238,8 @@ class _Bringing:
 
     def _record(self, note: Note) -> None:
         """Restore the longest log, and the events up to the checkpoint from the first place that has all of them."""
-        log = Path(self.home.log)
-        if self.here.bytes_in(log) > max(self.shell.bytes_in(self.folder.log), self.log_bytes):
+        here, log = LocalShell(), Path(self.home.log)
+        if here.bytes_in(log) > max(self.shell.bytes_in(self.folder.log), self.log_bytes):
             transfer.push(self.shell, log, self.folder.log)
         reaches = False
         if self.kept:
@@ -250,7 +247,7 @@ class _Bringing:
                 reaches = self.kept.record(note)
             except (Unusable, BadAnswer) as failed:
                 self.screen.say(f"log and metrics in {_place(self.kept.sync_to)} are skipped: {failed.message}")
-        if not reaches and self.here.size(self.home.metrics) is not None:
+        if not reaches and here.size(self.home.metrics) is not None:
             told, reaches = metrics.up_to(Path(self.home.metrics).read_bytes(), note)
             if reaches or self.shell.size(self.folder.metrics) is None:
                 self._send_events(len(told))

@@ -56,7 +56,7 @@ class Bars:
                 if kind == "start":
                     self._start(event)
                 elif kind == "embedding":
-                    self.what = _embedding(event)
+                    self.what = f"embedding {event['done'] / event['total']:.0%}"
                 elif kind == "step":
                     self._step(event)
                 elif kind == "eval" and event.get("what") == "trained":
@@ -143,7 +143,3 @@ def _words(event: Mapping[str, Any]) -> str | None:
     if kind == "checkpoint":
         return f"checkpoint {event.get('name') or event['file']}"
     return None
-
-
-def _embedding(event: Mapping[str, Any]) -> str:
-    return f"embedding {event['done'] / event['total']:.0%}"

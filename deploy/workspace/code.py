@@ -195,12 +195,11 @@ def _code_files(project: Path) -> list[Path]:
     for name in CODE_WITHOUT_GIT:
         path = project / name
         files += [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sorted(file for file in files if not any(map(_is_of_a_system, file.relative_to(project).parts)))
-
-
-def _is_of_a_system(name: str) -> bool:
-    """Whether a file or folder is no code: caches of Python, and hidden ones of editors and of macOS."""
-    return name == "__pycache__" or name.startswith(".")
+    return sorted(
+        file
+        for file in files  # without caches of Python, and hidden ones of editors and of macOS
+        if not any(name == "__pycache__" or name[0] == "." for name in file.relative_to(project).parts)
+    )
 
 
 def _left_out(project: Path) -> tuple[str, ...]:

@@ -61,15 +61,76 @@ class Dataset:
         return self.rows - self.held_out_rows
 
     @property
-    def bytes(self) -> int:
-        return self.data_offset + self.bytes_of(0, self.rows)
+    def mark(self) -> str:
+        """What identifies the images: their id or, without a manifest, a mark of their path, size and time."""
+        if self.manifest.get("dataset_id"):
+            return str(self.manifest["dataset_id"])
+        return hashlib.sha256(f"{self.path} {self.size} {self.modified_ns}".encode()).hexdigest()[:16]
+
+    @property
+    def size(self) -> int:
+        return self.place_of(self.rows)
+
+    @property
+    def modified_ns(self) -> int | None:
+        """A local file's modification time. None elsewhere: without a manifest, only the size shows a change."""
+        return Path(str(self.path)).stat().st_mtime_ns if self.where == HERE else None
+
+    @property
+    def block_count(self) -> int:
+        return -(-self.rows // self.block_rows)
 
     def place_of(self, row: int) -> int:
         """The byte at which a row begins; for the number of rows, the byte at which the last one ends."""
         return self.data_offset + (row * ROW_BYTES if self.offsets is None else self.offsets[row])
 
-    def bytes_of(self, start: int, stop: int) -> int:
-        return self.place_of(stop) - self.place_of(start)
+    def rows_of(self, block: int) -> range:
+        return range(block * self.block_rows, min((block + 1) * self.block_rows, self.rows))
+
+    def bytes_of(self, block: int) -> int:
+        rows = self.rows_of(block)
+        return self.place_of(rows.stop) - self.place_of(rows.start)
+
+    def count_rows(self, blocks: list[int]) -> int:
+        return sum(len(self.rows_of(block)) for block in blocks)
+
+    def chosen_blocks(self, fraction: float) -> list[int]:
+        """Return the training blocks of a fraction; all of them if the file holds only chosen ones."""
+        part = 1.0 if self.manifest.get("selection") else fraction
+        return choose_blocks(self.train_rows, self.block_rows, part)
+
+    def kept_blocks(self, fraction: float) -> list[int]:
+        """Return the blocks of a staged file: the chosen training blocks, and every block with held-out rows."""
+        if self.manifest.get("selection") or fraction == 1:
+            return list(range(self.block_count))
+        held_out = range(self.train_rows // self.block_rows, self.block_count)
+        return sorted({*self.chosen_blocks(fraction), *(held_out if self.held_out_rows else [])})
+
+    def staged_header(self, blocks: list[int]) -> bytes:
+        if self.offsets is not None:
+            return b""
+        return header_bytes("|u1", (self.count_rows(blocks), SIDE, SIDE, 3))
+
+    def staged_bytes(self, blocks: list[int]) -> int:
+        """Return the size of a staged file with these blocks."""
+        return len(self.staged_header(blocks)) + sum(map(self.bytes_of, blocks))
+
+    def pieces(self, blocks: list[int]) -> list[Piece]:
+        """Return the blocks as pieces, one after the other behind the header of the staged file."""
+        known: list[str | None] = self.manifest.get("blocks") or [None] * (max(blocks) + 1)
+        pieces, place = [], len(self.staged_header(blocks))
+        for block in blocks:
+            pieces.append(
+                Piece(
+                    name=f"block {block} (rows {block * self.block_rows} onwards)",
+                    offset=self.place_of(self.rows_of(block).start),
+                    bytes=self.bytes_of(block),
+                    place=place,
+                    sha256=known[block],
+                )
+            )
+            place += pieces[-1].bytes
+        return pieces
 
 
 def find(origin: Origin, block_rows: int, labels: Place | None = None, train_labels: Path | None = None) -> Dataset:
@@ -127,14 +188,14 @@ def facts(
     `blocks`: those in the staged file of `shard`; None: all of the fraction.
     """
     refuse_other_fraction(dataset, fraction)
-    chosen = chosen_blocks(dataset, fraction)
+    chosen = dataset.chosen_blocks(fraction)
     rows = sum(min((b + 1) * dataset.block_rows, dataset.train_rows) - b * dataset.block_rows for b in chosen)
     return DataFacts(
         name=dataset.name,
         path=str(dataset.path),
         rows=dataset.rows,
         train_rows=rows,
-        bytes=bytes_to_stage(dataset, kept_blocks(dataset, fraction) if blocks is None else blocks),
+        bytes=dataset.staged_bytes(dataset.kept_blocks(fraction) if blocks is None else blocks),
         dataset_id=marked(dataset.manifest.get("dataset_id"), packing),
         labels=str(dataset.labels) if dataset.labels not in (None, dataset.path.with_name("labels.npy")) else None,
         train_labels=None if dataset.train_labels is None else str(dataset.train_labels),
@@ -142,7 +203,7 @@ def facts(
         packed=packing.kind if packing else None,
         packed_bytes=packing.bytes if packing else None,
         file_name=NAME if dataset.offsets is None else encoded.NAME,
-        staged_as=f"{dataset.name}-{marked(dataset.manifest.get('dataset_id') or source_mark(dataset), packing)}",
+        staged_as=f"{dataset.name}-{marked(dataset.mark, packing)}",
         shard=shard,
         whole_rows=0 if dataset.manifest.get("selection") else dataset.train_rows,
         block_rows=dataset.block_rows,
@@ -170,7 +231,7 @@ def count_classes(dataset: Dataset, fraction: float) -> int | None:
     if header.dtype[0] in "<>" and (header.dtype[0] == "<") != (sys.byteorder == "little"):
         values.byteswap()
     found: set[int] = set()
-    for block in chosen_blocks(dataset, fraction):
+    for block in dataset.chosen_blocks(fraction):
         found.update(values[block * dataset.block_rows : (block + 1) * dataset.block_rows])
     return sum(label >= 0 for label in found)
 
@@ -198,16 +259,9 @@ def packing_of(
     """
     if kind == NONE:
         return None
-    blocks = kept_blocks(dataset, fraction) if blocks is None else blocks
-    name = dataset.manifest.get("dataset_id") or source_mark(dataset)
-    pieces = dict(zip(blocks, pieces_of(dataset, blocks), strict=True))
-    return Packing(kind, Path(str(dataset.path)), notes / "packed" / str(name) / kind, (SIDE, SIDE, 3), pieces)
-
-
-def source_mark(dataset: Dataset) -> str:
-    """Return a mark that identifies images without a manifest: of their path, size and time."""
-    source = f"{dataset.path} {dataset.bytes} {modified_ns(dataset)}"
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+    blocks = dataset.kept_blocks(fraction) if blocks is None else blocks
+    pieces = dict(zip(blocks, dataset.pieces(blocks), strict=True))
+    return Packing(kind, Path(str(dataset.path)), notes / "packed" / dataset.mark / kind, (SIDE, SIDE, 3), pieces)
 
 
 def unseen_facts(origin: Origin, train_labels: str | None) -> DataFacts:
@@ -231,12 +285,6 @@ def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int
     count = -(-train_rows // block_rows)
     order = sorted(range(count), key=lambda block: hashlib.sha256(f"sniperface:{block}".encode()).hexdigest())
     return sorted(order[: max(1, math.floor(fraction * count + 0.5))])
-
-
-def chosen_blocks(dataset: Dataset, fraction: float) -> list[int]:
-    """Return the training blocks of a fraction; all of them if the file holds only chosen ones."""
-    part = 1.0 if dataset.manifest.get("selection") else fraction
-    return choose_blocks(dataset.train_rows, dataset.block_rows, part)
 
 
 def dataset_id(blocks: list[str]) -> str:
@@ -347,59 +395,3 @@ def _read_manifest(path: Place, rows: int, files: Files, *, encodes: bool) -> di
     if told != rows or not fits or of_other:
         raise WrongUse(f"{path} does not match the images (lists {told} rows, they have {rows}): make the data again")
     return manifest
-
-
-def kept_blocks(dataset: Dataset, fraction: float) -> list[int]:
-    """Return the blocks of a staged file: the chosen training blocks, and every block with held-out rows."""
-    if dataset.manifest.get("selection") or fraction == 1:
-        return list(range(count_blocks(dataset)))
-    held_out = range(dataset.train_rows // dataset.block_rows, -(-dataset.rows // dataset.block_rows))
-    return sorted({*chosen_blocks(dataset, fraction), *(held_out if dataset.held_out_rows else [])})
-
-
-def count_blocks(dataset: Dataset) -> int:
-    return -(-dataset.rows // dataset.block_rows)
-
-
-def rows_of(dataset: Dataset, block: int) -> int:
-    start, stop = range_of(dataset, block)
-    return stop - start
-
-
-def range_of(dataset: Dataset, block: int) -> tuple[int, int]:
-    """Return the first row of a block, and the row after its last."""
-    return block * dataset.block_rows, min((block + 1) * dataset.block_rows, dataset.rows)
-
-
-def bytes_to_stage(dataset: Dataset, blocks: list[int]) -> int:
-    """Return the size of a staged file with these blocks."""
-    return len(staged_header(dataset, blocks)) + sum(dataset.bytes_of(*range_of(dataset, each)) for each in blocks)
-
-
-def staged_header(dataset: Dataset, blocks: list[int]) -> bytes:
-    if dataset.offsets is not None:
-        return b""
-    return header_bytes("|u1", (sum(rows_of(dataset, block) for block in blocks), SIDE, SIDE, 3))
-
-
-def modified_ns(dataset: Dataset) -> int | None:
-    """Return a local file's modification time. None elsewhere: without a manifest, only the size shows a change."""
-    return Path(str(dataset.path)).stat().st_mtime_ns if dataset.where == HERE else None
-
-
-def pieces_of(dataset: Dataset, blocks: list[int]) -> list[Piece]:
-    """Return the blocks as pieces, one after the other behind the header of the staged file."""
-    known: list[str | None] = dataset.manifest.get("blocks") or [None] * (max(blocks) + 1)
-    pieces, place = [], len(staged_header(dataset, blocks))
-    for block in blocks:
-        pieces.append(
-            Piece(
-                name=f"block {block} (rows {block * dataset.block_rows} onwards)",
-                offset=dataset.place_of(range_of(dataset, block)[0]),
-                bytes=dataset.bytes_of(*range_of(dataset, block)),
-                place=place,
-                sha256=known[block],
-            )
-        )
-        place += pieces[-1].bytes
-    return pieces

@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import PurePath
 
@@ -50,12 +50,12 @@ def read_offsets(path: Place, files: Files) -> Offsets:
     return offsets
 
 
-def write_offsets(shell: Shell, path: PurePath, offsets: Offsets, ranges: Sequence[tuple[int, int]]) -> None:
+def write_offsets(shell: Shell, path: PurePath, offsets: Offsets, ranges: Iterable[range]) -> None:
     """Write the offsets of a file that holds these ranges of rows only, one after another."""
     staged, at = array.array("q", [0]), 0
-    for start, stop in ranges:
-        moved = at - offsets[start]
-        staged.extend(each + moved for each in offsets[start + 1 : stop + 1])
+    for rows in ranges:
+        moved = at - offsets[rows.start]
+        staged.extend(each + moved for each in offsets[rows.start + 1 : rows.stop + 1])
         at = staged[-1]
     if sys.byteorder == "big":
         staged.byteswap()

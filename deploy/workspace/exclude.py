@@ -51,11 +51,6 @@ def why_wrong(pattern: str) -> str | None:
     return "begins with ./, which git matches with no file" if parts[0] == "." else None
 
 
-def is_never_code(name: str) -> bool:
-    """Whether a file or folder is the output of runs; `name` has / between folders."""
-    return name.split("/")[0] in NEVER_CODE
-
-
 def is_needed(name: str) -> bool:
     """Whether the job needs a file of the project; `name` has / between folders."""
     if name.startswith(NOT_NEEDED) or PurePosixPath(name).suffix == ".md":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
-from deploy.shell import LocalShell
 from deploy.workspace.sources import Files, Place
 
 HEADER_BYTES = 64 << 10  # limit of an array's .npy header
@@ -21,10 +20,9 @@ class Header:
     data_offset: int
 
 
-def read_header(path: Place, files: Files | None = None) -> Header:
+def read_header(path: Place, files: Files) -> Header:
     """Read the header of a .npy file. Raises ValueError if it is not one."""
-    reader: Files = files or LocalShell()
-    start = reader.read(path, 0, HEADER_BYTES)
+    start = files.read(path, 0, HEADER_BYTES)
     if start[:6] != b"\x93NUMPY":
         raise ValueError("not a .npy file")
     length_bytes = 2 if start[6:7] == b"\x01" else 4

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from deploy.errors import WrongUse, command
-from deploy.specs.shards import Shard, file_blocks, preferred
-from deploy.workspace.dataset import Dataset, chosen_blocks, kept_blocks, rows_of
+from deploy.specs.shards import Shard, file_blocks
+from deploy.workspace.dataset import Dataset
 
 
 @dataclass
@@ -22,7 +22,8 @@ class Dealing:
 
         So machines that are listed in another order keep their images.
         """
-        free = [Shard(number, self.of) for number in preferred(node, self.of, self.taken)]
+        numbers = (node, *(number for number in range(self.of) if number != node))
+        free = [Shard(number, self.of) for number in numbers if number not in self.taken]
         shard = next((each for each in free if is_there(each)), free[0])
         self.taken.add(shard.number)
         return shard
@@ -30,10 +31,10 @@ class Dealing:
 
 def staged_blocks(dataset: Dataset, fraction: float, shard: Shard) -> list[int]:
     """Return the blocks of the staged file of a shard of a fraction."""
-    whole = kept_blocks(dataset, fraction)
+    whole = dataset.kept_blocks(fraction)
     if shard.of == 1:
         return whole
-    rows = sum(rows_of(dataset, block) for block in whole)
+    rows = dataset.count_rows(whole)
     return [whole[place] for place in file_blocks(rows, dataset.held_out_rows, dataset.block_rows, shard)]
 
 
@@ -46,7 +47,7 @@ def refuse_undividable(dataset: Dataset, fraction: float, of: int) -> None:
             f"data.shards=by_node needs a manifest.json beside {dataset.path}, as `{command('prepare')}` makes it: "
             "make the data again, or give --set data.shards=whole"
         )
-    blocks = chosen_blocks(dataset, fraction)
+    blocks = dataset.chosen_blocks(fraction)
     if len(blocks) < of:
         raise WrongUse(
             f"data.shards=by_node deals whole blocks, and {dataset.path} has {len(blocks)} of them to train on for "

@@ -27,18 +27,10 @@ from deploy.workspace.dataset import (
     NAME,
     SIDE,
     Dataset,
-    bytes_to_stage,
-    count_blocks,
     dataset_id,
     facts,
-    kept_blocks,
     marked,
-    modified_ns,
     packing_of,
-    pieces_of,
-    range_of,
-    rows_of,
-    staged_header,
 )
 from deploy.workspace.npy import header_bytes, read_header
 from deploy.workspace.shards import staged_blocks
@@ -81,7 +73,7 @@ def choose_place(
     wanted = wanted_path(settings, root, about, fraction, user)
     if str(wanted) == about.path:
         return Staged(wanted, f"read in place from {wanted}")
-    needed = bytes_to_stage(dataset, blocks)
+    needed = dataset.staged_bytes(blocks)
     kept_free = SHM_FOR_NCCL_BYTES if gpus > 1 and PurePosixPath(wanted).is_relative_to(SHM) else 0
     lacking = _lacks_room(shell, wanted, needed, kept_free)
     if lacking is None:
@@ -156,14 +148,14 @@ def stage(
     if not plan.stage:
         return None
     destination = machine.path(plan.data_path)
-    shard, selected = plan.data.shard, kept_blocks(dataset, plan.fraction)
+    shard, selected = plan.data.shard, dataset.kept_blocks(plan.fraction)
     blocks = staged_blocks(dataset, plan.fraction, shard)
     manifest = _staged_manifest(dataset, blocks, plan.fraction, packing, shard)
     there, size = _manifest_there(shell, destination)
     if dataset.train_labels is not None:  # small, and may differ from those of the previous run
         own = _labels_of(LocalShell(), dataset, dataset.train_labels, selected)
         shell.write(destination.with_name(TRAIN_LABELS), own)
-    if size is not None and there and _same(there, manifest) and size == bytes_to_stage(dataset, blocks):
+    if size is not None and there and _same(there, manifest) and size == dataset.staged_bytes(blocks):
         if packing:
             shell.remove(packed_file(machine).parent)  # of a call that was interrupted before its last step
         return f"already there: {destination}"
@@ -175,21 +167,21 @@ def stage(
         shell.remove(each)  # another data set: it takes the space of this one
     hashes = _send(shell, machine, code, dataset, blocks, destination, progress, packing)
     if dataset.offsets is not None:
-        ranges = [range_of(dataset, block) for block in blocks]
-        encoded.write_offsets(shell, destination.with_name(encoded.OFFSETS), dataset.offsets, ranges)
+        rows = map(dataset.rows_of, blocks)
+        encoded.write_offsets(shell, destination.with_name(encoded.OFFSETS), dataset.offsets, rows)
     if dataset.labels is not None:
         labels = _labels_of(dataset.files, dataset, dataset.labels, selected)
         shell.write(destination.with_name("labels.npy"), labels)
     else:
         shell.remove(destination.with_name("labels.npy"))
-    manifest |= _with_hashes(manifest, dataset, hashes, packing, is_whole=len(selected) == count_blocks(dataset))
+    manifest |= _with_hashes(manifest, dataset, hashes, packing, is_whole=len(selected) == dataset.block_count)
     # Before the rename: an interruption in between leaves a manifest without images, which is staged again.
     shell.write(destination.with_name("manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
     shell.replace(_part(destination), destination)
     if packing:
         shell.remove(packed_file(machine).parent)
     sent = f", sent {packing.words}" if packing else ""
-    return f"staged {bytes_to_stage(dataset, blocks) / GIB:.2f} GiB into {destination}{sent}"
+    return f"staged {dataset.staged_bytes(blocks) / GIB:.2f} GiB into {destination}{sent}"
 
 
 def _refuse_to_replace(other: PurePath, plan: Plan, *, is_ours: bool) -> None:
@@ -217,12 +209,30 @@ def _send(
     packing: Packing | None,
 ) -> list[str]:
     """Write the images to the part file, packed, from the laptop, or as a copy. Returns the SHA-256 of each block."""
-    if packing is None and (dataset.where != HERE or machine.is_here):
-        return _copy(shell, machine, code, dataset, blocks, destination, progress)
-    _reserve(shell, dataset, blocks, destination)
+    part = _part(destination)
+    if packing is None and (dataset.where != HERE or machine.is_here):  # the machine copies them itself
+        order = machine.root / "staging.json"
+        header = base64.b64encode(dataset.staged_header(blocks)).decode("ascii")
+        pieces = [asdict(piece) for piece in dataset.pieces(blocks)]
+        value = {"source": str(dataset.path), "part": str(part), "header": header, "pieces": pieces}
+        shell.write(order, json.dumps(value).encode("utf-8"), private=True)  # a URL may carry a signature
+        hashes: list[str] = []
+        for line in shell.stream([machine.python, "-m", "deploy.pod.agent.files", str(order)], cwd=code, again=True):
+            if line.startswith("{"):
+                said = border.progress(line, f"{shell.name}: the copy of the data")
+                progress(said["done_bytes"], said["all_bytes"])
+                hashes = said.get("sha256", hashes)
+        return hashes
+    try:  # space for the whole file, before the first byte
+        shell.truncate(part, dataset.staged_bytes(blocks))
+        shell.write_at(part, 0, dataset.staged_header(blocks))
+    except OSError as error:
+        raise StepFailed(
+            f"{destination.parent} has no room for {dataset.staged_bytes(blocks) / GIB:.2f} GiB: {error.strerror}"
+        ) from error
     if packing is not None:
-        return packing.send(shell, machine, code, _part(destination), progress)
-    return send_pieces(shell, Path(str(dataset.path)), _part(destination), pieces_of(dataset, blocks), progress)
+        return packing.send(shell, machine, code, part, progress)
+    return send_pieces(shell, Path(str(dataset.path)), part, dataset.pieces(blocks), progress)
 
 
 def _with_hashes(
@@ -250,25 +260,24 @@ def is_there(
         staged_path(disk_folder(root, about), about, fraction),
     }
     found = (_manifest_there(shell, path) for path in places)
-    return any(size == bytes_to_stage(dataset, blocks) and _same(manifest, wanted) for manifest, size in found)
+    return any(size == dataset.staged_bytes(blocks) and _same(manifest, wanted) for manifest, size in found)
 
 
 def _staged_manifest(
-    dataset: Dataset, blocks: list[int], fraction: float, packing: Packing | None = None, shard: Shard = WHOLE
+    dataset: Dataset, blocks: list[int], fraction: float, packing: Packing | None, shard: Shard
 ) -> dict[str, Any]:
     """Return the staged file's own manifest. Its `source` shows a changed file if there is no manifest to compare.
 
     `blocks` are those of `shard`. Lossy images have their own block hashes. Their manifest keeps `packed`, also when a
     copy of them is staged again.
     """
-    rows = sum(rows_of(dataset, block) for block in blocks)
+    rows = dataset.count_rows(blocks)
     known: list[str] = dataset.manifest.get("blocks", [])
     own = packing.hashes("unpacked_sha256") if packing else []
-    selection, selected = dataset.manifest.get("selection"), kept_blocks(dataset, fraction)
+    selection, selected = dataset.manifest.get("selection"), dataset.kept_blocks(fraction)
     if selection is None and fraction < 1:
         selection = {"of": dataset.manifest.get("dataset_id"), "fraction": fraction, "blocks": selected}
-    whole_rows = sum(rows_of(dataset, block) for block in selected)
-    part = {"number": shard.number, "of": shard.of, "rows": whole_rows} if shard.of > 1 else None
+    part = {"number": shard.number, "of": shard.of, "rows": dataset.count_rows(selected)} if shard.of > 1 else None
     return {
         "dataset_id": None,
         "name": dataset.name,
@@ -283,7 +292,7 @@ def _staged_manifest(
         "labels_sha256": None,
         "selection": selection,
         **({"shard": part} if part else {}),
-        "source": {"path": str(dataset.path), "bytes": dataset.bytes, "modified_ns": modified_ns(dataset)},
+        "source": {"path": str(dataset.path), "bytes": dataset.size, "modified_ns": dataset.modified_ns},
     }
 
 
@@ -338,49 +347,13 @@ def _lacks_room(
     return None
 
 
-def _reserve(shell: Shell, dataset: Dataset, blocks: list[int], destination: PurePath) -> None:
-    """Reserve space for the whole file on another machine, before the first byte."""
-    part = _part(destination)
-    try:
-        shell.truncate(part, bytes_to_stage(dataset, blocks))
-        shell.write_at(part, 0, staged_header(dataset, blocks))
-    except OSError as error:
-        raise StepFailed(
-            f"{destination.parent} has no room for {bytes_to_stage(dataset, blocks) / GIB:.2f} GiB: {error.strerror}"
-        ) from error
-
-
-def _copy(
-    shell: Shell,
-    machine: Machine,
-    code: PurePath,
-    dataset: Dataset,
-    blocks: list[int],
-    destination: PurePath,
-    progress: Progress,
-) -> list[str]:
-    """Run the copy on the machine. Returns the SHA-256 of each block as it was copied."""
-    order = machine.root / "staging.json"
-    header = base64.b64encode(staged_header(dataset, blocks)).decode("ascii")
-    pieces = [asdict(piece) for piece in pieces_of(dataset, blocks)]
-    value = {"source": str(dataset.path), "part": str(_part(destination)), "header": header, "pieces": pieces}
-    shell.write(order, json.dumps(value).encode("utf-8"), private=True)  # a URL may carry a signature
-    hashes: list[str] = []
-    for line in shell.stream([machine.python, "-m", "deploy.pod.agent.files", str(order)], cwd=code, again=True):
-        if line.startswith("{"):
-            said = border.progress(line, f"{shell.name}: the copy of the data")
-            progress(said["done_bytes"], said["all_bytes"])
-            hashes = said.get("sha256", hashes)
-    return hashes
-
-
 def _labels_of(files: Files, dataset: Dataset, labels: Place, blocks: list[int]) -> bytes:
     """Return the contents of a label file for the staged rows only."""
     header = read_header(labels, files)
     width = int(header.dtype[-1])
     block_bytes = dataset.block_rows * width
     rows = [
-        files.read(labels, header.data_offset + block * block_bytes, rows_of(dataset, block) * width)
+        files.read(labels, header.data_offset + block * block_bytes, len(dataset.rows_of(block)) * width)
         for block in blocks
     ]
-    return header_bytes(header.dtype, (sum(rows_of(dataset, b) for b in blocks),)) + b"".join(rows)
+    return header_bytes(header.dtype, (dataset.count_rows(blocks),)) + b"".join(rows)

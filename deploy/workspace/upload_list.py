@@ -35,7 +35,7 @@ def listing(project: Path, patterns: Sequence[str]) -> Listing:
             f"exclude in the target's file: {guilty!r} excludes {os.fsdecode(needed)}, which the job needs: "
             f"add '!{os.fsdecode(needed)}' after it, or exclude less, such as docs/"
         )
-    kept_entries = [entry for entry in listed.entries if _name(entry, listed.prefix) not in out]
+    entries = [entry for entry in listed.entries if entry.split(b"\t", 1)[1].removeprefix(listed.prefix) not in out]
     return replace(
         listed,
         tracked=_without(listed.tracked, out),
@@ -43,7 +43,7 @@ def listing(project: Path, patterns: Sequence[str]) -> Listing:
         hidden=_without(listed.hidden, out),
         submodules=_without(listed.submodules, out),
         nested=tuple(name for name in listed.nested if name.rstrip(b"/") not in out),
-        entries=tuple(kept_entries),
+        entries=tuple(entries),
         excluded=tuple(name for name in listed.names if name in out),
     )
 
@@ -80,7 +80,3 @@ def _matched(
 
 def _without(names: Iterable[bytes], out: frozenset[bytes]) -> tuple[bytes, ...]:
     return tuple(name for name in names if name not in out)
-
-
-def _name(entry: bytes, prefix: bytes) -> bytes:
-    return entry.split(b"\t", 1)[1].removeprefix(prefix)

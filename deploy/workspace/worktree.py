@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.errors import StepFailed, WrongUse, quoted
 from deploy.pod.agent.frames import BODY_BYTES
 from deploy.shell import LocalShell, Result
-from deploy.workspace.exclude import NEVER_CODE, is_never_code
+from deploy.workspace.exclude import NEVER_CODE
 
 LARGE_FILE_BYTES = 50 << 20
 LARGE_UNTRACKED_BYTES = 64 << 20
@@ -61,7 +61,7 @@ def listing(project: Path) -> Listing:
         tracked=tuple(dict.fromkeys(tracked)),
         names=tuple(dict.fromkeys([*tracked, *files])),
         hidden=tuple(hidden),
-        submodules=tuple(name for name in submodules if not is_never_code(os.fsdecode(name))),
+        submodules=tuple(name for name in submodules if os.fsdecode(name).split("/")[0] not in NEVER_CODE),
         nested=tuple(name for name in untracked if name.endswith(b"/")),
         prefix=prefix,
         entries=tuple(entries),

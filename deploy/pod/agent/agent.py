@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from deploy.pod.agent import ram, rendezvous, snapshots, verbs
 from deploy.pod.agent.frames import GREETING, Ended, pack, unpack
+from deploy.pod.base import processes
 
 BEAT_S = 2.0  # also before the first one, which follows the greeting
 EXHAUSTED = 84  # exit code: no thread can be started
@@ -139,7 +140,8 @@ def _beat(send: Callable[..., None]) -> None:
 
 def _leave() -> None:
     """Exit at once, as a heartbeat may be stuck in a full pipe. Kills awaited commands; spawned processes stay."""
-    verbs.end_awaited()
+    for pid in list(verbs.running):
+        processes.kill_tree(pid)
     os._exit(0)
 
 

@@ -82,12 +82,6 @@ def lines(argv: Sequence[str], cwd: str | None = None) -> Generator[bytes, None,
     return process.returncode
 
 
-def end_awaited() -> None:
-    """Kill the commands in `running`, because their caller has gone."""
-    for pid in list(running):
-        processes.kill_tree(pid)
-
-
 def spawn(argv: Sequence[str], cwd: str) -> int:
     """Start a process that outlives this one and its terminal; returns its pid."""
     argv, null = _programmed(argv), subprocess.DEVNULL
@@ -289,7 +283,7 @@ def in_ram(path: str) -> bool:
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines():
             _, where, kind = line.split(" ", 3)[:3]
-            if place == Path(where) or Path(where) in place.parents:
+            if place.is_relative_to(where):
                 mounts.append((len(where), kind))
     # Of two mounts at the same path, the later one is on top.
     return bool(mounts) and max(reversed(mounts), key=lambda mount: mount[0])[1] in ("tmpfs", "ramfs")

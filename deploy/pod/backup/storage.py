@@ -146,7 +146,4 @@ def refuse_the_machines_own(path: Path, root: Path, volume_path: str | None) -> 
 
 
 def is_below(path: Path, above: str | None) -> bool:
-    if not above:
-        return False
-    top = Path(above).absolute()
-    return path == top or top in path.parents
+    return path.is_relative_to(Path(above).absolute()) if above else False

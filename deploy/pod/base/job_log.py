@@ -13,6 +13,17 @@ LOGGED = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ \d+ \S*torch/distributed/"
 FRAME = re.compile(r"(\[rank\d+\]:)?(Exception raised from |frame #\d+: )")  # of a trace of torch's C++ parts
 RANK = re.compile(r"\s*rank\s+: (\d+)")
 SIGNAL = re.compile(r"\s*exitcode\s+: -(\d+)")
+EVIDENCE_LINES = 10
+# torchrun's report alone may have 8 KiB. A trace of torch's C++ parts may follow it, with thousands of characters.
+EVIDENCE_BYTES = 32 << 10
+
+
+def last_words(end: bytes, reason: str | None = None) -> list[str]:
+    """Return the last EVIDENCE_LINES telling lines: no empty ones, no frames of a C++ trace, no report of torchrun.
+
+    `end`: the last EVIDENCE_BYTES bytes of a log. `reason`: of a failure, if the message that gets the lines has it.
+    """
+    return beyond(telling(end.decode("utf-8", errors="replace").splitlines()), reason)[-EVIDENCE_LINES:]
 
 
 def telling(lines: Sequence[str]) -> list[str]:

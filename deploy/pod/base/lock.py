@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,10 +25,6 @@ class Busy(Exception):
         self.holder = holder
 
 
-def _private(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o600)
-
-
 class Lock:
     """`with Lock(path, {"run_id": ...}).acquire():` holds the lock or raises Busy. The system frees it on process exit.
 
@@ -43,7 +40,8 @@ class Lock:
     def acquire(self) -> Lock:
         """Take the lock. Raises Busy, with its holder, if another process has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self.path, "a+b", opener=_private)  # noqa: SIM115 - held open for as long as the lock is
+        private = partial(os.open, mode=0o600)
+        file = open(self.path, "a+b", opener=private)  # noqa: SIM115 - held open for as long as the lock is
         for look in range(10):
             if _try_lock(file):
                 break

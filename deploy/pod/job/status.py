@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.pod.base import job_log
 from deploy.pod.base.clock import Clock
-from deploy.pod.base.evidence import EVIDENCE_BYTES, EVIDENCE_LINES, last_words
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
 from deploy.pod.base.heartbeat import Beats
+from deploy.pod.base.job_log import EVIDENCE_BYTES, EVIDENCE_LINES, FAILED, last_words
 from deploy.pod.base.limits import Limits
 from deploy.pod.base.metrics import MetricsTail
 from deploy.pod.base.paid_time import Meter
@@ -85,7 +84,7 @@ class StatusFile:
     def end_log(self, reason: str) -> bytes:
         """Write why the run failed as the last line of the log, and return the line. torchrun's report is above it."""
         when = time.strftime("%H:%M:%S", time.localtime(self.clock.wall()))
-        line = f"[{when}] {job_log.FAILED}{self.redact(reason)}\n".encode()
+        line = f"[{when}] {FAILED}{self.redact(reason)}\n".encode()
         with contextlib.suppress(OSError), open(self.folder.log, "ab") as log:
             log.write(line)
         return line

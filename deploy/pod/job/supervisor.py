@@ -53,7 +53,7 @@ def main(argv: list[str], clock: Clock | None = None) -> int:
     supervisor = Supervisor(folder, plan, secrets, clock or Clock())
     try:
         with _images_in_use(plan), supervisor.turn() as lock:
-            return supervisor.run(lock) if lock else supervisor.leave_the_queue()
+            return supervisor.run(lock)
     except Busy as busy:
         return _refuse(folder, plan, busy)
     finally:
@@ -126,8 +126,11 @@ class Supervisor:
         lock = self._wait_for_turn(queue.Ticket(self.root, holder), holder)
         return lock if lock is not None else contextlib.nullcontext()
 
-    def run(self, lock: Lock) -> int:
-        """Run the job, with restarts, to its end. Returns the exit code of the supervisor."""
+    def run(self, lock: Lock | None) -> int:
+        """Run the job, with restarts, to its end. `lock`: as `turn` gave it. Returns the supervisor's exit code."""
+        if lock is None:
+            state, reason = stopped(self.stops.expired, "stopped while it waited for its turn")
+            return self._finish(state, None, reason)
         self.status.tell(state="running", reason=None)
         self.rule.begin()
         argv = list(self.plan["argv"])
@@ -154,10 +157,6 @@ class Supervisor:
                     state, reason = stopped(self.stops.expired, "stopped before it was started again")
                     return self._finish(state, job.returncode, reason)
                 argv = restarts.resuming(argv)
-
-    def leave_the_queue(self) -> int:
-        state, reason = stopped(self.stops.expired, "stopped while it waited for its turn")
-        return self._finish(state, None, reason)
 
     def _wait_for_turn(self, ticket: queue.Ticket, holder: dict[str, Any]) -> Lock | None:
         self.status.tell(state="planned")
@@ -230,7 +229,8 @@ class Supervisor:
         while job.poll() is None:
             self._listen_to_stop(job)
             self._echo(echo)
-            self._look_for_ranks(job)
+            if not self.ran:  # torchrun does not report when all machines have joined: the number of ranks tells
+                self.ran = len(processes.descendants(job.pid)) >= int(self.plan["processes"])
             self._look_for_guard()
             self.status.beat()
             time.sleep(POLL_S)
@@ -273,11 +273,6 @@ class Supervisor:
         """Pids that do not belong to the job: nvidia-smi, the masking process, and a guard that was started here."""
         sieve_pid = self.sieve.pid if self.sieve else None
         return {pid for pid in (self.status.gauges.gpus.pid, sieve_pid, self.guard_pid) if pid is not None}
-
-    def _look_for_ranks(self, job: subprocess.Popen[bytes]) -> None:
-        """Detect by their number that the ranks run: torchrun does not report when all machines have joined."""
-        if not self.ran:
-            self.ran = len(processes.descendants(job.pid)) >= int(self.plan["processes"])
 
     def _look_for_guard(self) -> None:
         """Restart the guard if it was killed and the machine has limits. Outside our image nothing else does."""

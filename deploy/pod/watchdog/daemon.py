@@ -268,7 +268,10 @@ class Guard:
             return
         self._limits_read = seen
         try:
-            limits = parse(read_json(path) or _not_whole())
+            told = read_json(path)
+            if not told:
+                raise ValueError("it is incomplete")
+            limits = parse(told)
         except ValueError as error:
             self.decide(str(self.status["state"]), f"guard.json is ignored, the earlier limits stay in force: {error}")
             return
@@ -325,10 +328,6 @@ def _tell_boot(root: Root) -> None:
     with contextlib.suppress(OSError):
         if FOR_BOOT.parent.is_dir():
             write_bytes(FOR_BOOT, json.dumps(note).encode("utf-8"), mode=0o600)
-
-
-def _not_whole() -> dict[str, Any]:
-    raise ValueError("it is incomplete")
 
 
 def _some(only: dict[str, str]) -> str:

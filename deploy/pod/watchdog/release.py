@@ -164,7 +164,7 @@ def sent(method: str, address: str, key: str, body: bytes | None, take: Callable
         with opener.open(request, timeout=LIMIT_S) as answer:
             return take(answer)
 
-    return _in_time(ask)
+    return in_a_thread(ask, lambda thread: thread.join(TOTAL_S))  # LIMIT_S holds for each read alone
 
 
 def start_of(answer: http.client.HTTPResponse) -> bytes:
@@ -175,10 +175,10 @@ def _status(answer: http.client.HTTPResponse) -> int:
     return answer.status
 
 
-def _in_time(work: Callable[[], T]) -> T:
-    """Call `work` in a thread, as LIMIT_S holds for each read alone. Raises TimeoutError after TOTAL_S.
+def in_a_thread(work: Callable[[], T], wait: Callable[[threading.Thread], None]) -> T:
+    """Call `work` in a thread until `wait` returns. Raises TimeoutError if it is not done then.
 
-    If the machine is out of processes, the call has no limit.
+    If the machine is out of processes, `work` is called in this thread, and nothing waits for it.
     """
     done: list[T] = []
     failed: list[BaseException] = []
@@ -189,12 +189,12 @@ def _in_time(work: Callable[[], T]) -> T:
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=carry, name="request", daemon=True)
+    thread = threading.Thread(target=carry, name="work", daemon=True)
     try:
         thread.start()
     except RuntimeError:
         return work()
-    thread.join(TOTAL_S)
+    wait(thread)
     try:
         if failed:
             raise failed[0]

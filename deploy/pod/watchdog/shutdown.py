@@ -93,7 +93,8 @@ class Goodbye:
         if newest and not self._is_copied(folder, newest[0], checkpoints.SYNCED):
             self._copy_at = self.clock.monotonic() + COPY_EVERY_S
             copier = threading.Thread(target=self._note_copy, args=(folder, limits), name="copies", daemon=True)
-            if _can_start(copier):
+            with contextlib.suppress(RuntimeError):  # the machine is out of processes: a job may have used all of them
+                copier.start()
                 self._copier = copier
 
     def _copies(self) -> bool:
@@ -164,33 +165,13 @@ class Goodbye:
 
     def _while_beating(self, work: Callable[[], T]) -> T:
         """Run blocking work in a thread and beat meanwhile. If no thread can be started, runs it without beats."""
-        done: list[T] = []
-        failed: list[BaseException] = []
 
-        def carry() -> None:
-            try:
-                done.append(work())
-            except BaseException as error:
-                failed.append(error)
+        def beat_until_its_end(thread: threading.Thread) -> None:
+            while thread.is_alive():
+                self.beat()
+                thread.join(0.2)
 
-        thread = threading.Thread(target=carry, name="goodbye", daemon=True)
-        if not _can_start(thread):
-            return work()
-        while thread.is_alive():
-            self.beat()
-            thread.join(0.2)
-        if failed:
-            raise failed[0]
-        return done[0]
-
-
-def _can_start(thread: threading.Thread) -> bool:
-    """Start a thread. Returns False if the machine is out of processes: a job may have used all of them."""
-    try:
-        thread.start()
-    except RuntimeError:
-        return False
-    return True
+        return release.in_a_thread(work, beat_until_its_end)
 
 
 def only_copies(

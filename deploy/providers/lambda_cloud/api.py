@@ -66,10 +66,6 @@ class ApiError(Exception):
     def is_gone(self) -> bool:
         return self.status == 404
 
-    @property
-    def has_no_room(self) -> bool:
-        return self.code in (NO_CAPACITY, QUOTA)
-
 
 class NeverSent(ApiError):
     """There was no connection: nothing was carried out."""

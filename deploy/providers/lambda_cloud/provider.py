@@ -17,6 +17,7 @@ from deploy.providers.lambda_cloud.api import (
     INACTIVE,
     KEY_VARIABLE,
     NO_CAPACITY,
+    QUOTA,
     TAG_CHARACTERS,
     WHERE_TO_GET,
     ApiError,
@@ -142,7 +143,7 @@ class LambdaProvider(Provider):
             try:
                 return self._requested(spec.name, kind, region, key_name)
             except ApiError as error:
-                if not error.has_no_room:
+                if error.code not in (NO_CAPACITY, QUOTA):
                     raise
                 why = "no capacity" if error.code == NO_CAPACITY else str(error)
             except Unfit as unfit:

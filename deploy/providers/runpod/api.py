@@ -112,9 +112,7 @@ class NetworkVolume:
 @dataclass(frozen=True)
 class LogLine:
     text: str
-    source: str = "container"  # or system: messages of the host, such as the image pull
-    ts: str = ""  # RFC 3339
-    id: str = ""
+    source: str  # container, or system: messages of the host, such as the image pull
 
 
 class Api(Protocol):
@@ -147,10 +145,8 @@ class Api(Protocol):
     def volumes(self) -> list[NetworkVolume]:
         """List every network volume of the account."""
 
-    def log(
-        self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
-    ) -> Iterator[LogLine]:
-        """Stream a pod's log. The stream ends after some silence; `live` allows a longer one."""
+    def log(self, pod_id: str, since: str | None, tail: int) -> Iterator[LogLine]:
+        """Stream a pod's log from a time on or, without one, its last lines. The stream ends after some silence."""
 
 
 class ApiError(Exception):

@@ -17,7 +17,7 @@ class Candidate:
     gpu: str
     data_center: str | None  # None: RunPod chooses
     usd_per_hour: float  # of the whole machine
-    memory_gib: float | None = None  # of one GPU; None: the API does not report it
+    memory_gib: float | None  # of one GPU; None: the API does not report it
 
     def __str__(self) -> str:
         return _place(self.gpu, self.data_center)

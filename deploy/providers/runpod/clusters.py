@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from deploy.errors import NoMachine, WrongUse, command
@@ -28,22 +28,19 @@ if TYPE_CHECKING:
     from deploy.providers.runpod.rest import RestApi
 
 MOST_NODES = 250
-Fit = Callable[[Machine], Machine]  # returns a machine that can train; raises Unfit for one that cannot
-AsMachine = Callable[[Pod, Identity, str], Machine]  # from a pod, its identity in the log, and the machine's name
 
 
+@dataclass
 class Clusters:
+    api: RestApi
+    asking: Asking
+    boot: Boot
+    making: Making
+    machine: Callable[[Pod, Identity, str], Machine]  # from a pod, its identity in the log, and the machine's name
+    fit: Callable[[Machine], Machine]  # returns a machine that can train; raises Unfit for one that cannot
+    chosen = ""  # id of the cluster whose node 0 was returned last; other nodes come from it
     word = "cluster"
     product = "CLUSTER"
-
-    def __init__(self, api: RestApi, asking: Asking, boot: Boot, making: Making, machine: AsMachine, fit: Fit) -> None:
-        self.api = api
-        self.asking = asking
-        self.boot = boot
-        self.making = making
-        self.machine = machine
-        self.fit = fit
-        self.chosen = ""  # id of the cluster whose node 0 was returned last; other nodes come from it
 
     def acquire(self, spec: MachineSpec) -> Machine:
         """Return a node of a cluster of `spec.nodes` machines. Raises NoMachine without a usable one.

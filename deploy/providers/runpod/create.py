@@ -25,8 +25,8 @@ from deploy.providers.runpod.api import (
     Unclear,
     Unreachable,
 )
-from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, at_spot, choose
-from deploy.providers.runpod.messages import cannot_pull, no_candidate, unlike_room
+from deploy.providers.runpod.candidates import Candidate, Refusal, at_spot, choose
+from deploy.providers.runpod.messages import ROOM, cannot_pull, no_candidate
 from deploy.providers.runpod.pod_request import Wanted
 from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, of_family
@@ -90,7 +90,7 @@ class Making:
 
     def new(self, kind: Kind[T], spec: MachineSpec) -> Machine:
         """Create a machine of the first candidate that has room and fits. Raises NoMachine."""
-        name, chosen = spec.name, self.choose(kind.product)
+        name, chosen = spec.name, choose(self.options, *self.catalogue(kind.product))
         search = _Search([*chosen.refusals])
         public_key = public_line(project_key(self.settings)[1])
         disk = disk_gib(self.options, self.settings.target.root, spec.data_bytes)
@@ -147,7 +147,8 @@ class Making:
         except (Refused, Forbidden) as error:
             if error.may_exist:
                 search.twins_until = self.asking.clock.now() + SHOWS_S
-            by_rule, is_forbidden = unlike_room(error), isinstance(error, Forbidden)
+            by_rule = isinstance(error, Refused) and not ROOM.search(str(error))
+            is_forbidden = isinstance(error, Forbidden)
             search.refusals.append(Refusal(str(candidate), str(error), by_rule, is_forbidden=is_forbidden))
             return None
         machine, began = None, self.asking.clock.now()
@@ -179,7 +180,9 @@ class Making:
                 raise
 
         try:
-            return self.asking.create(make, lambda: _named(kind, name))
+            return self.asking.create(
+                make, lambda: next(iter(of_family(kind.all(bills=True), name, exactly=True)), None)
+            )
         except (Refused, Forbidden):  # the next candidate writes the note anew
             raise
         except Unreachable:  # nothing was sent, so nothing was created
@@ -235,23 +238,15 @@ class Making:
 
     def refuse_other(self, pod: Pod) -> None:
         """Raise Unfit for a pod that RunPod placed differently than requested, as far as the API reports it."""
-        self.refuse_dear(pod)
-        options = self.options
+        options, ceiling = self.options, self.options.max_usd_per_hour
+        if ceiling is not None and pod.usd_per_hour > ceiling + 1e-9:
+            raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
         if options.data_centers and pod.data_center and pod.data_center not in options.data_centers:
             raise Unfit(f"it is in {pod.data_center}, which is not in data_centers")
         if self.asking.api.names_gpus_by_id and pod.gpu and pod.gpu not in options.gpus:
             raise Unfit(f"it has {pod.gpu}, which is not in gpus")
         if pod.gpu_count and pod.gpu_count < options.gpu_count:
             raise Unfit(f"it has {plural(pod.gpu_count, 'GPU')}, fewer than gpu_count: {options.gpu_count}")
-
-    def refuse_dear(self, pod: Pod) -> None:
-        """Raise Unfit for a pod that costs more than max_usd_per_hour."""
-        ceiling = self.options.max_usd_per_hour
-        if ceiling is not None and pod.usd_per_hour > ceiling + 1e-9:
-            raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
-
-    def choose(self, product: str) -> Chosen:
-        return choose(self.options, *self.catalogue(product))
 
     def catalogue(self, product: str) -> tuple[Sequence[Offer], str | None]:
         """Return the offers, and the data centre of the target's volume, if it has one. Raises WrongUse."""
@@ -311,7 +306,3 @@ class Making:
             bid_usd_per_gpu_hour=candidate.usd_per_hour / options.gpu_count if options.spot else None,
             unattended_min=options.unattended_min if nodes == 1 else None,  # no pod of a cluster ends alone
         )
-
-
-def _named(kind: Kind[T], name: str) -> T | None:
-    return next(iter(of_family(kind.all(bills=True), name, exactly=True)), None)

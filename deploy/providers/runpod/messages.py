@@ -12,7 +12,6 @@ from deploy.providers.runpod.api import (
     BadRequest,
     Forbidden,
     NoBalance,
-    Refused,
     TooMany,
     Unclear,
     Unreachable,
@@ -38,10 +37,6 @@ IN_WORDS: tuple[tuple[type[ApiError], type[DeployError], str, str | None], ...] 
     (Unclear, NoMachine, "RunPod's API does not answer", None),
     (ApiError, StepFailed, "RunPod", None),
 )
-
-
-def unlike_room(error: ApiError) -> bool:
-    return isinstance(error, Refused) and not ROOM.search(str(error))
 
 
 def no_candidate(settings: Settings, refusals: Sequence[Refusal], what: str = "machine") -> NoMachine:

@@ -10,10 +10,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from deploy.errors import CannotTrain, DeployError, NoMachine
-from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers.rented import Clock, refuse_unreadable
-from deploy.providers.runpod import clusters, events, key, prices
-from deploy.providers.runpod.api import Api, ApiError, Gone, LogLine, Offer, Pod
+from deploy.providers.runpod import clusters, key, prices
+from deploy.providers.runpod.api import Api, ApiError, Gone, Offer, Pod
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.candidates import Candidate, choose, rentals
 from deploy.providers.runpod.clusters import Clusters
@@ -176,24 +175,12 @@ class RunPodProvider(Provider):
                         self._clusters.end(cluster)
         self._notes.done_with(plain if machine.group else machine.name)
 
-    def log(self, machine: Machine, *, follow: bool = False) -> Iterator[str]:
-        """Yield the container's output, even when SSH is down. `follow` reconnects after cuts while the caller reads.
-
-        Empty with `api: sdk`, which has no log.
-        """
-        waits = endless(MACHINE_POLLS_S)
-
-        def stream(cursor: str | None) -> Iterator[LogLine]:
-            return self._asking.ask(lambda: self._api.log(machine.id, None, cursor, 5000, live=follow))
-
-        def between() -> bool:
-            if follow:
-                self.clock.sleep(next(waits))
-            return follow
-
+    def log(self, machine: Machine) -> Iterator[str]:
+        """Yield the container's output, even when SSH is down. Empty with `api: sdk`, which has no log."""
         with self._words():
             if self._api.has_log and machine.id:
-                yield from (line.text for line in events.follow(stream, between) if line.source == "container")
+                lines = self._asking.ask(lambda: self._api.log(machine.id, None, 5000))
+                yield from (line.text for line in lines if line.source == "container")
 
     # From a pod to a machine
 

@@ -23,7 +23,6 @@ class Limits:
     probe_s: float = 5.0  # for the banner of an SSH server
     log_idle_s: float = 1.5  # a log stream never ends: this much silence means that all of it was read
     log_s: float = 10.0  # ... and limit for a stream that never falls silent
-    live_idle_s: float = 60.0  # as log_idle_s, for a log that is followed live
     patience_s: float = 90.0  # of retries to create or release something, while the API does not answer
     look_s: float = 20.0  # the same for requests that only read
     candidates_s: float = float("inf")  # after which no further candidate is requested

@@ -94,8 +94,8 @@ class Boot:
     asking: Asking
     wait_min: float
     min_memory_gib: float | None
-    min_cuda: str | None = None
-    silent_s: float = 20.0
+    min_cuda: str | None
+    silent_s: float
 
     def ready(
         self, pod: Pod, refuse: Callable[[Pod], None] = lambda _: None, *, is_unused: bool = False
@@ -105,7 +105,7 @@ class Boot:
         Each state of the pod is checked, by `refuse` too; the first one before any wait. `is_unused`: the pod is new,
         so a refusal releases it.
         """
-        clock, limit_s = self.asking.clock, self.wait_min * 60
+        clock, limit_s, probe_s = self.asking.clock, self.wait_min * 60, self.asking.limits.probe_s
         silent_s = self.silent_s if is_unused else max(self.silent_s, SILENT_USED_S)
         wait = _Wait(clock, clock.now(), clock.now() + FIRST_LOOK_S, silent_s)
         for waited_s in clock.polls(limit_s):
@@ -114,7 +114,7 @@ class Boot:
                     pod = self.asking.pod(pod.id, patience_s=limit_s - waited_s)
                 self._refuse_unfit(pod)
                 refuse(pod)
-                if self._answers(pod):
+                if pod.status == "RUNNING" and pod.host and pod.port and answers_ssh(pod.host, pod.port, probe_s):
                     return self._known(pod)
             except Gone as error:
                 if not is_unused or waited_s > SHOWS_S:
@@ -170,7 +170,7 @@ class Boot:
     def _log_of(self, pod: Pod) -> list[LogLine]:
         # 60 s earlier: the keys are printed at boot, by a clock that may differ from the API's.
         since = events.earlier(pod.started, 60) if pod.started else None
-        return list(self.asking.api.log(pod.id, since, None, 5000))
+        return list(self.asking.api.log(pod.id, since, 5000))
 
     def _known(self, pod: Pod) -> tuple[Pod, Identity]:
         identity = self.identity(pod)
@@ -183,11 +183,6 @@ class Boot:
         if self.min_memory_gib and not (pod.memory_gib or identity.memory_gib):
             self.asking.say(f"neither {pod} nor its image reports its memory: min_memory_gib is not checked")
         return pod, identity
-
-    def _answers(self, pod: Pod) -> bool:
-        if pod.status != "RUNNING" or not pod.host or not pod.port:
-            return False
-        return answers_ssh(pod.host, pod.port, self.asking.limits.probe_s)
 
     def _heard(self, pod: Pod) -> Signs | None:
         """Read the signs in the log; None when it cannot be read now, or not with this key.

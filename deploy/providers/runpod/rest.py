@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from urllib.parse import quote
 
@@ -62,7 +62,6 @@ class RestApi:
         self.limits = limits
         self.ahead_s = 0.0
         self.policy = ""  # the limit of calls, as the newest answer names it
-        self._has_memory_field: bool | None = None  # None: not asked yet
         self._session = requests.Session()
         self._session.auth = key.sign  # not a header, because ~/.netrc overrides one
 
@@ -70,7 +69,7 @@ class RestApi:
         if wanted.bid_usd_per_gpu_hour is not None:
             return answers.created(self._graphql(graphql.body_of_spot(wanted)).get("podRentInterruptable"), wanted)
         body = body_of(wanted)
-        if wanted.min_memory_gib and self._takes_memory():
+        if wanted.min_memory_gib and self._takes_memory:
             body["gpu"] = {**body["gpu"], MEMORY_FIELD: math.ceil(wanted.min_memory_gib / wanted.gpu_count)}
         return answers.pod(self._json("POST", "/v2/pods", body=body))
 
@@ -83,14 +82,13 @@ class RestApi:
         except ApiError as error:
             raise type(error)(self.key.mask(error.detail)) from None
 
+    @cached_property
     def _takes_memory(self) -> bool:
-        """Return whether the live specification has the field for memory. v2 refuses fields that it does not know."""
-        if self._has_memory_field is None:
-            try:
-                self._has_memory_field = MEMORY_FIELD in fields_of(self.specification(), GPU_SCHEMA)
-            except ApiError:  # no specification there: the memory is checked after the start alone
-                self._has_memory_field = False
-        return self._has_memory_field
+        """Whether the live specification has the field for memory. v2 refuses fields that it does not know."""
+        try:
+            return MEMORY_FIELD in fields_of(self.specification(), GPU_SCHEMA)
+        except ApiError:  # no specification there: the memory is checked after the start alone
+            return False
 
     def get(self, pod_id: str) -> Pod:
         return answers.pod(self._json("GET", f"/v2/pods/{_safe(pod_id)}"))
@@ -138,17 +136,14 @@ class RestApi:
     def volumes(self) -> list[NetworkVolume]:
         return answers.listed_volumes(self._json("GET", "/v2/network-volumes").get("networkVolumes"), "dataCenter")
 
-    def log(
-        self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
-    ) -> Iterator[LogLine]:
-        query = {"since": since} if since else {"tail": str(tail)}
-        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": cursor} if cursor else {})}
+    def log(self, pod_id: str, since: str | None, tail: int) -> Iterator[LogLine]:
+        query, headers = {"since": since} if since else {"tail": str(tail)}, {"Accept": "text/event-stream"}
         answer = self._send("GET", f"/v2/pods/{_safe(pod_id)}/logs", query=query, headers=headers)
         # The answer may start late; once it has started, silence means that all of it was read.
         connection = getattr(answer.raw, "connection", None)
         if connection is not None and connection.sock is not None:
-            connection.sock.settimeout(self.limits.live_idle_s if live else self.limits.log_idle_s)
-        return _log_lines(answer, None if live else self.limits.log_s)
+            connection.sock.settimeout(self.limits.log_idle_s)
+        return _log_lines(answer, self.limits.log_s)
 
     def funds(self) -> Funds:
         """Ask GraphQL for the money of the account, which v2 does not report.
@@ -224,8 +219,8 @@ def post(url: str, limit_s: float, **about: Any) -> requests.Response:
     return Work(partial(requests.post, url, **asked)).result(2 * limit_s)
 
 
-def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[LogLine]:
-    end = time.monotonic() + (float("inf") if limit_s is None else limit_s)
+def _log_lines(answer: requests.Response, limit_s: float) -> Iterator[LogLine]:
+    end = time.monotonic() + limit_s
 
     def chunks() -> Iterator[bytes]:
         # One byte at a time: a larger size may block until that much has arrived.

@@ -157,7 +157,7 @@ class Asking:
 
     def last_lines(self, pod: Pod) -> list[str]:
         with contextlib.suppress(ApiError):
-            return [line.text for line in self.api.log(pod.id, None, None, 20)][-5:]
+            return [line.text for line in self.api.log(pod.id, None, 20)][-5:]
         return []
 
     def as_named(self, one: N) -> N:

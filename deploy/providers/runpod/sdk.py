@@ -171,10 +171,8 @@ class SdkApi:
         found = self._call(lambda sdk: sdk.get_user(api_key=self.key.reveal())["networkVolumes"]) or []
         return answers.listed_volumes(found, "dataCenterId")
 
-    def log(
-        self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
-    ) -> Iterator[LogLine]:
-        del pod_id, since, cursor, tail, live
+    def log(self, pod_id: str, since: str | None, tail: int) -> Iterator[LogLine]:
+        del pod_id, since, tail
         return iter(())
 
     def _pod(self, values: dict[str, Any]) -> Pod:

@@ -34,10 +34,10 @@ PULL_LIMIT = re.compile(r"toomanyrequests|rate limit", re.IGNORECASE)
 class Signs:
     """`fault`: the host's message, when the pod will never run there. `everywhere`: nor on any other host."""
 
-    fault: str = ""
-    everywhere: bool = False
-    last: str = ""  # the newest line from any source: a sign of life
-    is_ready: bool = False  # the SSH server of the newest boot listens
+    fault: str
+    everywhere: bool
+    last: str  # the newest line from any source: a sign of life
+    is_ready: bool  # the SSH server of the newest boot listens
 
 
 def read(lines: Iterable[LogLine]) -> Signs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.pod.base.evidence import EVIDENCE_LINES, last_words
+from deploy.pod.base.job_log import EVIDENCE_LINES, last_words
 
 WARNING = "[W1129 16:12:05.104233811 TCPStore.cpp:106] [c10d] sendBytes failed on SocketImpl(fd=3): Broken pipe"
 # As torchrun prints it if the machine with the store has left.

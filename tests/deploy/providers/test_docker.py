@@ -36,8 +36,7 @@ def provider(tmp_path: Path, our_image: str) -> Iterator[DockerProvider]:
     yield made
     for machine in made.list():
         made.release(machine)
-    if made._client is not None:
-        made._client.close()
+    made.client.close()
 
 
 def settings(project: Path, **options: object) -> Settings:

@@ -205,11 +205,11 @@ def test_doctor_reports_whether_the_image_of_a_container_exists(checkout: Path) 
     file = checkout / "conf" / "deploy" / "docker.yaml"
     with session.target(checkout, "docker") as at:
         found = {each.what: each for each in doctor.machine(at)}
-        at.provider._client.close()  # type: ignore[attr-defined]
+        at.provider.client.close()  # type: ignore[attr-defined]
     assert (found["image"].level, found["image"].found) == ("problem", "the image of this project is not built yet")
     assert str(found["image"].fix).endswith("build --on docker")
     file.write_text("provider: docker\nroot: /w\nimage: me/sniperface\n", encoding="utf-8")
     with session.target(checkout, "docker") as at:
         found = {each.what: each for each in doctor.machine(at)}
-        at.provider._client.close()  # type: ignore[attr-defined]
+        at.provider.client.close()  # type: ignore[attr-defined]
     assert (found["image"].level, found["image"].found) == ("ok", "me/sniperface")

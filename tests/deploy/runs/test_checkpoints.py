@@ -9,7 +9,7 @@ import pytest
 from deploy import border
 from deploy.errors import BadAnswer, WrongUse
 from deploy.pod.base.checkpoints import age
-from deploy.runs.checkpoints import choose, chosen_by
+from deploy.runs.checkpoints import choose
 
 
 def note(epoch: int, step: int, *, whole: bool = True, accuracy: float | None = None) -> dict[str, Any]:
@@ -27,10 +27,10 @@ NOTES = [note(0, 10, accuracy=0.8), note(1, 14, whole=False), note(1, 20, accura
 
 
 def test_of_two_checkpoints_of_an_epoch_the_later_one_is_meant() -> None:
-    assert choose(NOTES, "1", "run")["step"] == 20
-    assert choose(NOTES, "2", "run")["step"] == 23
-    assert choose(NOTES, "latest", "run")["step"] == 23
-    assert choose(NOTES, "best", "run")["step"] == 20
+    assert choose(NOTES, "1", "run")[0]["step"] == 20
+    assert choose(NOTES, "2", "run")[0]["step"] == 23
+    assert choose(NOTES, "latest", "run")[0]["step"] == 23
+    assert choose(NOTES, "best", "run")[0]["step"] == 20
 
 
 def test_a_whole_epoch_is_further_than_a_part_of_it() -> None:
@@ -56,12 +56,12 @@ MEASURED = [
 
 @pytest.mark.parametrize(("which", "epoch"), [("best", 1), ("best:lfw", 0), ("latest", 2)])
 def test_the_best_by_a_named_set_is_chosen(which: str, epoch: int) -> None:
-    assert choose(MEASURED, which, "r")["epoch"] == epoch
+    assert choose(MEASURED, which, "r")[0]["epoch"] == epoch
 
 
 def test_without_people_held_out_the_first_set_chooses() -> None:
     notes = [{**note, "eval": {"sets": note["eval"]["sets"]}} for note in MEASURED[:2]]
-    assert choose(notes, "best", "r")["epoch"] == 0
+    assert choose(notes, "best", "r")[0]["epoch"] == 0
     with pytest.raises(WrongUse, match="not evaluated on a set agedb: give best:lfw"):
         choose(notes, "best:agedb", "r")
 
@@ -89,8 +89,8 @@ CONTINUED = [{"epoch": 0, "eval": {"accuracy": 0.99}}, *DIVIDED[1:]]
 def test_the_best_is_chosen_by_validation_people_and_says_so(
     notes: list[dict[str, Any]], which: str, epoch: int, words: str | None
 ) -> None:
-    assert choose(notes, which, "r")["epoch"] == epoch
-    assert chosen_by(notes, which, "r") == words
+    assert choose(notes, which, "r")[0]["epoch"] == epoch
+    assert choose(notes, which, "r")[1] == words
 
 
 @pytest.mark.parametrize("sets", [[], {"lfw": 1}, {"lfw": {"accuracy": "high"}}])
@@ -106,9 +106,9 @@ def test_of_several_sets_the_first_is_meant_and_offered() -> None:
         {"epoch": 1, "eval": {"sets": {"lfw": {"accuracy": 0.6}, "agedb": {"accuracy": 0.8}}}},
         {"epoch": 2, "eval": {"sets": {"cfp": {"accuracy": 0.7}}}},
     ]
-    told = [(which, choose(notes, which, "r")["epoch"]) for which in ("best", "best:lfw", "best:agedb", "best:cfp")]
+    told = [(which, choose(notes, which, "r")[0]["epoch"]) for which in ("best", "best:lfw", "best:agedb", "best:cfp")]
     assert told == [("best", 1), ("best:lfw", 1), ("best:agedb", 0), ("best:cfp", 2)]
-    assert chosen_by(notes, "best:agedb", "r") == "best by the set agedb (90.0%)"
+    assert choose(notes, "best:agedb", "r")[1] == "best by the set agedb (90.0%)"
     with pytest.raises(WrongUse, match=r"not evaluated on a set x: give best:lfw$"):
         choose(notes, "best:x", "r")
     with pytest.raises(
@@ -120,6 +120,6 @@ def test_of_several_sets_the_first_is_meant_and_offered() -> None:
 
 
 def test_of_equally_good_checkpoints_the_first_is_the_best() -> None:
-    assert choose([note(epoch, epoch, accuracy=0.5) for epoch in range(3)], "best", "r")["epoch"] == 0
-    assert choose([note(0, 0, accuracy=0.0), note(1, 1)], "best", "r")["epoch"] == 0
-    assert choose(NOTES, "01", "r")["epoch"] == 1
+    assert choose([note(epoch, epoch, accuracy=0.5) for epoch in range(3)], "best", "r")[0]["epoch"] == 0
+    assert choose([note(0, 0, accuracy=0.0), note(1, 1)], "best", "r")[0]["epoch"] == 0
+    assert choose(NOTES, "01", "r")[0]["epoch"] == 1

@@ -17,9 +17,9 @@ import pytest
 
 from deploy import border
 from deploy.errors import StepFailed, WrongUse
-from deploy.pod.base.evidence import EVIDENCE_BYTES
 from deploy.pod.base.folder import RunFolder, write_json
 from deploy.pod.base.heartbeat import LOST_AFTER_S
+from deploy.pod.base.job_log import EVIDENCE_BYTES
 from deploy.runs import job
 from deploy.runs.feed import Feed
 from deploy.runs.job import Events, Status, follow

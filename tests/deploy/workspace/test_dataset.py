@@ -60,7 +60,7 @@ def test_numpy_headers_of_every_version_are_read(tmp_path: Path) -> None:
     text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (3, 112, 112, 3), }\n"
     path = tmp_path / "a.npy"
     path.write_bytes(b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text)
-    assert npy.read_header(path) == npy.Header("|u1", False, (3, 112, 112, 3), 12 + len(text))
+    assert npy.read_header(path, LocalShell()) == npy.Header("|u1", False, (3, 112, 112, 3), 12 + len(text))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_labels_to_learn_travel_with_the_part_that_is_staged(staging: Staging, t
         staged = staging.folder / "orl-f0.5" / "train_labels.npy"
         chosen = data.choose_blocks(30, 5, 0.5)
         rows = [*(row for block in chosen for row in range(block * 5, block * 5 + 5)), *range(30, 40)]
-        header = npy.read_header(staged)
+        header = npy.read_header(staged, LocalShell())
         assert header.shape == (len(rows),)
         assert staged.read_bytes()[header.data_offset :] == b"".join((told * row).to_bytes(4, "little") for row in rows)
     with pytest.raises(WrongUse, match=r"data\.train_labels_path an int32"):

@@ -61,7 +61,7 @@ def test_the_file_and_its_folder_mean_the_same(images: Path) -> None:
     found = dataset.find(here(images), 8192)
     assert dataset.find(here(images.parent), 8192).path == images
     assert (found.rows, found.train_rows, found.block_rows) == (ROWS, ROWS - HELD_OUT, BLOCK_ROWS)
-    assert found.bytes == images.stat().st_size
+    assert found.size == images.stat().st_size
     assert found.labels == images.with_name("labels.npy")
 
 
@@ -220,5 +220,5 @@ def test_images_of_an_interrupted_prepare_are_refused(images: Path) -> None:
 
 
 def test_offsets_of_ranges_are_moved_to_the_start(tmp_path: Path) -> None:
-    encoded.write_offsets(LocalShell(), tmp_path / "offsets.npy", [0, 3, 4, 9, 11], [(1, 2), (3, 4)])
+    encoded.write_offsets(LocalShell(), tmp_path / "offsets.npy", [0, 3, 4, 9, 11], [range(1, 2), range(3, 4)])
     assert np.load(tmp_path / "offsets.npy").tolist() == [0, 1, 3]

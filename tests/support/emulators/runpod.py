@@ -101,7 +101,6 @@ class Emulator:
         self.spoilt: list[tuple[str, Callable[[Any], Any]]] = []
         self.ssh_late_s = 0.0
         self.prints_keys = True
-        self.numbered_events = False  # event ids as in the specification's example, not its text
         self.holds_streams = True  # as RunPod does: a log stream never ends, it only falls silent
         self.cut_log_after: list[int] = []  # numbers of lines, for the next streams
         self.keys = {KEY, POD_KEY}
@@ -241,21 +240,20 @@ class Emulator:
         return sorted([*told, *((ts, text, "container") for ts, text in printed)], key=lambda line: line[0])
 
     def events(self, exchange: Exchange) -> Callable[[int], list[bytes]]:
-        """Return a function that gives the events from line n on, without those before the cursor."""
+        """Return a function that gives the events from line n on, without those before `since` or above `tail`."""
         pod_id = contract.parameters_of_path(exchange.path)["id"]
-        query, cursor = exchange.query, exchange.headers.get("Last-Event-ID", "").partition("/")[0]
+        query = exchange.query
         first = len(self.lines(pod_id))
         begin = max(first - int(query.get("tail", 100)), 0)
 
         def from_line(number: int) -> list[bytes]:
             found = []
             for at, (ts, text, source) in enumerate(self.lines(pod_id)):
-                since = cursor or query.get("since", "")
+                since = query.get("since", "")
                 if at < number or (ts[:19] < since[:19] if since else at < begin):
                     continue
-                name = f"{ts}/{at:012d}" if self.numbered_events else ts
                 data = json.dumps({"source": source, "line": text, "ts": ts}, ensure_ascii=False)
-                found.append(f"id: {name}\ndata: {data}\n\n".encode())
+                found.append(f"id: {ts}\ndata: {data}\n\n".encode())
             return found
 
         return from_line

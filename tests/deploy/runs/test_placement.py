@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 
+from deploy.pod.base.folder import read_json, write_json
+from deploy.runs import records
 from deploy.specs.machine import Hardware, Place
-from deploy.specs.placement import placement_of, with_placement
-from deploy.specs.plan import going_on, make
+from deploy.specs.plan import Plan, going_on, make
 from deploy.specs.request import Request
 from tests.deploy.specs.test_plan import FACTS, SETTINGS
 
@@ -29,17 +30,23 @@ SEEN = replace(FACTS, hardware=Hardware(gpus=0, cores=2), place=Place(1, "10.0.0
         ),
     ],
 )
-def test_only_what_differs_is_kept(placed: object, keys: set[str]) -> None:
-    assert placement_of(PLAN, placed).keys() == keys  # type: ignore[arg-type]
+def test_only_what_differs_is_kept(tmp_path: Path, placed: Plan, keys: set[str]) -> None:
+    records.save_placement(tmp_path, PLAN, placed)
+    assert read_json(Path(records.home(tmp_path, PLAN.run_id).placement)).keys() == keys
 
 
-def test_plan_and_placement_give_the_plan_of_the_machine() -> None:
+def test_plan_and_placement_give_the_plan_of_the_machine(tmp_path: Path) -> None:
     placed = going_on(make(SETTINGS, Request(), SEEN, tryout=True))
     assert placed.place is not None
-    assert with_placement(PLAN.to_json(), placement_of(PLAN, placed)) == placed.to_json()
+    write_json(Path(records.home(tmp_path, PLAN.run_id).plan), PLAN.to_json())
+    records.save_placement(tmp_path, PLAN, placed)
+    assert records.carried_out(tmp_path, PLAN.run_id) == placed.to_json()
 
 
 @pytest.mark.parametrize("placement", [{}, {"attempt": 2, "cwd": "/other"}, {"cwd": "/other"}])
-def test_a_placement_of_another_attempt_adds_nothing(placement: dict[str, object]) -> None:
+def test_a_placement_of_another_attempt_adds_nothing(tmp_path: Path, placement: dict[str, object]) -> None:
     """plan.json of the next attempt is written before its placement; an earlier version wrote none."""
-    assert with_placement(PLAN.to_json(), placement) == PLAN.to_json()
+    folder = records.home(tmp_path, PLAN.run_id)
+    write_json(Path(folder.plan), PLAN.to_json())
+    write_json(Path(folder.placement), placement)
+    assert records.carried_out(tmp_path, PLAN.run_id) == PLAN.to_json()
