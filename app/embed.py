@@ -21,9 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from app.config import Config, own_words
+from app.config import own_words
 from app.data.arrays import ENCODED, array_in
 from app.data.dataset import open_images
 from app.data.sources.photograph import is_image, load_faces
@@ -73,7 +72,11 @@ def embed(argv: Sequence[str], here: World, stop: Stop) -> str:
     config = with_configs([weights], overrides)[weights]
     network = network_of(weights, config)
     make_folder(out.absolute().parent, "out")
-    rows = [embedded(network, config, images, flip, here, stop) for images in chunks(files, fit)]
+    size, asked, rows = batch_size_for(config.train.eval.batch_size, here), stop.asked.is_set, []
+    for images in chunks(files, fit):
+        some, _ = embed_all(network, images, config.backbone, here, batch_size=size, flip=flip, interrupted=asked)
+        stop.leave_together(here)
+        rows.append(some)
     found = np.concatenate(rows)
     if not np.isfinite(found).all():
         raise Failed(f"the embeddings of {int((~np.isfinite(found)).any(1).sum())} of {len(found)} are not finite")
@@ -116,24 +119,6 @@ def chunks(files: list[Path], fit: str) -> Iterator[NDArray[np.uint8]]:
         yield from (np.array(array[start : start + CHUNK]) for start in range(0, len(array), CHUNK))
         return
     yield from (load_faces(files[start : start + CHUNK], fit) for start in range(0, len(files), CHUNK))
-
-
-def embedded(
-    network: nn.Module, config: Config, images: NDArray[np.uint8], flip: bool, here: World, stop: Stop
-) -> NDArray[np.float32]:
-    """Return embeddings [n, D] of images [n, 112, 112, 3], as app.evaluate computes them."""
-    found, _ = embed_all(
-        network,
-        images,
-        here,
-        image_size=config.backbone.image_size,
-        batch_size=batch_size_for(config.train.eval.batch_size, here),
-        embedding_dim=config.backbone.embedding_dim,
-        flip=flip,
-        interrupted=stop.asked.is_set,
-    )
-    stop.leave_together(here)
-    return found
 
 
 if __name__ == "__main__":

@@ -101,14 +101,11 @@ def decide(argv: Sequence[str]) -> Request:
     weights = with_configs(files, overrides)
     if given.get("probes") and not given.get("gallery"):
         raise WrongUse(f"probes={given['probes']} needs a gallery to be searched in; add gallery=DIR")
-    searched = [open_gallery(Path(gallery), probes_of(given), fit)] if (gallery := given.get("gallery")) else []
+    probes = Path(given["probes"]) if given.get("probes") else None
+    searched = [open_gallery(Path(gallery), probes, fit)] if (gallery := given.get("gallery")) else []
     sets, measured_on = choose_sets(given.get("sets"), weights, fit, searched)
     out = Path(given.get("out") or f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}")
     return Request(weights, sets, measured_on, out.absolute(), flip, fit)
-
-
-def probes_of(given: dict[str, str]) -> Path | None:
-    return Path(given["probes"]) if given.get("probes") else None
 
 
 def matching(key: str, patterns: str) -> list[Path]:
@@ -266,18 +263,10 @@ def measure(
     row: Row, images: ImageSet, decoded: Faces, request: Request, batch_size: int, here: World, stop: Stop
 ) -> None:
     """Measure one file of weights on one set and put the outcome into its `row`. Raises Interrupted."""
-    started = time.monotonic()
-    backbone = request.weights[row.file].backbone
-    network = network_of(row.file, request.weights[row.file])
+    started, config = time.monotonic(), request.weights[row.file]
+    network, asked = network_of(row.file, config), stop.asked.is_set
     embeddings, length = embed_all(
-        network,
-        decoded,
-        here,
-        image_size=backbone.image_size,
-        batch_size=batch_size,
-        embedding_dim=backbone.embedding_dim,
-        flip=request.flip,
-        interrupted=stop.asked.is_set,
+        network, decoded, config.backbone, here, batch_size=batch_size, flip=request.flip, interrupted=asked
     )
     stop.leave_together(here)
     finite = bool(np.isfinite(embeddings).all())

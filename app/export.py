@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +328,7 @@ def accuracies(request: Request, how: Smaller, files: dict[str, bytes], about: d
             file.write_bytes(model)
             write_json(file.with_suffix(".json"), {"file": file.name, "normalisation": about["normalisation"]})
             networks[precision] = OnnxNetwork(file)
-        return side_by_side(networks, how.sets, image_size=SIDE, embedding_dim=request.backbone.embedding_dim)
+        return side_by_side(networks, how.sets, replace(request.backbone, image_size=SIDE))
 
 
 def shown(accuracy: float | None) -> str:

@@ -84,16 +84,14 @@ def mine(path: Path, out: Path, config: Config, data: Dataset, here: World, stop
     config.train.precision = settle(config.train.precision, here)
     backbone = build_backbone(config.backbone).to(here.device)
     load_backbone(path, backbone)
-    interlude = Interlude(out, stop.asked.is_set, tell if here.is_main else quiet)
+    interlude = Interlude(out, stop.asked.is_set, tell)
     shard = embed_share(backbone, config, data, here, interlude)
     nothing_yet = np.full(len(data.images), NO_ID, np.int64)
     ids, report = refresh(
         shard, nothing_yet, config, data, here, interlude, seed=config.train.seed, sheet=out / "clusters.png"
     )
     if here.is_main:
-        with atomic(out / "pseudo_ids.npy") as file:
-            np.save(file, ids.astype(np.int32))
-        write_json(out / "report.json", {"checkpoint": path.name, "dataset_id": data.dataset_id, **report})
+        write(out, ids, {"checkpoint": path.name, "dataset_id": data.dataset_id, **report})
     return sentence(report, out)
 
 
@@ -120,10 +118,14 @@ def mine_array(argv: list[str], here: World) -> str:
         of = ids[known], truth[known]
         report |= {"bcubed_f": bcubed_f(*of), "precision": pair_precision(*of)}
     if here.is_main:
-        with atomic(out / "pseudo_ids.npy") as file:
-            np.save(file, ids.astype(np.int32))
-        write_json(out / "report.json", report)
+        write(out, ids, report)
     return sentence(report, out) + agreement(report)
+
+
+def write(out: Path, ids: NDArray[np.int64], report: dict[str, Any]) -> None:
+    with atomic(out / "pseudo_ids.npy") as file:
+        np.save(file, ids.astype(np.int32))
+    write_json(out / "report.json", report)
 
 
 def numbered(labels: NDArray[Any]) -> NDArray[np.int32]:
@@ -177,10 +179,6 @@ def sentence(report: dict[str, Any], out: Path) -> str:
 
 def tell(done: int, total: int) -> None:
     say(f"  embedded {done} of {total} images")
-
-
-def quiet(done: int, total: int) -> None:
-    """Progress of the other processes: print nothing."""
 
 
 if __name__ == "__main__":

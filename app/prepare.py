@@ -66,7 +66,7 @@ from app.data.sources.photograph import FITS
 from app.data.sources.recordio import rec
 from app.data.sources.worker_pool import cores
 from app.data.synthetic.source import synthetic
-from app.errors import EXIT_WRONG_USE, WrongUse, as_typed
+from app.errors import EXIT_FAILED, EXIT_WRONG_USE, WrongUse, as_typed
 from app.files import atomic, make_folder, one_at_a_time, write_json
 from app.output import say
 
@@ -92,7 +92,7 @@ CHOICES: dict[str, Collection[str]] = {
 }
 MAX_BLOCK_ROWS = 8192
 BLOCKS_WANTED = 100  # so that --fraction 0.01 means something
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_INTERRUPTED = 130
 FEW_ROWS = 4096  # converted in less time than other processes take to start
 FEW_SEARCHES = 64  # the same, of photographs whose faces are searched
 Write = Callable[[Path], Facts]  # writes the passport beside the images, and returns what it adds to the manifest

@@ -22,6 +22,7 @@ from app.runtime import checkpoint, dist, graphs
 from app.runtime.checkpoint import TrainState
 from app.runtime.compiler import refuse_without_compiler
 from app.runtime.dist import World
+from app.runtime.finite import listed
 from app.runtime.folder import RunFolder
 from app.runtime.optimizer import build_optimizer
 from app.runtime.resume import facts_of
@@ -92,7 +93,7 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
         sets = NamedSets(config, recipe.embedder, here)
         if here.is_main:
             checkpoint.refuse_without_room(folder, recipe.modules, optimizer, recipe.table_bytes())
-    images = len(data.images) if checkpoint.of_data(recipe.modules) else None
+    images = len(data.images) if listed(recipe.modules, "of_data") else None
     validation = NONE if meter.people.validation is None else settings.eval.validation
     facts = facts_of(config, **identity(data), **recipe.facts(), images=images, ranks=here.size, validation=validation)
     return Training(config, data, folder, here, track, stop, recipe, optimizer, scaler, meter, sets, started, facts)
@@ -140,22 +141,18 @@ def begin(t: Training) -> None:
         fraction=t.data.fraction,
         shards=1 if t.data.shard is None else t.data.shard.of,
         resumed_from=resumed_from.name if resumed_from else None,
-        notes=[*(found.verdict.notes if found else ()), *who_chooses(t), *unmeasured(t)],
+        notes=[*(found.verdict.notes if found else ()), *notes(t)],
     )
     for what, baseline in untrained:
         t.track.event("eval", t.state, what=what, **baseline)
 
 
-def who_chooses(t: Training) -> list[str]:
-    """A note if held-out people choose the checkpoint, else []."""
-    if t.meter.validation_pairs is None:
-        return []
-    choose, left = t.meter.people.people()
-    return [f"{choose} held-out people choose the best checkpoint, the result is of {left} others"]
-
-
-def unmeasured(t: Training) -> list[str]:
-    """A note if the run has nothing to evaluate on, else []."""
-    if t.meter.pairs is not None or t.sets.sets:
-        return []
-    return ["nothing is measured: no people are held out; train.eval.sets=lfw.bin measures on a set"]
+def notes(t: Training) -> list[str]:
+    """Whether held-out people choose the checkpoint, and whether the run has nothing to evaluate on."""
+    found = []
+    if t.meter.validation_pairs is not None:
+        choose, left = t.meter.people.people()
+        found.append(f"{choose} held-out people choose the best checkpoint, the result is of {left} others")
+    if t.meter.pairs is None and not t.sets.sets:
+        found.append("nothing is measured: no people are held out; train.eval.sets=lfw.bin measures on a set")
+    return found

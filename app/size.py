@@ -18,13 +18,13 @@ from app.runtime.command import answer
 
 
 def main(argv: list[str]) -> int:
-    return answer(argv, __doc__ or "", lambda: (described(load(argv).backbone), 0))
+    def work() -> tuple[str, int]:
+        config = load(argv).backbone
+        parameters, macs = size_of(config)
+        dim = config.embedding_dim
+        return f"{parameters:,} parameters, {macs / 1e9:.3f} GMAC an image, embeddings of {dim} numbers", 0
 
-
-def described(config: BackboneConfig) -> str:
-    """Return parameters, GMAC of an image and the size of an embedding, as text."""
-    parameters, macs = size_of(config)
-    return f"{parameters:,} parameters, {macs / 1e9:.3f} GMAC an image, embeddings of {config.embedding_dim} numbers"
+    return answer(argv, __doc__ or "", work)
 
 
 def size_of(config: BackboneConfig) -> tuple[int, int]:

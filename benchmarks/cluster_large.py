@@ -41,7 +41,6 @@ from benchmarks.cluster_time import CONFIG, FLOOR, K, kept_edges, planted_lists
 
 PIECE, LIMIT_GIB, RANKS = 1_000_000, 16.0, (1, 2)
 FLOORS = np.linspace(FLOOR, FLOOR - 0.1, K, dtype=np.float32)  # of a list: they fall, as those of similarity_floors
-SETTINGS: dict[str, Any] = {"min_overlap": CONFIG.min_overlap, "max_size": CONFIG.max_cluster}
 SIZES = (CONFIG.min_cluster, CONFIG.max_cluster)
 
 
@@ -75,10 +74,10 @@ def cluster(folder: Path) -> dict[str, Any]:
         ids, cosine = read_share(folder, "ids", here), read_share(folder, "cosine", here)
 
         def work() -> None:
-            found.append(number(by_overlap(ids, cosine, here, floor=FLOORS, **SETTINGS).labels, *SIZES))
+            found.append(number(by_overlap(ids, cosine, here, CONFIG, FLOORS).labels, *SIZES))
 
         # The first call compiles its loops, on a machine where they are new.
-        by_overlap(ids[:50] % 50, cosine[:50], here, floor=FLOORS, **SETTINGS)
+        by_overlap(ids[:50] % 50, cosine[:50], here, CONFIG, FLOORS)
         spent = core_seconds(work)
     digest = hashlib.sha256(found[0].tobytes()).hexdigest()
     return {"core_s": spent, "peak_gib": peak_gib(), "ids": digest, "clusters": int(found[0].max(initial=NO_ID)) + 1}

@@ -68,7 +68,7 @@ def planted_lists(n: int, seed: int) -> Lists:
 
 
 def ours(lists: Lists) -> NDArray[np.int64]:
-    raw = by_overlap(*lists, ALONE, floor=FLOOR, min_overlap=CONFIG.min_overlap, max_size=CONFIG.max_cluster)
+    raw = by_overlap(*lists, ALONE, CONFIG, FLOOR)
     return number(raw.labels, CONFIG.min_cluster, CONFIG.max_cluster)
 
 

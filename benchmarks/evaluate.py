@@ -93,7 +93,7 @@ def ours(path: Path, weights: Path, config: Config) -> float:
 @torch.no_grad()
 def peer(path: Path, weights: Path, config: Config, layout: torch.memory_format) -> float:
     encoded, same = read_bin(path)
-    decoded = np.stack([decode_face(io.BytesIO(image)) for image in encoded])
+    decoded = np.stack([decode_face(image) for image in encoded])
     network = build_backbone(config.backbone).eval()
     load_backbone(weights, network)
     views = []

@@ -66,7 +66,7 @@ def one_floor(x: Floats, ids: Ints, cosine: Floats, config: MiningConfig) -> Ids
     """
     floor = float(similarity_floors(x[:2048], len(x), 1, config.false_edges_per_image)[0])
     ids, cosine = np.pad(ids, ((0, 0), (0, 1))), np.pad(cosine, ((0, 0), (0, 1)), constant_values=-np.inf)
-    raw = by_overlap(ids, cosine, ALONE, floor=floor, min_overlap=config.min_overlap, max_size=config.max_cluster)
+    raw = by_overlap(ids, cosine, ALONE, config, floor)
     return number(raw.labels, config.min_cluster, config.max_cluster)
 
 

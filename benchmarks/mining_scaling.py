@@ -18,7 +18,7 @@ from torch import multiprocessing
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from app.config import NO_ID, MiningConfig
+from app.config import NO_ID, BackboneConfig, MiningConfig
 from app.mining.embed import embed
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.models.embedder import Embedder
@@ -47,7 +47,8 @@ def rank(number: int, port: int, is_quick: bool, answer: SimpleQueue[tuple[float
     count, rounds = (300, 1) if is_quick else (3000, 5)
     images, rows = faces(count), np.arange(count)
     torch.manual_seed(0)
-    net = IResNet([1, 1, 1, 1], width=16, embedding_dim=DIM).to(memory_format=torch.channels_last)
+    backbone = BackboneConfig(layers=[1, 1, 1, 1], width=16, embedding_dim=DIM)
+    net = IResNet(backbone).to(memory_format=torch.channels_last)
     config = MiningConfig(batch_size=64)
 
     def mine(here: World) -> None:

@@ -68,7 +68,7 @@ def pack(images: np.ndarray, kind: str) -> bytes:
 
 
 def unpack(block: bytes, kind: str, rows: int) -> np.ndarray:
-    return np.stack(list(read(io.BytesIO(block), len(block), kind, rows, SHAPE)))
+    return np.stack(list(read(io.BytesIO(block).read, len(block), kind, rows, SHAPE)))
 
 
 def as_png(images: np.ndarray) -> int:

@@ -14,8 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +23,7 @@ from torch import Generator, Tensor
 
 from app.config import AugmentConfig
 from app.data.jpeg import constant, jpeg
+from app.runtime.precision import exact
 
 GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 LOW = 0.25  # cycles per pixel: mix amplitudes below it in both directions, the middle half of each side
@@ -233,23 +233,6 @@ class _Values:
     def hit(self, name: str) -> Tensor:
         """1 for the selected images, 0 for the others [B, 1, 1, 1]."""
         return self.hits[ROW[name]].view(-1, 1, 1, 1)
-
-
-@contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """Compute in full fp32 inside the block: no autocast and, on a GPU, no TF32."""
-    with torch.autocast(device.type, enabled=False):
-        if device.type != "cuda":
-            yield
-            return
-        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before[0])
-            torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _noise(like: Tensor, seed: int) -> Tensor:

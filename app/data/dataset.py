@@ -69,7 +69,7 @@ def open_configured(config: DataConfig) -> Dataset:
 
 
 def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block_rows: int) -> Dataset:
-    """Open images.npy with the labels.npy and manifest.json beside it, and choose the rows of `fraction`.
+    """Open images.npy with labels.npy and manifest.json beside it, or a .rec, and choose the rows of `fraction`.
 
     Raises WrongUse with the file and its expected content if they do not match.
     """
@@ -81,7 +81,10 @@ def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block
         part, selection = Part(shard["number"], shard["of"]), selection or {"fraction": 1.0}
         blocks_there = file_blocks(shard["rows"], held_out, block_rows, part.number, part.of)
         images = LocalImages(images, blocks_there, block_rows, shard["rows"])
-    labels = labels_of(path, images, labels_path)
+    # Labels of a .rec are in it; a labels.npy beside it may belong to prepared images.
+    if labels_path is None and path.suffix != ".rec" and path.with_name("labels.npy").exists():
+        labels_path = path.with_name("labels.npy")
+    labels = getattr(images, "labels", None) if labels_path is None else open_labels(labels_path, len(images))
     train_count = len(images) - held_out
     if train_count < 2:
         raise WrongUse(f"{path} has {train_count} rows to train on; give a file with at least 2 more than held out")
@@ -105,15 +108,6 @@ def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block
         block_rows=block_rows,
         part=part,
     )
-
-
-def labels_of(path: Path, images: Images, labels_path: Path | None) -> NDArray[np.int32] | None:
-    """The labels [N] in `labels_path`, in the .rec at `path`, or in the labels.npy beside `path`. Raises WrongUse."""
-    if labels_path is None and path.suffix == ".rec":
-        return getattr(images, "labels", None)  # a labels.npy beside a .rec may belong to prepared images
-    if labels_path is None and path.with_name("labels.npy").exists():
-        labels_path = path.with_name("labels.npy")
-    return None if labels_path is None else open_labels(labels_path, len(images))
 
 
 def identity(data: Dataset) -> dict[str, Any]:

@@ -100,7 +100,8 @@ class Sender:
 
     def send(self, slot: int, asked: Asked) -> Sent:
         tensors, rest = asked.prepare()
-        parts = layout([*((t.dtype, tuple(t.shape)) for t in tensors), (torch.uint8, self._shape(len(asked.rows)))])
+        shape = (len(asked.rows), *self.images.shape[1:])
+        parts = layout([*((t.dtype, tuple(t.shape)) for t in tensors), (torch.uint8, shape)])
         event = self.read[slot]
         if event is not None:
             event.synchronize()
@@ -128,9 +129,6 @@ class Sender:
         if sent.event is None:  # the buffer will be overwritten
             tensors = [tensor.clone() for tensor in tensors]
         return Parcel(sent.asked, pixels, tensors, sent.rest)
-
-    def _shape(self, count: int) -> tuple[int, ...]:
-        return (count, *self.images.shape[1:])
 
     def _buffer(self, slot: int, size: int) -> Tensor:
         if len(self.buffers[slot]) < size:

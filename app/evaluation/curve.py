@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.errors import visible
-from app.evaluation.measures import Numbers
+from app.evaluation.measures import Numbers, highest_tar
 from app.evaluation.protocols import ROC, Axes
 from app.files import atomic
 
@@ -51,7 +51,7 @@ def draw(
         figure = Figure(figsize=(WIDTH / PER_INCH, HEIGHT / PER_INCH), dpi=PER_INCH)
         size = 1 - (LEFT + RIGHT) / WIDTH, 1 - (TOP + BOTTOM) / HEIGHT
         plot = figure.add_axes((LEFT / WIDTH, BOTTOM / HEIGHT, *size))
-        for curve, piece, values in _dashes([_at(rates, far, tar) for far, tar in shown.values()]):
+        for curve, piece, values in _dashes([highest_tar(far, tar, rates) for far, tar in shown.values()]):
             plot.plot(rates[piece], values, color=COLOURS[curve], linewidth=1.5)
         plot.set(xscale="log", xlim=(10.0**-decades, 1), ylim=(0, 1), xlabel=axes.x, ylabel=axes.y)
         _write(plot.set_title("", loc="left"), title)
@@ -79,11 +79,6 @@ def _write(text: Text, name: str) -> None:
     ends = range(max(10, len(shown) - LETTERS_MOST), len(shown))
     candidates = [shown] * (len(shown) <= LETTERS_MOST) + [f"{shown[:10]} … {shown[end:]}" for end in ends]
     text.set_text(next(filter(fits, candidates)))
-
-
-def _at(rates: Numbers, far: Numbers, tar: Numbers) -> Numbers:
-    """Values of a step function: at each of the rates, the highest TAR at this FAR or below."""
-    return tar[np.maximum(np.searchsorted(far, rates * (1 + 1e-9), side="right") - 1, 0)]
 
 
 def _dashes(curves: Sequence[Numbers]) -> Iterator[tuple[int, slice, Numbers]]:

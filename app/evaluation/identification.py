@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from app.evaluation.measures import Answers, Numbers
 from app.evaluation.protocols import Axes, Outcome, Pooled
-from app.evaluation.threshold import Threshold, impostors_needed
-from app.evaluation.verification import Embeddings
+from app.evaluation.threshold import Threshold, rate_name, too_small_for
+from app.evaluation.verification import Embeddings, normalise
 from app.runtime.dist import World
 
 RANKS = (1, 5, 10)
 FPIRS = (1e-3, 1e-2, 1e-1)
+TPIR = "tpir_at_fpir"
 SCORES_AT_ONCE = 2**24  # 128 MB
 AXES = Axes("tpir", "false positive identification rate", "true positive identification rate")
 
@@ -67,7 +68,7 @@ class Identification:
         }
 
     def too_few(self) -> dict[str, int]:
-        return too_few(int((~self.mated).sum()))
+        return too_small_for(TPIR, FPIRS, int((~self.mated).sum()))
 
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
         if not here.is_main:
@@ -128,7 +129,7 @@ class TemplateSearch:
         }
 
     def too_few(self) -> dict[str, int]:
-        return too_few(min(self.strangers))
+        return too_small_for(TPIR, FPIRS, min(self.strangers))
 
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
         if not here.is_main:
@@ -152,12 +153,6 @@ class Found:
     of_strangers: Numbers  # [O] the highest score of a probe of another person
 
 
-def too_few(strangers: int) -> dict[str, int]:
-    """The rates that this number of probes of other people cannot show, each with the number that it needs."""
-    needed = {rate_name(fpir): impostors_needed(fpir) for fpir in FPIRS}
-    return {name: count for name, count in needed.items() if strangers < count}
-
-
 def measured(closed: Found, opened: Sequence[Found]) -> Outcome:
     """Ranks of one search, TPIR as the mean over searches.
 
@@ -166,20 +161,21 @@ def measured(closed: Found, opened: Sequence[Found]) -> Outcome:
     numbers: dict[str, float | None] = {f"rank{k}": float((closed.rank <= k).mean()) for k in RANKS}
     fewest = min(len(found.of_strangers) for found in opened)
     if not fewest or not all(len(found.rank) for found in opened):
-        rates = dict.fromkeys(map(rate_name, FPIRS))
+        rates = {rate_name(TPIR, wanted): None for wanted in FPIRS}
         return Outcome({**numbers, **rates}, "rank1", np.empty(0), np.empty(0), {}, AXES)
     curves = [curve(found) for found in opened]
     chosen: dict[str, Threshold] = {}
     for wanted in FPIRS:
-        name = rate_name(wanted)
-        if name in too_few(fewest):
+        name = rate_name(TPIR, wanted)
+        if name in too_small_for(TPIR, FPIRS, fewest):
             numbers[name] = None
             continue
-        at = [(thresholds[place := lowest_at(fpir, wanted)], tpir[place]) for thresholds, fpir, tpir in curves]
-        numbers[name] = float(np.mean([rate for _, rate in at]))
-        highest = max(threshold for threshold, _ in at)
+        # The lowest threshold of each search whose FPIR is at most `wanted`; the first one accepts nothing.
+        lowest = [int(np.flatnonzero(fpir <= wanted + 1e-9)[-1]) for _, fpir, _ in curves]
+        numbers[name] = float(np.mean([tpir[at] for at, (_, _, tpir) in zip(lowest, curves, strict=True)]))
+        highest = max(thresholds[at] for at, (thresholds, _, _) in zip(lowest, curves, strict=True))
         if math.isfinite(highest):
-            chosen[f"fpir_1e{round(math.log10(wanted))}"] = Threshold(float(highest))
+            chosen[rate_name("fpir", wanted)] = Threshold(float(highest))
     _, fpir, tpir = curve(together(opened))
     return Outcome(numbers, "rank1", fpir, tpir, chosen, AXES)
 
@@ -189,18 +185,13 @@ def together(found: Sequence[Found]) -> Found:
     return Found(*(np.concatenate([getattr(each, part.name) for each in found]) for part in fields(Found)))
 
 
-def rate_name(fpir: float) -> str:
-    """tpir_at_fpir_1e-2 for 0.01."""
-    return f"tpir_at_fpir_1e{round(math.log10(fpir))}"
-
-
 def search(embeddings: Embeddings, person: NDArray[np.int64], in_gallery: Answers) -> Found:
     """Compare each probe with each person of the gallery; embeddings [N, D], person [N], in_gallery [N]."""
-    unit = normalised(embeddings.astype(np.float64))
+    unit = normalise(embeddings.astype(np.float64))
     people, place = np.unique(person[in_gallery], return_inverse=True)
     templates = np.zeros((len(people), unit.shape[1]))
     np.add.at(templates, place, unit[in_gallery])
-    templates = normalised(templates)
+    templates = normalise(templates)
     probes, of = unit[~in_gallery], person[~in_gallery]
     mate = np.searchsorted(people, of).clip(max=len(people) - 1)
     mated = people[mate] == of
@@ -215,10 +206,6 @@ def search(embeddings: Embeddings, person: NDArray[np.int64], in_gallery: Answer
     return Found(rank[mated], own[mated], top[~mated])
 
 
-def normalised(rows: Numbers) -> Numbers:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-
-
 def curve(found: Found) -> tuple[Numbers, Numbers, Numbers]:
     """Descending thresholds, of which the first accepts nothing, with FPIR and TPIR at each."""
     first, strangers = np.sort(found.of_mates[found.rank == 1]), np.sort(found.of_strangers)
@@ -226,8 +213,3 @@ def curve(found: Found) -> tuple[Numbers, Numbers, Numbers]:
     fpir = 1 - np.searchsorted(strangers, thresholds, side="left") / len(strangers)
     tpir = (len(first) - np.searchsorted(first, thresholds, side="left")) / len(found.rank)
     return thresholds, fpir, tpir
-
-
-def lowest_at(fpir: Numbers, wanted: float) -> int:
-    """The place of the lowest threshold whose FPIR is at most `wanted`; 0 if only the first is."""
-    return int(np.flatnonzero(fpir <= wanted + 1e-9)[-1])

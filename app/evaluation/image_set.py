@@ -6,9 +6,8 @@ Letters: N images, n of this process.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +16,8 @@ from numpy.typing import NDArray
 
 from app.data.arrays import IMAGE_SHAPE
 from app.data.dataset import Rows
-from app.errors import WrongUse
 from app.evaluation.protocols import SetProtocol
-from app.runtime.dist import World, gather_rows
+from app.runtime.dist import World, together
 
 HELD_BYTES = 2 * 2**30  # decoded images in memory per process: 57,000 images, more than any published .bin has
 
@@ -54,11 +52,7 @@ class Streamed:
 Faces = NDArray[np.uint8] | Streamed
 
 
-def never() -> bool:
-    return False
-
-
-def decode(images: ImageSet, rows: Rows, here: World, interrupted: Callable[[], bool] = never) -> Faces:
+def decode(images: ImageSet, rows: Rows, here: World, interrupted: Callable[[], bool] = lambda: False) -> Faces:
     """Return the images [n, 112, 112, 3], 37 kB each: decoded if they fit into HELD_BYTES, else streamed.
 
     Once `interrupted` returns true, the remaining images are skipped; the caller must then agree with the other
@@ -73,21 +67,7 @@ def decode(images: ImageSet, rows: Rows, here: World, interrupted: Callable[[], 
         if not interrupted():
             decoded[place] = images.read(int(rows[place]))
 
-    with refused_together(here), ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode") as threads:
+    with together(here), ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode") as threads:
         for _ in threads.map(read, range(len(rows))):
             pass
     return decoded
-
-
-@contextmanager
-def refused_together(here: World) -> Iterator[None]:
-    """If one process raises WrongUse in the block, raise it on all at the end; otherwise the others would hang."""
-    complaint = ""
-    try:
-        yield
-    except WrongUse as error:
-        complaint = str(error)
-    letters = torch.tensor([*complaint.encode("utf-8", "replace"), *([10] if complaint else [])], dtype=torch.uint8)
-    said = bytes(gather_rows(letters, here).tolist()).decode("utf-8")
-    if said:
-        raise WrongUse(said.splitlines()[0])

@@ -142,6 +142,11 @@ def area(far: Numbers, tar: Numbers) -> float:
     return float(np.sum(np.diff(far) * (tar[1:] + tar[:-1]) / 2))
 
 
+def highest_tar(far: Numbers, tar: Numbers, rates: Numbers) -> Numbers:
+    """Read a ROC curve as a step function: at each of `rates`, the highest true accept rate at this FAR or below."""
+    return tar[np.maximum(np.searchsorted(far, rates * (1 + 1e-9), side="right") - 1, 0)]
+
+
 def tar_at_far(far: Numbers, tar: Numbers, wanted: float) -> float:
     """The highest true accept rate at the false accept rate nearest to `wanted`, as in the protocol of IJB-B and IJB-C.
 

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from app.data.dataset import Rows
 from app.evaluation import measures
 from app.evaluation.measures import Answers, Folds, Numbers
-from app.evaluation.threshold import FARS, Threshold, Thresholds, at_rates, impostors_needed
+from app.evaluation.threshold import (
+    FARS,
+    Threshold,
+    Thresholds,
+    at_rates,
+    impostors_needed,
+    rate_name,
+    too_small_for,
+)
 from app.evaluation.verification import (
     FOLDS,
     Embeddings,
@@ -208,37 +216,29 @@ class Templates:
     @property
     def headline(self) -> str:
         """The published TAR at FAR 1e-4; with fewer pairs, at the lowest higher FAR they suffice for, else the AUC."""
-        names = [rate_name(far) for far in FARS if far >= IJB_MAIN_FAR]
+        names = [rate_name("tar_at_far", far) for far in FARS if far >= IJB_MAIN_FAR]
         return next((name for name in names if name not in self.too_few()), "auc")
 
     def facts(self) -> dict[str, Any]:
         return {"pairs": self.pairs}
 
     def too_few(self) -> dict[str, int]:
-        impostors = int((~self.same).sum())
-        needed = {rate_name(far): impostors_needed(far) for far in FARS}
-        return {name: count for name, count in needed.items() if impostors < count}
+        return too_small_for("tar_at_far", FARS, int((~self.same).sum()))
 
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
         score = -squared_distances(self.pooled.features(embeddings), self.left, self.right, here)
         if not here.is_main:
             return None
         far, tar = measures.roc(score, self.same)
-        rates = {rate_name(wanted): measures.tar_at_far(far, tar, wanted) for wanted in FARS}
+        rates = {rate_name("tar_at_far", wanted): measures.tar_at_far(far, tar, wanted) for wanted in FARS}
         shown = {name: None if name in self.too_few() else rate for name, rate in rates.items()}
         numbers = {**shown, "auc": measures.area(far, tar)}
         return Outcome(numbers, self.headline, far, tar, at_rates(1 + score / 2, self.same))
 
 
-def rate_name(far: float) -> str:
-    """tar_at_far_1e-4 for 0.0001."""
-    return f"tar_at_far_1e{round(np.log10(far))}"
-
-
 def squared_distances(embeddings: Embeddings, left: Rows, right: Rows, here: World) -> Numbers:
     """Squared Euclidean distances [P], 0 to 4, between normalised rows of embeddings [N, D], split among processes."""
-    unit = embeddings.astype(np.float64)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    unit = normalise(embeddings.astype(np.float64))
     own = share(np.arange(len(left)), here)
     distance = np.empty(len(own))
     for start in range(0, len(own), PAIRS_AT_ONCE):

@@ -10,7 +10,6 @@ from typing import Any
 
 from app.evaluation.image_set import ImageSet
 from app.evaluation.protocols import Outcome
-from app.evaluation.threshold import as_dict
 from app.files import write_json
 
 
@@ -102,16 +101,13 @@ def _ranks_and_rates(numbers: Mapping[str, float | None]) -> str:
     """The cell of an identification: rank 1, the other ranks, and TPIR at each FPIR that was measured."""
     others = [name for name in numbers if name.startswith("rank") and name != "rank1"]
     ranks = [f"rank-{name[4:]} {_per_cent(numbers[name])}" for name in others]
-    rates = [f"{_per_cent(numbers[name])} at FPIR {name[len(TPIR) :]}" for name in numbers if _measured(numbers, name)]
+    tpirs = {name[len(TPIR) :]: rate for name, rate in numbers.items() if name.startswith(TPIR) and rate is not None}
+    rates = [f"{_per_cent(rate)} at FPIR {fpir}" for fpir, rate in tpirs.items()]
     told = f"; TPIR {', '.join(rates)}" if rates else ""
     return f"{_per_cent(numbers['rank1'])}, {', '.join(ranks)}{told}"
 
 
 TAR, TPIR = "tar_at_far_", "tpir_at_fpir_"  # prefixes of the names of rates
-
-
-def _measured(numbers: Mapping[str, float | None], name: str) -> bool:
-    return name.startswith(TPIR) and numbers[name] is not None
 
 
 def _per_cent(number: float | None) -> str:
@@ -153,27 +149,23 @@ def _not_measured(images: ImageSet) -> str:
 PAIRS, PROBES = "pairs of two people", "probes of people outside the gallery"
 
 
-def _needed(images: ImageSet) -> dict[str, Any]:
-    needed = images.protocol.too_few()
-    searched = "gallery_people" in images.protocol.facts()
-    return {"probes_of_other_people_needed" if searched else "pairs_of_two_people_needed": needed}
-
-
 def write(path: Path, rows: Sequence[Row], sets: Sequence[ImageSet], how: Mapping[str, Any]) -> None:
     """Write eval.json: how it was measured, all numbers of all weights files, and a description of the sets."""
+    described: dict[str, Any] = {}
+    for images in sets:
+        facts = images.protocol.facts()
+        needed = "probes_of_other_people_needed" if "gallery_people" in facts else "pairs_of_two_people_needed"
+        described[images.name] = {
+            "path": images.path,
+            "sha256": images.sha256,
+            "images": images.count,
+            **facts,
+            "measure": images.protocol.measure,
+            needed: images.protocol.too_few(),
+        }
     document = {
         **how,
-        "sets": {
-            images.name: {
-                "path": images.path,
-                "sha256": images.sha256,
-                "images": images.count,
-                **images.protocol.facts(),
-                "measure": images.protocol.measure,
-                **_needed(images),
-            }
-            for images in sets
-        },
+        "sets": described,
         "weights": [
             {
                 "file": str(row.file),
@@ -196,4 +188,5 @@ def _numbers(row: Row, name: str) -> dict[str, Any] | None:
     outcome = row.outcomes[name]
     if outcome is None:
         return None
-    return {**outcome.numbers, "xnorm": row.lengths[name], "thresholds": as_dict(outcome.thresholds)}
+    thresholds = {purpose: threshold.as_dict() for purpose, threshold in outcome.thresholds.items()}
+    return {**outcome.numbers, "xnorm": row.lengths[name], "thresholds": thresholds}

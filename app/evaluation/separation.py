@@ -56,8 +56,6 @@ def _of_one(scored: Scored, pairs: Pairs, whole: Numbers, drawn: Numbers) -> dic
     score = scored.score.astype(np.float64)
     far, tar = measures.roc(score, pairs.same)
     rates = np.geomspace(1 / max(int((~pairs.same).sum()), 1), 1, CURVE_POINTS)
-    # A step function: at each FAR, the highest TAR at this FAR or below.
-    accepted = tar[np.searchsorted(far, rates * (1 + 1e-9), side="right") - 1]
     edges = np.linspace(score.min(), max(score.max(), score.min() + 1e-6), BINS + 1)
     low, high = _interval(scored.accuracy, whole, drawn)
     return {
@@ -67,7 +65,7 @@ def _of_one(scored: Scored, pairs: Pairs, whole: Numbers, drawn: Numbers) -> dic
         "auc": measures.area(far, tar),
         "eer": equal_error_rate(far, tar),
         "threshold": scored.threshold if np.isfinite(scored.threshold) else None,
-        "curve": {"far": _short(rates), "tar": _short(accepted)},
+        "curve": {"far": _short(rates), "tar": _short(measures.highest_tar(far, tar, rates))},
         "scores": {
             "least": float(edges[0]),
             "most": float(edges[-1]),

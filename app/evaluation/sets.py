@@ -15,7 +15,6 @@ Letters: N images, P pairs.
 from __future__ import annotations
 
 import hashlib
-import io
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +71,7 @@ def open_bin(path: Path, fit: str) -> ImageSet:
 
     def read(row: int) -> NDArray[np.uint8]:
         try:
-            return decode_face(io.BytesIO(distinct[row]), fit)
+            return decode_face(distinct[row], fit)
         except UNREADABLE as error:
             where = int(np.argmax(places == row))
             raise WrongUse(f"image {where} of {path} is not readable; copy the file again") from error

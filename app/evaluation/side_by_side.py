@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from app.config import BackboneConfig
 from app.evaluation.embedding import batch_size_for, embed_all, own_rows
 from app.evaluation.image_set import ImageSet, decode
 from app.runtime.dist import ALONE
@@ -15,9 +16,7 @@ from app.runtime.dist import ALONE
 Figures = dict[str, dict[str, Any]]  # by set: its measure, and a number for each network
 
 
-def side_by_side(
-    networks: Mapping[str, nn.Module], sets: Sequence[ImageSet], *, image_size: int, embedding_dim: int
-) -> Figures:
+def side_by_side(networks: Mapping[str, nn.Module], sets: Sequence[ImageSet], backbone: BackboneConfig) -> Figures:
     """The ranking number of each network on each set, with mirror images; None if embeddings are not finite.
 
     Raises WrongUse for an unreadable image.
@@ -28,15 +27,7 @@ def side_by_side(
         decoded = decode(images, own_rows(images.count, batch_size, ALONE), ALONE)
         figures[images.name] = {"measure": images.protocol.measure}
         for name, network in networks.items():
-            embeddings, _ = embed_all(
-                network,
-                decoded,
-                ALONE,
-                image_size=image_size,
-                batch_size=batch_size,
-                embedding_dim=embedding_dim,
-                flip=True,
-            )
+            embeddings, _ = embed_all(network, decoded, backbone, ALONE, batch_size=batch_size, flip=True)
             outcome = images.protocol.judge(embeddings, ALONE) if np.isfinite(embeddings).all() else None
             figures[images.name][name] = outcome.numbers[outcome.headline] if outcome else None
     return figures

@@ -6,9 +6,8 @@ Letters: P pairs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from app.evaluation import measures
 from app.evaluation.measures import Answers, Numbers
@@ -48,14 +47,21 @@ def at_rates(cosine: Numbers, same: Answers) -> dict[str, Threshold]:
         if impostors >= impostors_needed(far):
             lowest = measures.threshold_at_far(cosine, same, far)
             if math.isfinite(lowest):
-                found[f"far_1e{round(math.log10(far))}"] = Threshold(lowest)
+                found[rate_name("far", far)] = Threshold(lowest)
     return found
+
+
+def rate_name(kind: str, rate: float) -> str:
+    """tar_at_far_1e-4 for the kind tar_at_far at 0.0001."""
+    return f"{kind}_1e{round(math.log10(rate))}"
+
+
+def too_small_for(kind: str, rates: Sequence[float], impostors: int) -> dict[str, int]:
+    """The rates that this number of pairs, or probes, cannot show, each with the number that it needs."""
+    needed = {rate_name(kind, rate): impostors_needed(rate) for rate in rates}
+    return {name: count for name, count in needed.items() if impostors < count}
 
 
 def impostors_needed(far: float) -> int:
     """The number of pairs of two people at which a false accept rate corresponds to one of them."""
     return round(1 / far)
-
-
-def as_dict(thresholds: Thresholds) -> dict[str, Any]:
-    return {name: threshold.as_dict() for name, threshold in thresholds.items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +107,7 @@ def rank_k(cosine: Embeddings, labels: NDArray[np.int32], ranks: Sequence[int]) 
     return [float((before < k).mean()) for k in ranks]
 
 
-def normalise(embeddings: Embeddings) -> Embeddings:
+def normalise(embeddings: NDArray[Any]) -> NDArray[Any]:
     """Scale rows [N, D] to unit length; a zero row stays zero."""
     norm = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return embeddings / np.maximum(norm, 1e-12)

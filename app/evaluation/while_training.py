@@ -49,10 +49,9 @@ class NamedSets:
             embeddings, _ = embed_all(
                 self.embedder,
                 self.decoded[images.name],
+                self.config.backbone,
                 self.here,
-                image_size=self.config.backbone.image_size,
                 batch_size=batch_size,
-                embedding_dim=self.config.backbone.embedding_dim,
                 flip=True,
                 interrupted=stop.asked.is_set,
             )

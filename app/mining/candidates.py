@@ -4,13 +4,11 @@ A 16-bit product is several times faster than one in fp32 where the hardware has
 wrongly; app/mining/knn.py corrects that by recomputing a few candidates in fp32.
 
 Selecting candidates must not cost more than the product. So scores are reduced to the maxima of buckets of G columns,
-the best buckets are selected, and only their members are read again. This follows Chern et al. 2022 (arXiv:2206.14286).
-There a bucket keeps only its winner and recall is probabilistic; here the whole bucket is read and nothing is lost.
-Bucket b holds the columns b, b + L, b + 2L, … because neighbours are often adjacent in the data: a bucket of
-consecutive rows would hold many of them at once.
+the best buckets are selected, and only their members are read again (after Chern et al. 2022, arXiv:2206.14286). There
+a bucket keeps only its winner and may lose neighbours; here the whole bucket is read. Bucket b holds the columns b, b +
+L, b + 2L, … because neighbours are often adjacent in the data, and would be in one bucket of consecutive rows.
 
-Each answer includes `beyond`, an upper bound on the product of every row left out. With it the caller knows when to
-stop.
+Each answer includes `beyond`, an upper bound on the product of every row left out, so the caller knows when to stop.
 
 Letters: M rows in the bank, D size, B queries of a tile, c candidates, G members of a bucket, L = M / G buckets.
 """
@@ -26,6 +24,7 @@ import torch
 from torch import Tensor
 
 from app.runtime.memory import free_bytes
+from app.runtime.precision import exact
 
 # Bound on the rounding error of an fp32 product of unit vectors. 512 terms, each off by 2^-24 of its value, add up to
 # 3e-5 only if all errors have one sign; in practice they add up to a few 1e-7.
@@ -136,15 +135,13 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     Otherwise cuBLAS may add the parts of a 16-bit product in 16 bits, which `ROUNDOFF` does not bound. No gradients.
     """
-    products, precision = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
+    products = torch.backends.cuda.matmul
     before = {name: getattr(products, name) for name in REDUCED_SUMS}
-    torch.set_float32_matmul_precision("highest")
     try:
         for name in REDUCED_SUMS:
             setattr(products, name, False)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), exact(device):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
         for name, value in before.items():
             setattr(products, name, value)

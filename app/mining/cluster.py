@@ -1,13 +1,12 @@
 """Cluster a nearest-neighbour graph into groups of images that likely show one person.
 
-Connecting all pairs above a threshold fails on faces: a cone of blurry images, or one wrong edge, joins thousands of
-people. The default method, `by_overlap`, is label propagation (Raghavan et al. 2007, arXiv:0709.2938). Its edges are
-weighted by similarity times shared-neighbour overlap (Jarvis and Patrick 1973). `by_components` is the older method,
-kept for comparison: it connects mutual neighbours above a fixed similarity.
+To connect all pairs above a threshold fails on faces: blurry images, or one wrong edge, join thousands of people. The
+default method, `by_overlap`, is label propagation (Raghavan et al. 2007, arXiv:0709.2938). Its edges are weighted by
+similarity times shared-neighbour overlap (Jarvis and Patrick 1973). `by_components` is the older method, kept for
+comparison: it connects mutual neighbours above a fixed similarity.
 
-Each process keeps the lists of its own rows, and requests those of their neighbours piece by piece. A process holds
-arrays [N] of all images, but never all lists. Labels are the same on every rank and for any number of processes: sums
-are of integers, and coin flips are hashes of the image.
+Each process keeps the lists of its own rows and requests those of their neighbours piece by piece, so none holds all
+lists. Labels are the same for any number of processes: sums are of integers, and coin flips are hashes of the image.
 
 Letters: N images, n of this process (its contiguous share), k neighbours, E edges.
 """
@@ -25,10 +24,12 @@ from scipy.optimize import brentq
 from scipy.sparse.csgraph import connected_components
 from scipy.special import gammaincinv, stdtrit
 
-from app.config import NO_ID
+from app.config import NO_ID, MiningConfig
+from app.mining.arrays import Doubles, Floats, Ints, Longs, Mask
+from app.mining.exchange import bounds_of, first_row
 from app.mining.graph import add_outside, join, sweep, weigh
 from app.mining.partition import Lists, dealt
-from app.runtime.dist import World, any_rank, gather_rows, least, total
+from app.runtime.dist import World, any_rank, gather_rows, least, share, total
 from app.runtime.stop import Poll, undisturbed
 from app.runtime.threads import on_cores, shares
 
@@ -39,32 +40,26 @@ RARER = 7  # r neighbours at the floor of rank r are r**RARER times less probabl
 CUT = 4  # times the limit; a larger cluster that does not split is no person
 RESOLVED = 2e-6  # least distance of a cosine from 1; fp32 rounds one by less
 EVIDENCE = 8  # images of a cluster that strangers hardly form
-WHOLE = 0.75  # share of a cluster; one that holds as much of another finds it
+WHOLE = 0.75  # share of a loose cluster; a strict one that holds as much of it has found it
 STEP = 0.05  # added to the similarity by by_components, as CDP does (Zhan et al. 2018)
-NONE_KNOWN = np.zeros(0, np.int32)  # lengths of lists; of one type, so that one loop is compiled
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int32]
-IdArray = NDArray[np.int64]
+NONE_KNOWN = np.zeros(0, np.int32)  # instead of lengths of lists; of their type, so that `weigh` is compiled once
 
 
 class Clusters(NamedTuple):
     """A cluster of each image, equal on all ranks."""
 
-    labels: IdArray  # [N]
-    cut: NDArray[np.bool_]  # [N]: images of clusters over the limit, which were cut into pieces
+    labels: Longs  # [N]
+    cut: Mask  # [N]: images of clusters over the limit, which were cut into pieces
 
 
-def similarity_floors(
-    sample: FloatArray, count: int, k: int, false_edges_per_image: float | tuple[float, ...]
-) -> FloatArray:
-    """Return for each rank of a list the cosine [k] that its neighbour needs, for an image among `count`.
+def similarity_floors(sample: Floats, count: int, k: int, false_edges_per_image: float | tuple[float, ...]) -> Floats:
+    """Return the floors [k]: the least cosine of the neighbour at each rank of a list, for an image among `count`.
 
-    An image has `false_edges_per_image` chance neighbours above the first floor; f numbers give floors [f, k]. Later
-    floors are lower, because many chance neighbours at once are rarer (RARER). So an image with many neighbours above
-    chance keeps those of a moderate cosine, and an image without any keeps none. A single floor fails one of the two.
+    An image has `false_edges_per_image` neighbours by chance above the first floor; f numbers give floors [f, k]. Later
+    floors are lower, because several chance neighbours at once are rarer (RARER). So a list with many near images keeps
+    some of a moderate cosine, and a list without any keeps none.
 
-    `sample` [S, D] are unit embeddings of randomly chosen images, without copies. Returns 1 for fewer than two images,
-    which have no pair.
+    `sample` [S, D]: unit embeddings of random images, without copies. With fewer than two images the floors are 1.
     """
     cosine, rank = (sample @ sample.T)[~np.tri(len(sample), dtype=np.bool_)], np.arange(1, k + 1)
     # The expected number of neighbours with which a Poisson variable reaches `rank` with the wanted probability.
@@ -74,12 +69,12 @@ def similarity_floors(
     return np.maximum(0, upper_quantile(cosine, tail) if len(cosine) else np.ones(tail.shape)).astype(np.float32)
 
 
-def upper_quantile(cosine: FloatArray, tail: NDArray[np.float64]) -> NDArray[np.float64]:
+def upper_quantile(cosine: Floats, tail: Doubles) -> Doubles:
     """Return the cosines that random pairs exceed with the probabilities `tail` (at most 0.5), from sampled cosines.
 
-    The upper end of the sample contains true pairs, so the tail is extrapolated from the median and the lower quartile.
-    The model is a uniform distribution on a sphere of unknown dimension, shifted on the scale of artanh. In few
-    dimensions its tail is heavier than that of a normal distribution, which is its limit in many dimensions.
+    The upper end of the sample contains pairs of one person. So the tail is extrapolated from the median and the lower
+    quartile, for a uniform distribution on a sphere of unknown dimension, shifted on the scale of artanh. Its limit in
+    many dimensions is a normal distribution; in few, its tail is heavier.
     """
     at = np.array([0.25, 0.5]) * (len(cosine) - 1)
     places = np.stack([np.floor(at), np.ceil(at)]).astype(np.int64)
@@ -96,33 +91,32 @@ def upper_quantile(cosine: FloatArray, tail: NDArray[np.float64]) -> NDArray[np.
 
 
 def by_overlap(
-    ids: IntArray,
-    cosine: FloatArray,
+    ids: Ints,
+    cosine: Floats,
     here: World,
+    config: MiningConfig,
+    floor: float | Floats,
     *,
-    floor: float | FloatArray,
-    min_overlap: float,
-    max_size: int,
     strict: bool = True,
     poll: Poll = undisturbed,
 ) -> Clusters:
     """Cluster all images from each process's lists [n, k]; an image without edges keeps its own label.
 
-    `floor` is one number, or [k]: falling, one for each rank. Entries above its first number count at once. Mutual
-    edges weigh double. One-way edges count too: a full list may have no room for an image, which happens to most images
-    of a person with more than k. Counting only mutual edges splits such people (benchmarks/clusters.py measures both).
+    `floor`: one number, or one for each rank [k], falling. Entries above the first floor are edges. Mutual edges weigh
+    double. One-way edges count too, because lists are too short for a person with more than k images: mutual edges
+    alone split such people (benchmarks/clusters.py).
 
-    The longer lists, up to the last entry that reaches the floor of its rank, add edges on more evidence. The edge must
-    be mutual, and the images it shares must be a share of `min_overlap` of a full list. Otherwise a small person whose
-    centre is close to that of a large one joins it: an image is then close by chance to many images of the large one.
+    A list also has later entries, up to the last one that reaches the floor of its own rank. These are edges only if
+    they are mutual and the two lists share `min_overlap` of a full list. Otherwise a small person joins a large one
+    with a near centre: its images are near to many of the large one's by chance.
 
-    If all entries of a list reach the first floor, the person likely has more than k images. `weigh` then accepts
-    less overlap, and `with_pieces` adds the images and pieces of such a person that have no edge to it. Above a floor
-    that is not `strict`, strangers may fill a list, so scattered pieces of a person do not join.
+    If all entries of a list reach the first floor, the person likely has more than k images. Then `weigh` accepts less
+    overlap, and `with_pieces` adds images and pieces that have no edge to the person. If the floor is not `strict`,
+    strangers may fill a list above it, and scattered pieces do not join.
 
-    A cluster larger than `max_size` is clustered again, a few times, with a higher floor and overlap; this separates
-    people joined by mistake. What stays together is cut into pieces (`_cut`). If it is too large to be one person it is
-    left whole, and `number` drops it.
+    A cluster larger than `max_cluster` is clustered again with a higher floor and overlap, to separate people joined by
+    mistake. What stays together is cut into pieces (`_cut`). A cluster too large for that stays whole: `number` drops
+    it.
     """
     n, k = len(gather(ids[:, :0], here)), ids.shape[1]
     lists, first = Lists(ids, n, here), first_row(n, here)
@@ -133,7 +127,7 @@ def by_overlap(
         sure, longer = (gather(list_lengths(cosine, each), here) for each in (least.max(), least))
         full = gather((cosine >= least.max()).all(axis=1).astype(np.uint8), here) > 0
         group = np.where(oversize, labels, np.int32(-1))
-        overlap = min_overlap + more
+        overlap = config.min_overlap + more
         passes = [(sure, 0, NONE_KNOWN), (longer, math.ceil(overlap * (k + 1)), sure)][: 1 + (longer > sure).any()]
         weight[:] = 0
         for part in pieces_of(n, here):
@@ -149,31 +143,29 @@ def by_overlap(
         again = with_pieces(propagate(ids, longer, weight, attempt, here, poll), ids, full, here, strict=strict)
         labels = by_smallest_member(np.where(oversize, again, labels))
         sizes = np.bincount(labels, minlength=n)[labels]
-        oversize = sizes > max_size
+        oversize = sizes > config.max_cluster
         if not oversize.any():
             return Clusters(labels.astype(np.int64), np.zeros(n, np.bool_))
-    chosen = oversize & (sizes <= CUT * max_size)
-    pieces = _cut(ids, weight, labels, chosen, max_size, here)
+    chosen = oversize & (sizes <= CUT * config.max_cluster)
+    pieces = _cut(ids, weight, labels, chosen, config.max_cluster, here)
     return Clusters(pieces.astype(np.int64), chosen)
 
 
-def list_lengths(cosine: FloatArray, floor: float | FloatArray) -> IntArray:
-    """Return how many entries of each list [n, k] count: up to the last one that reaches `floor` (a number or [k])."""
+def list_lengths(cosine: Floats, floor: float | Floats) -> Ints:
+    """Return how many entries each list [n, k] has, up to the last one that reaches `floor` (a number or [k])."""
     reached = cosine >= floor
     k = cosine.shape[1]
     return np.where(reached.any(axis=1), k - np.argmax(reached[:, ::-1], axis=1), 0).astype(np.int32)
 
 
-def _cut(
-    ids: IntArray, weight: NDArray[np.uint16], labels: IntArray, chosen: NDArray[np.bool_], limit: int, here: World
-) -> IntArray:
+def _cut(ids: Ints, weight: NDArray[np.uint16], labels: Ints, chosen: Mask, limit: int, here: World) -> Ints:
     """Return labels [N] with the clusters of the `chosen` images [N] cut into pieces of at most `limit`.
 
-    The strongest edges join first, as far as the limit allows. This loses hardly any image; raising the floor until a
-    person of 72 images falls apart loses most of them.
+    The strongest edges join first, as far as the limit allows. This keeps nearly all images in a piece; a higher floor
+    would leave most of them alone.
     """
     first = first_row(len(labels), here)
-    rows = np.flatnonzero(chosen[first : first + len(ids)])
+    rows = np.flatnonzero(share(chosen, here))
     row, at = np.nonzero(weight[rows])
     row = rows[row]
     one, other = (row + first).astype(np.int32), ids[row, at]
@@ -189,24 +181,16 @@ def _cut(
 
 def pieces_of(count: int, here: World) -> list[slice]:
     """Split this rank's share of `count` rows into pieces of about `ROWS_A_ROUND`, equally many on each rank."""
-    own = len(np.array_split(np.empty(count, np.bool_), here.size)[here.rank])
+    own = int(np.diff(bounds_of(count, here))[here.rank])
     rounds = max(1, -(-count // (here.size * ROWS_A_ROUND)))
     ends = [own * number // rounds for number in range(rounds + 1)]
     return [slice(*ends[number : number + 2]) for number in range(rounds)]
 
 
 def propagate(
-    ids: IntArray,
-    degree: IntArray,
-    weight: NDArray[np.uint16],
-    seed: int,
-    here: World,
-    poll: Poll = undisturbed,
-) -> IntArray:
-    """Propagate labels over the own lists [n, k] with their weights; return labels [N], equal on all ranks.
-
-    Of the lists the first `degree` [N] entries count.
-    """
+    ids: Ints, degree: Ints, weight: NDArray[np.uint16], seed: int, here: World, poll: Poll = undisturbed
+) -> Ints:
+    """Propagate labels over the first `degree` [N] entries of the own lists [n, k]; return labels [N] of all ranks."""
     first = first_row(len(degree), here)
     labels = np.arange(len(degree), dtype=np.int32)
     changed = np.zeros(len(degree), np.bool_)
@@ -227,22 +211,20 @@ def propagate(
     return labels
 
 
-def with_pieces(
-    labels: IntArray, ids: IntArray, full: NDArray[np.bool_], here: World, *, strict: bool = True
-) -> IntArray:
-    """Return labels [N] where a cluster joins a larger one that most entries of its images' lists [n, k] are in.
+def with_pieces(labels: Ints, ids: Ints, full: Mask, here: World, *, strict: bool = True) -> Ints:
+    """Return labels [N] where a cluster joins a larger one that has most entries of its images' lists [n, k].
 
-    A `full` [N] image likely shows a person of more than k images. Some images of such a person are in no list, so they
-    have no mutual edge; and a few images may form a cluster of their own. But their own lists name the person. The
-    lists of other images count as if their entries were in no cluster. An image that is alone is a cluster, too.
+    Images of a person with more than k images may be in no other list, or form a small cluster of their own; but their
+    own lists name the person. Only the lists of `full` [N] images count, those of likely such a person. An image that
+    is alone is a cluster, too.
 
     A person of a hundred times k images may be in so many pieces that none has most entries of another. A cluster is
-    such a piece if its own images are not even most of those that its lists would name first. Above a `strict` floor it
-    joins the larger cluster that has more of its entries than any other.
+    such a piece if its lists hold less than half of the own images that they have room for. Above a `strict` floor it
+    joins the larger cluster that has the most of its entries.
     """
     n, k = len(labels), ids.shape[1]
     first = first_row(n, here)
-    rows = np.flatnonzero(full[first : first + len(ids)])
+    rows = np.flatnonzero(share(full, here))
     own = rows + first
     while True:
         size, filled = np.bincount(labels, minlength=n), np.bincount(labels[full], minlength=n)
@@ -269,23 +251,14 @@ def with_pieces(
         labels = into[labels]
 
 
-def by_components(
-    ids: IntArray,
-    cosine: FloatArray,
-    here: World,
-    *,
-    mutual_top: int,
-    similarity: float,
-    max_size: int,
-    poll: Poll = undisturbed,
-) -> Clusters:
+def by_components(ids: Ints, cosine: Floats, here: World, config: MiningConfig, poll: Poll = undisturbed) -> Clusters:
     """Return the connected components of similar images that are in each other's first `mutual_top`.
 
-    A component many times larger than `max_size` is a chain of people: its similarity threshold is raised step by step.
-    Components still larger than `max_size` are cut. The most similar images stay together, so almost no image is lost.
+    In a component larger than CUT times `max_cluster`, a chain of people, the similarity rises step by step. Components
+    still larger than `max_cluster` are cut; the most similar images stay together.
     """
-    n = len(gather(ids[:, :0], here))
-    top, alike = ids[:, :mutual_top], cosine[:, :mutual_top]
+    n, similarity = len(gather(ids[:, :0], here)), config.similarity
+    top, alike = ids[:, : config.mutual_top], cosine[:, : config.mutual_top]
     row, place = np.nonzero(alike >= similarity)
     one, other = (row + first_row(n, here)).astype(np.int32), top[row, place]
     entries = np.stack([np.minimum(one, other), np.maximum(one, other), alike[row, place].view(np.int32)], axis=1)
@@ -299,23 +272,23 @@ def by_components(
 
     labels = _components(pairs, n)
     poll()
-    while (oversize := np.bincount(labels, minlength=n)[labels] > CUT * max_size).any():
+    while (oversize := np.bincount(labels, minlength=n)[labels] > CUT * config.max_cluster).any():
         similarity += STEP
         kept = ~oversize[pairs[:, 0]] | (alike >= similarity)
         pairs, alike = pairs[kept], alike[kept]
         labels = _components(pairs, n)
         poll()
     # A component within the limit comes out unchanged.
-    pieces = join(pairs[np.argsort(-alike, kind="stable")], n, max_size)
-    return Clusters(pieces.astype(np.int64), np.bincount(labels, minlength=n)[labels] > max_size)
+    pieces = join(pairs[np.argsort(-alike, kind="stable")], n, config.max_cluster)
+    return Clusters(pieces.astype(np.int64), np.bincount(labels, minlength=n)[labels] > config.max_cluster)
 
 
 def with_looser(strict: Clusters, loose: Clusters, max_size: int) -> Clusters:
     """Return `strict` with those clusters of a lower floor, `loose`, that it fails to find.
 
-    A loose cluster counts if it has EVIDENCE images, of which no strict cluster holds the share WHOLE. The floor that
-    keeps strangers apart in pairs is too high where people differ in few directions: their images are then alone or
-    in pieces. At a low floor strangers form pairs, but rarely a large group whose images share their neighbours.
+    A loose cluster counts if it has EVIDENCE images, of which no strict cluster holds the share WHOLE. Where people
+    differ in few directions, the strict floor leaves their images alone or in pieces. Above the loose floor strangers
+    form pairs, but rarely a large group whose images share their neighbours.
     """
     n = len(strict.labels)
     size = np.bincount(loose.labels, minlength=n)
@@ -328,7 +301,7 @@ def with_looser(strict: Clusters, loose: Clusters, max_size: int) -> Clusters:
     )
 
 
-def number(labels: IdArray, min_size: int, max_size: int) -> IdArray:
+def number(labels: Longs, min_size: int, max_size: int) -> Longs:
     """Return pseudo-IDs [N]: clusters within the size limits are numbered 0, 1, … by first image; the rest is NO_ID."""
     sizes = np.bincount(labels)[labels]
     good = (sizes >= min_size) & (sizes <= max_size)
@@ -345,17 +318,12 @@ def gather(local: NDArray, here: World) -> NDArray:
     return gather_rows(torch.from_numpy(np.ascontiguousarray(local)), here).numpy()
 
 
-def first_row(n: int, here: World) -> int:
-    """Return where this rank's share of n rows begins."""
-    return sum(len(part) for part in np.array_split(np.empty(n, np.bool_), here.size)[: here.rank])
-
-
-def _order(pairs: IntArray, n: int) -> IdArray:
+def _order(pairs: Ints, n: int) -> Longs:
     """Return the order of pairs [E, 2 or more] of images by the first, then the second."""
     return np.argsort(pairs[:, 0].astype(np.int64) * n + pairs[:, 1], kind="stable")
 
 
-def _components(pairs: IntArray, n: int) -> IntArray:
+def _components(pairs: Ints, n: int) -> Ints:
     graph = sparse.coo_array((np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     return connected_components(graph, directed=False)[1]
 

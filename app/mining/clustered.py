@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from app.config import MiningConfig
-from app.mining.cluster import Clusters, by_components, by_overlap, first_row, gather, similarity_floors, with_looser
+from app.mining.arrays import Floats, Ints, Mask
+from app.mining.cluster import Clusters, by_components, by_overlap, gather, similarity_floors, with_looser
+from app.mining.exchange import first_row
 from app.mining.knn import SearchInexact
 from app.mining.lists import NONE, Neighbours
 from app.mining.sample import recall, sample_rows
@@ -24,29 +25,28 @@ from app.runtime.dist import World, from_main, least
 from app.runtime.stop import Poll
 
 FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
-COPY = 0.96  # share of the way from the similarity floor to 1: cosine .98 where the floor is .5
+COPY = 0.96  # share of the way from the similarity floor to 1: cosine .98 for a floor of .5
 SAME_DIGITS = 4  # of a coordinate; two embeddings of one image may differ in the last bits
-LOOSE_FALSE_EDGES = 10.0  # of an image, at the second floor, for people that the first floor splits
-LOOSE_SHARE = 0.005  # of all images; fewer false edges in a small set
+LOOSE_FALSE_EDGES = 10.0  # of an image, above the second floor, for people that the first floor splits
+LOOSE_SHARE = 0.005  # of all images: the limit of that number in a small set
 SEED = 0  # of all draws: clusters depend on the embeddings alone, so no epoch changes them by its number
 MANY_COPIES = 0.01  # share of all images; fewer copies do not fill the lists of others
-Floors = NDArray[np.float32]
 
 
 class Clustered(NamedTuple):
     """Embeddings, their neighbours, and their clusters."""
 
     rows: Tensor  # [n, D] of this rank
-    sample: NDArray[np.float32]  # [S, D] of all ranks, without copies
-    first: Floors  # [k]
+    sample: Floats  # [S, D] of all ranks, without copies
+    first: Floats  # [k]
     listed: Neighbours  # of all images
-    how: str  # the search was made
+    how: str  # how the neighbours were searched
     recall: float
-    original: NDArray[np.int32]  # [N]: the image that an image is a near-copy of, else itself
+    original: Ints  # [N]: the image that an image is a near-copy of, else itself
     kept: Neighbours  # the lists to cluster, without near-copies
     strict: Clusters  # above the first floor
     likely: Clusters  # with those above the second floor that the first splits
-    near: NDArray[np.bool_]  # [N]: an image has a neighbour above the first floor
+    near: Mask  # [N]: an image has a neighbour above the first floor
 
 
 def clustered(rows: Tensor, config: MiningConfig, here: World, *, seed: int, poll: Poll) -> Clustered:
@@ -63,7 +63,12 @@ def clustered(rows: Tensor, config: MiningConfig, here: World, *, seed: int, pol
         started, because = time.monotonic(), f"cells have {share:.2%} of the neighbours of another sample"
         listed, how, share = _checked(rows, replace(config, search="exact"), first, here, seed, poll)
         tell(f"search: exact, because {because}", started, here)
-    _refuse_below(config.min_recall, share, how)
+    if not share >= config.min_recall:
+        exact = "backend=faiss" if how == "exact" else "search=exact"
+        raise SearchInexact(
+            f"the search found {share:.2%} of the true neighbours in a sample; mining.min_recall is "
+            f"{config.min_recall:.2%}: give mining.{exact}, which is exact"
+        )
     original, kept = _lists_without_copies(rows, listed, config, here, first, poll)
     strict = _clusters_above(first, kept, original, config, here, poll)
     likely = strict
@@ -75,7 +80,7 @@ def clustered(rows: Tensor, config: MiningConfig, here: World, *, seed: int, pol
 
 
 def _checked(
-    rows: Tensor, config: MiningConfig, floors: Floors, here: World, seed: int, poll: Poll
+    rows: Tensor, config: MiningConfig, floors: Floats, here: World, seed: int, poll: Poll
 ) -> tuple[Neighbours, str, float]:
     """Return the neighbours of `rows` [n, D], how they were searched, and the recall on a sample of `seed`."""
     listed, how = searched(rows, config, floors, here, poll)
@@ -84,15 +89,15 @@ def _checked(
     return listed, how, share
 
 
-def sample_of(rows: Tensor, here: World) -> NDArray[np.float32]:
+def sample_of(rows: Tensor, here: World) -> Floats:
     """Return embeddings [S, D] of random images of all ranks, without copies; the same on every rank."""
     return different(sample_rows(rows, here, FLOOR_SAMPLE, SEED))
 
 
 def _clusters_above(
-    floors: Floors,
+    floors: Floats,
     listed: Neighbours,
-    original: NDArray[np.int32],
+    original: Ints,
     config: MiningConfig,
     here: World,
     poll: Poll,
@@ -101,28 +106,12 @@ def _clusters_above(
 ) -> Clusters:
     """Cluster by `config.method`, by overlap above `floors` [k]; `strict`: strangers hardly fill a list above them.
 
-    A near-copy of an image (`original` [N]) joins its cluster if neither `max_cluster` nor the gate forbids its size.
+    A near-copy joins the cluster of its `original` [N], unless that is then larger than `max_cluster` or the gate
+    allow.
     """
     if config.method == "parity":
-        return by_components(
-            listed.ids,
-            listed.cosine,
-            here,
-            mutual_top=config.mutual_top,
-            similarity=config.similarity,
-            max_size=config.max_cluster,
-            poll=poll,
-        )
-    labels, cut = by_overlap(
-        listed.ids,
-        listed.cosine,
-        here,
-        floor=floors,
-        min_overlap=config.min_overlap,
-        max_size=config.max_cluster,
-        strict=strict,
-        poll=poll,
-    )
+        return by_components(listed.ids, listed.cosine, here, config, poll)
+    labels, cut = by_overlap(listed.ids, listed.cosine, here, config, floors, strict=strict, poll=poll)
     copy = original != np.arange(len(original))
     together = labels[original]
     most = min(config.max_cluster, config.max_largest_share * len(together))
@@ -130,23 +119,23 @@ def _clusters_above(
     return Clusters(np.where(copy & full, labels, together), cut)
 
 
-def without_copies(rows: Tensor, original: NDArray[np.int32], here: World) -> Tensor:
+def without_copies(rows: Tensor, original: Ints, here: World) -> Tensor:
     """Return this rank's `rows` [n, D] with zeros for near-copies of other images (`original` [N]); itself if none."""
     own = first_row(len(original), here) + np.arange(len(rows))
     copies = original[own] != own
     return rows.masked_fill(torch.from_numpy(copies).to(rows.device)[:, None], 0) if copies.any() else rows
 
 
-def different(sample: NDArray[np.float32]) -> NDArray[np.float32]:
+def different(sample: Floats) -> Floats:
     """Return the rows of `sample` [S, D] without exact copies, because pairs of copies are no random pairs."""
     first = np.unique(sample.round(SAME_DIGITS), axis=0, return_index=True)[1]
     return sample[np.sort(first)]
 
 
-def originals(listed: Neighbours, here: World, floor: float) -> NDArray[np.int32]:
+def originals(listed: Neighbours, here: World, floor: float) -> Ints:
     """Return for each of N images the first image of its group of near-copies (copies of copies too), else itself.
 
-    A list holds k of a group's images, which are often all later ones. So an entry counts for both of its images.
+    A list may hold only later images of a group. So an entry counts for both of its images.
     """
     count = len(gather(listed.ids[:, :0], here))
     row, at = np.nonzero((listed.cosine >= floor + COPY * (1 - floor)) & (listed.ids != NONE))
@@ -164,9 +153,7 @@ def originals(listed: Neighbours, here: World, floor: float) -> NDArray[np.int32
         original = earlier
 
 
-def _floors(
-    sample: NDArray[np.float32], count: int, config: MiningConfig, here: World
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _floors(sample: Floats, count: int, config: MiningConfig, here: World) -> tuple[Floats, Floats]:
     """Return the two floors [k] of the lists of `count` images; `sample` [S, D]: random ones, without copies."""
     if config.method == "parity":
         floors = np.full(config.neighbours, config.similarity, np.float32)
@@ -177,22 +164,13 @@ def _floors(
     return first, second
 
 
-def _refuse_below(least: float, share: float, how: str) -> None:
-    """Raise SearchInexact if the `share` of true neighbours that the search found is below `least`."""
-    if not share >= least:
-        raise SearchInexact(
-            f"the search found {share:.2%} of the true neighbours in a sample; mining.min_recall is "
-            f"{least:.2%}: give mining.{'backend=faiss' if how == 'exact' else 'search=exact'}, which is exact"
-        )
-
-
 def _lists_without_copies(
-    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floors: NDArray[np.float32], poll: Poll
-) -> tuple[NDArray[np.int32], Neighbours]:
+    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floors: Floats, poll: Poll
+) -> tuple[Ints, Neighbours]:
     """Return for each of N images the one it is a near-copy of, else itself, and the lists to cluster.
 
-    Where copies are many, as in video frames, they would fill an image's list. Then the search runs again with one
-    image of each group of copies. Otherwise no image counts as a copy.
+    Many copies, as in video frames, would fill the lists. Then the search runs again with one image of each group of
+    copies. With few, no image counts as a copy.
     """
     everyone = np.arange(len(gather(listed.ids[:, :0], here)), dtype=np.int32)
     if config.method == "parity":

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from app.config import NO_ID
 from app.data.dataset import Rows
 from app.data.shards import Images
 from app.files import atomic
+from app.mining.arrays import Ints, Longs, Mask
 from app.mining.gate import Report
 
 FACE, GAP, ROW_GAP, MARGIN, FRAME = 56, 2, 8, 16, 3  # pixels
@@ -26,7 +26,6 @@ LARGEST, RANDOM, SMALLEST = 5, 10, 3  # clusters
 WIDTH = 2 * MARGIN + CAPTION + FACES * (FACE + GAP) - GAP
 LETTERS = 110  # of a line of small text
 PAPER, INK, FAINT, ALARM = (250, 250, 248), (32, 33, 36), (128, 130, 134), (200, 30, 30)
-IdArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,18 @@ def contact_sheet(
     path: Path,
     images: Images,
     rows: Rows,
-    pseudo_ids: IdArray,
+    pseudo_ids: Longs,
     seed: int,
+    report: Report,
     *,
-    report: Report | None = None,
-    labels: NDArray[np.int32] | None = None,
-    there: NDArray[np.bool_] | None = None,
+    labels: Ints | None = None,
+    there: Mask | None = None,
 ) -> None:
     """Write a PNG with a row of faces for each of a few clusters: the doubtful, the largest, random, the smallest ones.
 
-    images [M, 112, 112, 3]; rows [N]: the images that were mined; pseudo_ids [N], NO_ID: none. With `report` the sheet
-    has a head and the doubtful clusters. With labels [N] a frame marks each image of another person than most of its
-    cluster. Reads only the images that it shows. `there` [N]: the images that this machine has; only they are shown.
+    images [M, 112, 112, 3]; rows [N]: the images that were mined; pseudo_ids [N], NO_ID: none. With labels [N] a frame
+    marks each image of another person than most of its cluster. Reads only the images that it shows. `there` [N]: the
+    images that this machine has; only they are shown.
     """
     rng = np.random.default_rng(seed)
     groups = _sample(pseudo_ids, report, rng)
@@ -91,10 +90,8 @@ def contact_sheet(
         sheet.save(file, "PNG")
 
 
-def _head(report: Report | None, *, marked: bool, partial: bool) -> list[tuple[str, tuple[int, int, int]]]:
+def _head(report: Report, *, marked: bool, partial: bool) -> list[tuple[str, tuple[int, int, int]]]:
     """Return the lines above the rows, each with its colour."""
-    if report is None:
-        return []
     purity = "" if report.purity is None else f", purity {report.purity:.1%}"
     lines = [
         (f"{report.count} pseudo-IDs, {report.coverage:.1%} of the images{purity}, floor {report.floor:.2f}", INK),
@@ -107,13 +104,13 @@ def _head(report: Report | None, *, marked: bool, partial: bool) -> list[tuple[s
     return lines
 
 
-def _commonest(labels: NDArray[np.int32]) -> int | None:
+def _commonest(labels: Ints) -> int | None:
     """The label of most images; None if none has one, which is a number from 0 on."""
     names, counts = np.unique(labels[labels >= 0], return_counts=True)
     return int(names[counts.argmax()]) if len(names) else None
 
 
-def _sample(pseudo_ids: IdArray, report: Report | None, rng: np.random.Generator) -> dict[str, Sequence[Row]]:
+def _sample(pseudo_ids: Longs, report: Report, rng: np.random.Generator) -> dict[str, Sequence[Row]]:
     """Return the rows to show, by title. No cluster appears twice and no title is empty."""
     ids, sizes = np.unique(pseudo_ids[pseudo_ids != NO_ID], return_counts=True)
     loose, alike = _doubtful(report)
@@ -133,10 +130,8 @@ def _sample(pseudo_ids: IdArray, report: Report | None, rng: np.random.Generator
     return {title: chosen for title, chosen in groups.items() if chosen}
 
 
-def _doubtful(report: Report | None) -> tuple[list[Row], list[Row]]:
+def _doubtful(report: Report) -> tuple[list[Row], list[Row]]:
     """Return the rows of clusters that may show several people, and of pairs that may show one, without repetition."""
-    if report is None:
-        return [], []
     pairs = [tuple(map(int, name.split())) for name in report.alike]
     alike = [Row(one, f"like id {other}") for pair in pairs for one, other in (pair, pair[::-1])]
     shown = {row.cluster for row in alike}

@@ -1,14 +1,12 @@
 """Join clusters that are pieces of one person whose images lie along a curve, as from frontal to profile.
 
-A list holds the nearest images only. So where a person has many images along a curve, its graph is a chain, and label
-propagation cuts it into pieces. Two pieces have a border of many images that list each other. They differ from two
-people in that their images fill the line between the two means. Images spread evenly along a line have a variance of
-1/12 of the squared distance between the means of its halves. Two people leave a gap, because each scatters little along
-that one of many directions.
+A list holds the nearest images only. So the graph of a person with many images along a curve is a chain, which label
+propagation cuts into pieces. Many images at the border of two pieces list each other, and the images fill the line
+between the two means: spread evenly, they have a variance of 1/12 of the squared distance of the means of its halves.
+Two people leave a gap there, because each scatters little along that one of many directions.
 
-The means of few images are apart by chance, too. So one half of the images must confirm the distance that the other
-half shows. And where a network tells people apart with difficulty, the images of each scatter so widely that strangers
-fill lines as well. So a line must be filled far more than those between the same clusters and strangers.
+Means of few images also differ by chance, so both halves of the images must show the distance. And if a network hardly
+tells people apart, strangers fill lines as well. So a line must be filled far more than those to random clusters.
 
 Letters: N images mined, n of this process (its contiguous share), k neighbours, P pairs of clusters, C clusters of
 pairs, D embedding size.
@@ -20,15 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from app.mining.cluster import by_smallest_member, first_row
+from app.mining.arrays import Doubles, Ints, Longs, Mask
+from app.mining.cluster import by_smallest_member
+from app.mining.exchange import first_row
 from app.mining.lists import NONE, Neighbours
-from app.mining.sample import usable_of_all
-from app.runtime.dist import World, from_main, gather_rows, total
+from app.mining.sample import STEPS, in_steps, sums_of, usable_of_all
+from app.runtime.dist import World, from_main, gather_rows, share, total
 from app.runtime.stop import Poll, undisturbed
 
 LEAST = 4  # images of a cluster, two in each half
@@ -39,36 +38,33 @@ CONFIRMED = 0.5  # share of the squared distance between the means that is not c
 STRANGERS = 16  # random clusters with which each cluster of a pair is compared
 DRAWN_FROM = 2**10  # random clusters; each is read once for all lines to it that are measured together
 MOST = 0.9  # of the lines to strangers; some may be pieces of the same person
-MORE = 8.0  # times as much as these the line must be filled; those of people of real networks were up to 7.2
-STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
+MORE = 8.0  # times as much as these lines; between two people of real networks it was up to 7.2 times
 PAIRS_AT_ONCE, ROWS_AT_ONCE, IMAGES_AT_ONCE = 2**13, 2**14, 2**10
-Ids = NDArray[np.int64]
-Rows = NDArray[np.float64]
 
 
 class Line(NamedTuple):
     """What is known of P pairs of clusters and the lines between their means."""
 
-    squared: Rows  # [P]: the squared distance of the means
-    confirmed: Rows  # [P]: the same from two independent halves of the images
-    variance: Rows  # [P]: along the line, the mean of both clusters
+    squared: Doubles  # [P]: the squared distance of the means
+    confirmed: Doubles  # [P]: the same from two independent halves of the images
+    variance: Doubles  # [P]: along the line, the mean of both clusters
 
     @property
-    def filled(self) -> Rows:
+    def filled(self) -> Doubles:
         """The variance along the line, of the squared distance [P]."""
         return self.variance / np.maximum(self.squared, 1e-24)
 
 
 def joined(
-    labels: Ids,
+    labels: Longs,
     shard: Tensor,
     listed: Neighbours,
     floor: float,
-    original: NDArray[np.int32],
+    original: Ints,
     largest: int,
     here: World,
     poll: Poll = undisturbed,
-) -> Ids:
+) -> Longs:
     """Return clusters [N] where pieces of one curve are one cluster of up to `largest` images; the same on every rank.
 
     `labels` [N] are clusters, `shard` [n, D] this rank's unit embeddings and `listed` their lists, where neighbours
@@ -91,12 +87,12 @@ def joined(
     return by_smallest_member(np.where(whole, len(labels) + curve, labels))
 
 
-def fills(line: Line) -> NDArray[np.bool_]:
+def fills(line: Line) -> Mask:
     """Return for P lines whether the images of two clusters fill the line between their means."""
     return (line.variance > FILLED * line.squared) & (line.confirmed > CONFIRMED * line.squared)
 
 
-def with_strangers(pairs: Ids, images: Ids) -> tuple[Ids, NDArray[np.bool_]]:
+def with_strangers(pairs: Longs, images: Longs) -> tuple[Longs, Mask]:
     """Return pairs [P, r, 2] of the clusters of each of `pairs` [P, 2] with random ones, and which [P, r] are others.
 
     `images` [N] are those that count in each cluster.
@@ -109,13 +105,13 @@ def with_strangers(pairs: Ids, images: Ids) -> tuple[Ids, NDArray[np.bool_]]:
     return np.stack([own, drawn], 2), (drawn[:, :, None] != pairs[:, None, :]).all(2)
 
 
-def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: World) -> Ids:
+def touching(labels: Longs, images: Longs, listed: Neighbours, floor: float, here: World) -> Longs:
     """Return pairs [P, 2] of clusters that touch: enough images of each list one of the other above `floor`.
 
     `labels` [N] are clusters, `images` [N] how many count in each. The same on every rank.
     """
     count = len(labels)
-    own = labels[first_row(count, here) :][: len(listed.ids)]
+    own = share(labels, here)
     parts = [slice(at, at + ROWS_AT_ONCE) for at in range(0, len(own), ROWS_AT_ONCE)]
     touched = [_touched(own[part], labels, images, listed.ids[part], listed.cosine[part] >= floor) for part in parts]
     found, touch = np.unique(np.concatenate([np.zeros(0, np.int64), *touched]), return_counts=True)
@@ -128,10 +124,10 @@ def touching(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: W
     return pairs[(pairs[:, 0] < pairs[:, 1]) & np.isin(pairs[:, 1] * count + pairs[:, 0], found)]
 
 
-def _touched(own: Ids, labels: Ids, images: Ids, ids: NDArray[np.int32], near: NDArray[np.bool_]) -> Ids:
-    """Return [e] for each of r images of clusters `own` [r] the other clusters in its list `ids` [r, k], once each.
+def _touched(own: Longs, labels: Longs, images: Longs, ids: Ints, near: Mask) -> Longs:
+    """Return pairs [e] of clusters: for each of r images its `own` [r] and each other one in its list `ids` [r, k].
 
-    An entry is the number of the own cluster times N, plus the other one. Only neighbours that are `near` [r, k] count.
+    A pair is the own cluster times N, plus the other one. Only neighbours that are `near` [r, k] count.
     """
     others = labels[ids]
     across = near & (ids != NONE) & (others != own[:, None])
@@ -141,7 +137,7 @@ def _touched(own: Ids, labels: Ids, images: Ids, ids: NDArray[np.int32], near: N
     return own[row] * len(labels) + other
 
 
-def measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World, poll: Poll = undisturbed) -> Line:
+def measured(pairs: Longs, labels: Longs, images: Longs, shard: Tensor, here: World, poll: Poll = undisturbed) -> Line:
     """Measure the lines between the means of `pairs` [P, 2] of clusters; `labels` [N], -1: an image does not count."""
     some = []
     for part in np.array_split(pairs, -(-len(pairs) // PAIRS_AT_ONCE) or 1):
@@ -150,14 +146,11 @@ def measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World, p
     return Line(*map(np.concatenate, zip(*some, strict=True)))
 
 
-def _measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World) -> Line:
+def _measured(pairs: Longs, labels: Longs, images: Longs, shard: Tensor, here: World) -> Line:
     names, ends = np.unique(pairs, return_inverse=True)
     ends, size = ends.reshape(pairs.shape), images[names]
     row, half = _images_of(names, size, labels, shard, here)
-    added = torch.zeros((2 * len(names), shard.shape[1]), dtype=torch.float64, device=shard.device)
-    for own, into in zip(row.split(ROWS_AT_ONCE), half.split(ROWS_AT_ONCE), strict=True):
-        added.index_add_(0, into, in_steps(shard[own]))
-    sums = total(added, here).cpu().numpy().reshape(len(names), 2, shard.shape[1]) / STEPS
+    sums = sums_of(row, half, 2 * len(names), shard, here).reshape(len(names), 2, shard.shape[1])
     halves = sums / np.stack([(size + 1) // 2, size // 2], 1)[:, :, None]
     between = _from_end_to_end(sums.sum(1) / size[:, None], ends)
     squared = (between**2).sum(1)
@@ -168,15 +161,11 @@ def _measured(pairs: Ids, labels: Ids, images: Ids, shard: Tensor, here: World) 
     return Line(squared, _from_end_to_end(halves, ends).prod(1).sum(1), variance.mean(1))
 
 
-def in_steps(rows: Tensor) -> Tensor:
-    """Return unit `rows` [*, D] in STEPS: whole numbers, of which sums and scalar products in 64 bits are exact."""
-    return rows.double().mul(STEPS).round_()
-
-
-def _images_of(names: Ids, size: Ids, labels: Ids, shard: Tensor, here: World) -> tuple[Tensor, Tensor]:
+def _images_of(names: Longs, size: Longs, labels: Longs, shard: Tensor, here: World) -> tuple[Tensor, Tensor]:
     """Return this rank's rows [e] of the images of C clusters, one cluster after the other, and the half of each.
 
-    `names` [C] are among `labels` [N], and have `size` [C] images. A half is twice the cluster's place, plus 0 or 1.
+    `names` [C] are among `labels` [N] and have `size` [C] images. A half is 2 * its cluster's place in `names` + 0 or
+    1.
     """
     number = np.full(int(labels.max(initial=0)) + 2, -1)
     number[names] = np.arange(len(names))
@@ -189,8 +178,8 @@ def _images_of(names: Ids, size: Ids, labels: Ids, shard: Tensor, here: World) -
     return torch.from_numpy(row[own]).to(shard.device), torch.from_numpy(half[own]).to(shard.device)
 
 
-def _sums_along(direction: Tensor, ends: Ids, row: Tensor, cluster: Tensor, shard: Tensor, here: World) -> Rows:
-    """Return sums [P, 2, 2] of the places of images along lines, and of their squares, at each end.
+def _sums_along(direction: Tensor, ends: Longs, row: Tensor, cluster: Tensor, shard: Tensor, here: World) -> Doubles:
+    """Return for each line and end the sums [P, 2, 2] of its images' places along the line, and of their squares.
 
     `direction` [P, D] is that of each line, in STEPS, and `ends` [P, 2] are the clusters at its ends. `row` [e] are
     this rank's images, sorted by their `cluster` [e].
@@ -209,6 +198,6 @@ def _sums_along(direction: Tensor, ends: Ids, row: Tensor, cluster: Tensor, shar
     return (total(sums, here).cpu().numpy() / np.array([STEPS, STEPS**2])).reshape(*ends.shape, 2)
 
 
-def _from_end_to_end(means: Rows, ends: Ids) -> Rows:
+def _from_end_to_end(means: Doubles, ends: Longs) -> Doubles:
     """Return the differences [P, *] of the `means` [C, *] of the two clusters of each of `ends` [P, 2]."""
     return means[ends[:, 0]] - means[ends[:, 1]]

@@ -1,4 +1,4 @@
-"""Name the clusters that a person should look at first: those that may show several people, and pairs of one person.
+"""Name the clusters to look at first: those that may show several people, and pairs that may show one person.
 
 Letters: N images mined, n of this process (its contiguous share), D embedding size, k neighbours, C clusters examined.
 """
@@ -9,20 +9,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from app.config import NO_ID
-from app.mining.cluster import first_row, gather
+from app.mining.arrays import Longs
+from app.mining.cluster import gather
 from app.mining.lists import NONE, Neighbours
-from app.runtime.dist import World, total
+from app.mining.sample import sums_of
+from app.runtime.dist import World, share
 
-EXAMINED = 4096  # clusters; of more, as many are drawn
+EXAMINED = 4096  # clusters; of more, a random choice
 LOOSE, ALIKE = 3, 2  # clusters and pairs of clusters that are named
-STEPS = 2**20  # of a coordinate: sums of whole numbers do not depend on the number of processes
 DIGITS = 4  # of the measures
 ROWS_AT_ONCE = 2**12
-IdArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Doubts:
     alike: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
-def doubts(found: IdArray, shard: Tensor, listed: Neighbours, here: World) -> Doubts:
+def doubts(found: Longs, shard: Tensor, listed: Neighbours, here: World) -> Doubts:
     """Return the doubtful clusters among the pseudo-IDs `found` [N], equal on all ranks.
 
     `shard` [n, D] are this rank's unit embeddings, `listed` its neighbour lists [n, k].
@@ -46,34 +45,19 @@ def doubts(found: IdArray, shard: Tensor, listed: Neighbours, here: World) -> Do
         drawn = np.arange(len(ids))
     if not len(drawn):
         return Doubts()
-    own = found[first_row(len(found), here) :][: len(listed.ids)]
+    own = share(found, here)
     place = np.searchsorted(ids[drawn], own).clip(max=len(drawn) - 1)  # of an image's cluster among those examined
     rows = np.flatnonzero(ids[drawn][place] == own)
-    return Doubts(
-        _loose(ids[drawn], sizes[drawn], _sums(shard, rows, place[rows], len(drawn), here)),
-        _alike(ids, sizes, found, own, rows, listed, here),
-    )
-
-
-def _sums(shard: Tensor, rows: IdArray, place: IdArray, clusters: int, here: World) -> NDArray[np.float64]:
-    """Return the sum [C, D] of the embeddings of each examined cluster, over all ranks."""
-    sums = torch.zeros(clusters, shard.shape[1], dtype=torch.int64, device=shard.device)
-    for begin in range(0, len(rows), ROWS_AT_ONCE):
-        part = slice(begin, begin + ROWS_AT_ONCE)
-        at, into = (torch.from_numpy(each[part]).to(shard.device) for each in (rows, place))
-        sums.index_add_(0, into, (shard.index_select(0, at).double() * STEPS).round().long())
-    return total(sums, here).cpu().numpy() / STEPS
-
-
-def _loose(ids: IdArray, sizes: IdArray, sums: NDArray[np.float64]) -> dict[int, float]:
-    """Return the clusters whose images differ most."""
-    cosine = ((sums**2).sum(axis=1) - sizes) / (sizes * (sizes - 1))
+    sums = sums_of(torch.from_numpy(rows), torch.from_numpy(place[rows]), len(drawn), shard, here)
+    cosine = ((sums**2).sum(axis=1) - sizes[drawn]) / (sizes[drawn] * (sizes[drawn] - 1))
     cosine = cosine.round(DIGITS)
-    return {int(ids[at]): float(cosine[at]) for at in np.lexsort((ids, cosine))[:LOOSE]}
+    loosest = np.lexsort((ids[drawn], cosine))[:LOOSE]
+    loose = {int(ids[drawn[at]]): float(cosine[at]) for at in loosest}
+    return Doubts(loose, _alike(ids, sizes, found, own, rows, listed, here))
 
 
 def _alike(
-    ids: IdArray, sizes: IdArray, found: IdArray, own: IdArray, rows: IdArray, listed: Neighbours, here: World
+    ids: Longs, sizes: Longs, found: Longs, own: Longs, rows: Longs, listed: Neighbours, here: World
 ) -> dict[tuple[int, int], float]:
     """Return the pairs of clusters whose images list each other's most; a cluster is in one pair at most."""
     pairs_of = [np.zeros(0, np.int64)]
@@ -91,14 +75,14 @@ def _alike(
     count = np.zeros(len(keys), np.int64)
     np.add.at(count, index, gathered[:, 1])
     first, second = keys // len(ids), keys % len(ids)
-    share = (count / (sizes[first] * np.minimum(sizes[second], listed.ids.shape[1]))).round(DIGITS)
+    part = (count / (sizes[first] * np.minimum(sizes[second], listed.ids.shape[1]))).round(DIGITS)
     pairs: dict[tuple[int, int], float] = {}
     used: set[int] = set()
-    for each in np.lexsort((second, first, -share)):
+    for each in np.lexsort((second, first, -part)):
         pair = int(ids[first[each]]), int(ids[second[each]])
         if len(pairs) == ALIKE:
             break
         if not used & set(pair):
-            pairs[pair] = float(share[each])
+            pairs[pair] = float(part[each])
             used |= set(pair)
     return pairs

@@ -34,8 +34,8 @@ def embed(
     batch_size: int,
     embedding_dim: int,
     kept: Kept | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    interrupted: Callable[[], bool] | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    interrupted: Callable[[], bool] = lambda: False,
     chunk_rows: int = CHUNK_ROWS,
     shard: Shard | None = None,
 ) -> Tensor:
@@ -43,12 +43,11 @@ def embed(
 
     With `shard` it is the share of `shard.places(rows)`, of images that this machine reads.
 
-    They are fp32 on `here.device`; those of a network in 16 bits are rounded to fp16 first, whether they are stored or
-    not. After each chunk all ranks agree whether to continue; a rank with fewer chunks, or
-    none, takes part. If `interrupted` is true on one rank, all raise Interrupted. With `kept`, a pass that is expected
-    to take long stores its chunks. Chunks that an earlier call stored are read instead of computed. The caller clears
-    them once it has the result. On rank 0 `progress` receives the images done and the total, estimated from that rank's
-    share.
+    The embeddings are fp32 on `here.device`. Those of a network in 16 bits are rounded to fp16, stored or not. After
+    each chunk all ranks agree whether to continue, also those with fewer chunks; if `interrupted` is true on one, all
+    raise Interrupted. With `kept`, a pass that is expected to take long stores its chunks, and chunks of an earlier
+    call are read instead of computed. The caller clears them once it has the result. On rank 0 `progress` receives the
+    images done and the total, estimated from that rank's share.
     """
     if here.device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)
@@ -78,23 +77,21 @@ def embed(
                     chunks.write(start, stored.copy_(z))
             if stored is not z:  # the same numbers, read or computed
                 z.copy_(F.normalize(stored.float(), dim=1))
-            if progress is not None and here.is_main:
+            if here.is_main:
                 progress(min(len(rows), (start + len(part)) * len(rows) // len(own)), len(rows))
-            if any_rank(not whole or (interrupted is not None and interrupted()), here):
+            if any_rank(not whole or interrupted(), here):
                 raise Interrupted
     return result
 
 
-def _embed_chunk(
-    embedder: Embedder, views: Iterable[Tensor], into: Tensor, interrupted: Callable[[], bool] | None
-) -> bool:
+def _embed_chunk(embedder: Embedder, views: Iterable[Tensor], into: Tensor, interrupted: Callable[[], bool]) -> bool:
     """Write unit embeddings of successive batches [B, 3, S, S] into the rows of `into`; return whether it finished.
 
     False: this rank was interrupted. The ranks agree on that after the chunk.
     """
     done = 0
     for x in views:
-        if done and interrupted is not None and interrupted():
+        if done and interrupted():
             return False
         into[done : done + len(x)] = F.normalize(embedder(x)[0], dim=1)
         done += len(x)

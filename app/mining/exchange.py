@@ -9,21 +9,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from app.mining.arrays import Longs
 from app.runtime.dist import World, swap_rows
 
-EXCHANGE_BYTES = 2**26  # that a process sends, and receives, at once
-Places = NDArray[np.int64]
+EXCHANGE_BYTES = 2**26  # sent by a process, and received, at once
 
 
 @torch.no_grad()
-def exchanged(z: Tensor, places: Sequence[Places], here: World) -> Tensor:
+def exchanged(z: Tensor, places: Sequence[Longs], here: World) -> Tensor:
     """Return this process's contiguous share [n', D] of all embeddings, from the scattered ones of all processes.
 
-    `places` [W]: the positions among N of each process's embeddings, ascending; each position is in one of them. `z`
-    [n, D] are those of this process. Besides the result a process holds pieces of about EXCHANGE_BYTES.
+    `places` [W]: the ascending positions among N of each process's embeddings; together, each position once. `z` [n,
+    D]: the embeddings of this process. Besides the result a process holds pieces of about EXCHANGE_BYTES.
     """
     if here.size == 1:
         return z  # all positions, ascending
@@ -45,8 +44,13 @@ def exchanged(z: Tensor, places: Sequence[Places], here: World) -> Tensor:
     return result
 
 
-def bounds_of(count: int, here: World) -> Places:
+def bounds_of(count: int, here: World) -> Longs:
     """Return where the share of each process begins [W + 1], as `dist.share` deals the rows; the last is `count`."""
     least, more = divmod(count, here.size)
     ranks = np.arange(here.size + 1)
     return ranks * least + np.minimum(ranks, more)
+
+
+def first_row(count: int, here: World) -> int:
+    """Return where this rank's share of `count` rows begins."""
+    return int(bounds_of(count, here)[here.rank])

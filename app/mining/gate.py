@@ -6,21 +6,21 @@ Letters: N images mined.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.config import NO_ID, MiningConfig
+from app.mining.arrays import Floats, Ints, Longs
 
-IdArray = NDArray[np.int64]
 MIN_SPREAD = 1.5  # effective rank; embeddings that are all equal have 0, on one line 1
-MIN_DISTINCT = 0.01  # share of images that are no copy of another; 16 points among 6,000 images are a collapse
+MIN_DISTINCT = 0.01  # share of images that are no copy of another; 16 different ones among 6,000 are a collapse
 EQUAL = 1e-10  # mean squared distance to the mean; less is rounding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Measurements of a refresh. `why` is one sentence when not `accepted`."""
 
@@ -33,17 +33,19 @@ class Report:
     churn: float | None  # share of images with a pseudo-ID before that lose or change it; None: none had one
     purity: float | None  # None without labels, as pair_f, and if no labelled image is in a cluster
     pair_f: float | None
-    cosine: float | None  # mean over pairs of neighbours in one cluster; None: no such pairs
+    cosine: float | None = None  # mean over pairs of neighbours in one cluster; None: no such pairs
     floor: float  # least cosine of two neighbours
-    search: str  # exact, or how many cells were read
-    recall: float  # of the search, on a sample; within cells of the neighbours that clustering reads
-    unusable: int  # images whose embedding is zero or not finite
-    offset: float  # median cosine of strangers, from an offset of all embeddings that was removed; 0: none
-    shared: int  # directions that images of different people share, and that were removed
-    cut: int  # images of clusters over max_cluster that were cut into pieces
-    left_out: int  # images of clusters over max_cluster that were too large to cut
-    loose: dict[str, float]  # clusters that may show several people: mean cosine of two images, by pseudo-ID
-    alike: dict[str, float]  # pairs of clusters that may show one person: share of images that list the other's
+    search: str = "exact"  # or how many cells were read
+    recall: float = 1.0  # of the search, on a sample; within cells of the neighbours that clustering reads
+    unusable: int = 0  # images whose embedding is zero or not finite
+    offset: float = 0.0  # median cosine of strangers, from an offset of all embeddings that was removed; 0: none
+    shared: int = 0  # directions that images of different people share, and that were removed
+    cut: int = 0  # images of clusters over max_cluster that were cut into pieces
+    left_out: int = 0  # images of clusters over max_cluster that were too large to cut
+    # clusters that may show several people: mean cosine of two images, by pseudo-ID
+    loose: dict[str, float] = field(default_factory=dict)
+    # pairs of clusters that may show one person: share of images that list the other's
+    alike: dict[str, float] = field(default_factory=dict)
     accepted: bool
     why: str
 
@@ -52,26 +54,16 @@ class Report:
 
 
 def judge(
-    found: IdArray,
-    previous: IdArray,
-    labels: NDArray[np.int32] | None,
+    found: Longs,
+    previous: Longs,
+    labels: Ints | None,
     config: MiningConfig,
     *,
-    floor: float,
-    search: str = "exact",
-    recall: float = 1.0,
-    unusable: int = 0,
-    cosine: float | None = None,
     spread: float = math.inf,
     distinct: float = 1.0,
     sure: float | None = None,
     by_chance: float = 0.0,
-    offset: float = 0.0,
-    shared: int = 0,
-    cut: int = 0,
-    left_out: int = 0,
-    loose: dict[str, float] | None = None,
-    alike: dict[str, float] | None = None,
+    **others: Any,
 ) -> Report:
     """Measure the labelling `found` [N] and decide whether it may replace `previous` [N].
 
@@ -79,7 +71,7 @@ def judge(
     metrics, those below 0 not even them. `spread` is the effective rank of a sample of the embeddings
     (`effective_rank`), `distinct` the share of images that are no copies, `sure` the share in clusters above the
     first floor (default: the coverage), `by_chance` the share that chance neighbours alone may put there.
-    `min_coverage` 0 accepts any coverage.
+    `min_coverage` 0 accepts any coverage. `others` are further fields of the report.
     """
     labelled = found != NO_ID
     sizes = np.unique(found[labelled], return_counts=True)[1]
@@ -115,23 +107,13 @@ def judge(
         churn=turned,
         purity=purity(found[judged], person[judged]) if person is not None and judged.any() else None,
         pair_f=None if person is None else pair_f(found[known], person[known]),
-        cosine=cosine,
-        floor=floor,
-        search=search,
-        recall=recall,
-        unusable=unusable,
-        offset=offset,
-        shared=shared,
-        cut=cut,
-        left_out=left_out,
-        loose=loose or {},
-        alike=alike or {},
         accepted=not why,
         why=why,
+        **others,
     )
 
 
-def keep_ids(previous: IdArray, found: IdArray) -> IdArray:
+def keep_ids(previous: Longs, found: Longs) -> Longs:
     """Renumber `found` [N] so that a cluster keeps its number while most of it stays.
 
     A new cluster that holds more than half of an old cluster's images takes the old number. If it holds more than half
@@ -155,7 +137,7 @@ def keep_ids(previous: IdArray, found: IdArray) -> IdArray:
     return name[index]
 
 
-def effective_rank(sample: NDArray[np.float32]) -> float:
+def effective_rank(sample: Floats) -> float:
     """Return the effective rank of embeddings [S, D]: 0 if all are equal, D if they vary equally in all directions.
 
     It is the participation ratio of the variances. Rows that are not finite give NaN.
@@ -166,19 +148,19 @@ def effective_rank(sample: NDArray[np.float32]) -> float:
     return total**2 / float((gram**2).sum()) if not total <= EQUAL * len(sample) else 0.0
 
 
-def churn(previous: IdArray, found: IdArray) -> float | None:
+def churn(previous: Longs, found: Longs) -> float | None:
     """Return the share of images with a pseudo-ID in `previous` [N] that have another one, or none, in `found` [N]."""
     had = previous != NO_ID
     return float((found[had] != previous[had]).mean()) if had.any() else None
 
 
-def histogram(sizes: IdArray) -> dict[str, int]:
+def histogram(sizes: Longs) -> dict[str, int]:
     """Count the clusters of 2-3 images, 4-7, 8-15, …; empty bins are left out."""
     power, count = np.unique(np.floor(np.log2(sizes)).astype(np.int64), return_counts=True)
     return {f"{2**p}-{2 ** (p + 1) - 1}": int(c) for p, c in zip(power, count, strict=True)}
 
 
-def purity(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
+def purity(pseudo_ids: Longs, labels: Ints) -> float:
     """Return the share of labelled images that carry the commonest label of their cluster; 1 if there are none."""
     if not len(pseudo_ids):
         return 1.0
@@ -190,29 +172,23 @@ def purity(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
     return float(most.sum() / len(pseudo_ids))
 
 
-def pair_f(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
+def pair_f(pseudo_ids: Longs, labels: Ints) -> float:
     """Return the F score of "these two images show one person" over all N (N - 1) / 2 pairs; 1 if every image is alone.
 
     An image without a pseudo-ID is in no found pair.
     """
-    has = pseudo_ids != NO_ID
-    cluster = np.unique(pseudo_ids[has], return_inverse=True)[1]
-    person = np.unique(labels, return_inverse=True)[1]
-    right = _pairs(cluster * (person.max(initial=0) + 1) + person[has])
-    wanted_and_found = _pairs(cluster) + _pairs(person)
-    return 2 * right / wanted_and_found if wanted_and_found else 1.0
+    right, found = _right_and_found(pseudo_ids, labels)
+    both = found + _pairs(labels)
+    return 2 * right / both if both else 1.0
 
 
-def pair_precision(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
+def pair_precision(pseudo_ids: Longs, labels: Ints) -> float:
     """Return the share of pairs with one pseudo-ID that show one person; 1 if there is no such pair."""
-    has = pseudo_ids != NO_ID
-    cluster = np.unique(pseudo_ids[has], return_inverse=True)[1]
-    person = np.unique(labels, return_inverse=True)[1]
-    found = _pairs(cluster)
-    return _pairs(cluster * (person.max(initial=0) + 1) + person[has]) / found if found else 1.0
+    right, found = _right_and_found(pseudo_ids, labels)
+    return right / found if found else 1.0
 
 
-def bcubed_f(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
+def bcubed_f(pseudo_ids: Longs, labels: Ints) -> float:
     """Return BCubed F (Bagga and Baldwin 1998); an image without a pseudo-ID is its own cluster. 1 for no images."""
     alone = pseudo_ids == NO_ID
     ids = np.where(alone, pseudo_ids.max(initial=NO_ID) + 1 + np.cumsum(alone), pseudo_ids)
@@ -227,7 +203,15 @@ def bcubed_f(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
     return float(2 * precision * recall / (precision + recall))
 
 
-def _pairs(names: IdArray) -> int:
+def _right_and_found(pseudo_ids: Longs, labels: Ints) -> tuple[int, int]:
+    """Count the pairs with one pseudo-ID: those that show one person, and all."""
+    has = pseudo_ids != NO_ID
+    cluster = np.unique(pseudo_ids[has], return_inverse=True)[1]
+    person = np.unique(labels, return_inverse=True)[1]
+    return _pairs(cluster * (person.max(initial=0) + 1) + person[has]), _pairs(cluster)
+
+
+def _pairs(names: NDArray[np.integer]) -> int:
     """Count the pairs that carry the same name."""
     count = np.unique(names, return_counts=True)[1]
     return int((count * (count - 1) // 2).sum())

@@ -1,10 +1,9 @@
 """Graph loops that numpy cannot express, compiled by numba.
 
-Most work on the neighbour lists [n, k] as the search returns them, without a copy sorted by column or a sparse matrix.
-At 1.2 million images and 32 neighbours that takes 150 MB instead of gigabytes. Sums are of integers, so neither their
-order nor the number of processes changes a result. Compiled code is cached on disk; the first call on a machine
-compiles. Rows are copied in loops, element by element: for a copy of a whole row, numba compiles the words of an
-error as well, which takes seconds.
+Most work on the neighbour lists [n, k] as the search returns them, without a sorted copy or a sparse matrix: 150 MB for
+1.2 million images and 32 neighbours. Sums are of integers, so neither their order nor the number of processes changes a
+result. Compiled code is cached on disk; the first call on a machine compiles. Rows are copied element by element: for
+the copy of a whole row numba also compiles an error message, which takes seconds.
 
 Letters: N images, n rows of this process (contiguous, from `first`), k neighbours, m lists at hand.
 """
@@ -15,6 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from app.mining.arrays import Doubles, Floats, Ints, Longs, Mask
+
 FULL = 65534  # the weight of a mutual edge between images of cosine 1 that share all neighbours
 
 _GOLDEN, _MIX_A, _MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -23,35 +24,35 @@ _LOW = np.uint64(2**32 - 1)  # half of a word: products of 32 bits are computed 
 
 @njit(cache=True, nogil=True)
 def weigh(
-    ids: NDArray[np.int32],
-    cosine: NDArray[np.float32],
+    ids: Ints,
+    cosine: Floats,
     first: int,
-    lists: NDArray[np.int32],
-    place: NDArray[np.int32],
-    degree: NDArray[np.int32],
-    large: NDArray[np.bool_],
-    group: NDArray[np.int32],
+    lists: Ints,
+    place: Ints,
+    degree: Ints,
+    large: Mask,
+    group: Ints,
     min_overlap: float,
     min_common: int,
     weight: NDArray[np.uint16],
-    before: NDArray[np.int32],
+    before: Ints,
 ) -> None:
     """Raise `weight` [n, k] to that of the edges from this process's rows to the images in their lists; 0: no edge.
 
     ids [n, k]: the own lists, most similar first, and their cosines; lists [m, k]: those of the images in them;
-    `place` [N]: the row there of an image's list, or empty where that is the image's number. The first `degree` [N]
+    `place` [N]: the row of an image's list in `lists`, or empty if that is the image's number. The first `degree` [N]
     entries count. large [N]: the image likely shows a person of more than k images; group [N]: edges stay inside a
     group, images of a negative group have none.
 
     Overlap is the share of entries that two lists, each with its own image, have in common: common / either. The weight
-    is cosine times overlap, halved where only one of the two lists contains the other image.
+    is cosine times overlap, halved if only one of the two lists contains the other image.
 
     An edge needs an overlap of `min_overlap`, with one exception. The lists of two images of a person with m > k images
     share only about k / m of their entries, although every entry is right. So two `large` images need only be mutual
     neighbours.
 
-    With `min_common` above 0 an edge must also be mutual, and the two lists, each with its own image, must have that
-    many entries in common. Two lists of the lengths `before` [N], or empty, are known and skipped.
+    With `min_common` above 0 an edge must also be mutual, and the two lists must have that many entries in common. Two
+    lists that still have their lengths `before` [N] were weighed in an earlier call and are skipped; empty: none were.
     """
     n, k = weight.shape
     bits = 4
@@ -110,14 +111,8 @@ def weigh(
 
 
 @njit(cache=True, nogil=True)
-def mark_near(
-    ids: NDArray[np.int32],
-    first: int,
-    degree: NDArray[np.int32],
-    group: NDArray[np.int32],
-    marked: NDArray[np.bool_],
-) -> None:
-    """Mark the images [N] that may have an edge from the lists `ids` [n, k] of the images from `first`, as in `weigh`.
+def mark_near(ids: Ints, first: int, degree: Ints, group: Ints, marked: Mask) -> None:
+    """Mark the images [N] that `weigh` may give an edge from the lists `ids` [n, k] of the images from `first`.
 
     They are those of the same `group` [N] among the first `degree` [N] entries.
     """
@@ -132,24 +127,24 @@ def mark_near(
 
 @njit(cache=True, nogil=True)
 def sweep(
-    ids: NDArray[np.int32],
-    degree: NDArray[np.int32],
+    ids: Ints,
+    degree: Ints,
     weight: NDArray[np.uint16],
     first: int,
-    labels: NDArray[np.int32],
-    changed: NDArray[np.bool_],
-    pending: NDArray[np.bool_],
+    labels: Ints,
+    changed: Mask,
+    pending: Mask,
     seed: int,
     number: int,
-    new: NDArray[np.int32],
+    new: Ints,
 ) -> int:
     """Run one sweep of label propagation: fill `new` [n] from `labels` [N]; return how many rows are still pending.
 
     ids [n, k]: the own lists, of which the first `degree` [N] entries count, with their weights [n, k].
 
-    A row becomes pending when a neighbour changed in the last sweep (`changed` [N]; `pending` [n] keeps the state). A
+    A row becomes pending when a neighbour `changed` [N] in the last sweep; `pending` [n] is kept between sweeps. A
     pending row is updated with probability 1/2, so that two neighbours do not swap labels forever. The coin is a hash
-    of seed, sweep and image. The label with the greatest summed weight wins; ties go to the smallest label.
+    of seed, sweep `number` and image. The label with the greatest summed weight wins; ties go to the smallest label.
     """
     n, k = weight.shape
     names, own = np.empty(k, np.int32), np.empty(k, np.int32)
@@ -193,14 +188,8 @@ def sweep(
 
 
 @njit(cache=True, nogil=True)
-def add_outside(
-    ids: NDArray[np.int32],
-    first: int,
-    labels: NDArray[np.int32],
-    full: NDArray[np.bool_],
-    outside: NDArray[np.int64],
-) -> None:
-    """Add to `outside` [N] of a label how many entries of its `full` [N] images' lists carry another, of `labels` [N].
+def add_outside(ids: Ints, first: int, labels: Ints, full: Mask, outside: Longs) -> None:
+    """Count in `outside` [N], by label, the entries of its `full` [N] images' lists that have another of `labels` [N].
 
     ids [n, k]: the own lists, of the images from `first`.
     """
@@ -214,7 +203,7 @@ def add_outside(
 
 
 @njit(cache=True, nogil=True)
-def join(edges: NDArray[np.int32], n: int, limit: int) -> NDArray[np.int32]:
+def join(edges: Ints, n: int, limit: int) -> Ints:
     """Join the ends of `edges` [E, 2] in order, where the result has at most `limit` members; return labels [n]."""
     parent = np.arange(n).astype(np.int32)
     size = np.ones(n, np.int32)
@@ -236,12 +225,12 @@ def join(edges: NDArray[np.int32], n: int, limit: int) -> NDArray[np.int32]:
 
 
 @njit(cache=True, nogil=True)
-def most_alike(mean: NDArray[np.float64], least: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the greatest measure [m] of the nodes of each group's tree, and the images [m, s] of that node.
+def most_alike(mean: Doubles, least: int) -> tuple[Doubles, Mask]:
+    """Find in each group's tree of average linkage the node with the greatest measure; return it [m] and its images.
 
-    The tree of average linkage of s images follows chains of nearest neighbours (Müllner 2011, arXiv:1109.2378). It
-    needs their products `mean` [m, s, s], symmetric to the bit and finite, and overwrites them. The measure is the mean
-    product of a node's pairs times the root of their number. A node has at least `least` images, and the rest as many.
+    The measure is the mean product of a node's pairs times the root of their number. The images are [m, s]; the node
+    and the rest have at least `least` each. `mean` [m, s, s] are the products of s images, symmetric to the bit and
+    finite; they are overwritten. The tree follows chains of nearest neighbours (Müllner 2011, arXiv:1109.2378).
     """
     m, s, _ = mean.shape
     measure, one = np.full(m, -np.inf), np.zeros((m, s), np.bool_)
@@ -284,11 +273,11 @@ def most_alike(mean: NDArray[np.float64], least: int) -> tuple[NDArray[np.float6
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def settle(alike: NDArray[np.float64], one: NDArray[np.bool_], times: int, least: int) -> None:
-    """Move images to the nearer mean, `times` times: to that of a part, `one` [m, s], which is changed, or of the rest.
+def settle(alike: Doubles, one: Mask, times: int, least: int) -> None:
+    """Move each image to the part, `one` [m, s] or the rest, whose mean is nearer; `times` times. Changes `one`.
 
-    `alike` [m, s, s]: the products of the images of m groups, centred. The own share of an image in the mean of its
-    part does not count. A part keeps at least `least` images.
+    `alike` [m, s, s]: the centred products of the images of m groups. The mean of an image's own part is that of its
+    other images. A part keeps at least `least` images.
     """
     m, s, _ = alike.shape
     towards, nearer = np.empty(s), np.empty(s, np.bool_)

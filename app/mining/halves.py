@@ -1,9 +1,9 @@
 """Divide the images of one cluster into two parts, and measure how far apart these are.
 
-Two ways, as each misses what the other finds. `halves` divides along the widest direction: two people of many images.
-`few` looks for the group of images that are most alike, in a tree of average linkage: a person of few images beside one
-of many. Both compare directions only: each difference from the mean of all counts with length 1, as a blurry image
-differs more. `by_chance` measures groups that show no two people.
+There are two ways. `halves` divides along the widest direction, and finds two people of many images each. `few` takes
+the images that are most alike, a node of the tree of average linkage, and finds a person of few images beside one of
+many. Both scale each difference from the mean of all to length 1, because blurry images differ more. `by_chance`
+measures mixed groups, which do not show two people.
 
 Letters: m groups of s images, D embedding size, p differences.
 """
@@ -15,53 +15,51 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.polynomial import Polynomial
-from numpy.typing import NDArray
 from scipy.special import digamma
 
+from app.mining.arrays import Doubles, Longs, Mask
 from app.mining.eigenvectors import widest_eigenvectors
 from app.mining.graph import most_alike, settle
-from app.mining.whole_clusters import ENTRIES_AT_ONCE, Ids
+from app.mining.whole_clusters import ENTRIES_AT_ONCE
 from app.runtime.threads import on_cores
 
 HALF = 2  # least images of a half
 REASSIGNED = 3  # times that the images move to the nearer mean
 SIZES = (4, 5, 6, 8, 10, 13, 17, 22, 29, 38, 50, 66, 87, 115, 152, 200, 264, 348)  # images of a mixed group
-SMOOTH = 8  # images; from here on, what chance gives is a polynomial of the logarithm of the size
-DEGREE, SPREAD_DEGREE = 4, 2  # of that of the mean, and of the logarithm of the spread
+SMOOTH = 8  # images; from here on, mean and spread of the measures are fitted by polynomials of the size's logarithm
+DEGREE, SPREAD_DEGREE = 4, 2  # of the polynomials of the mean, and of the logarithm of the spread
 GROUPS = 200  # mixed groups of a size, at most
 FITTED_GROUPS = 1800  # of all sizes from SMOOTH on
 ENTRIES = 60 * 80**2  # of the matrices of a size; fewer groups of more images
 LEAST_GROUPS = 5
 TIGHT = 3.0  # standard deviations below the scatter of a person
 TIGHT_SHARE = 0.5  # of the scatter of a person; the images of a real person may be sharper than most
-LARGER = -1  # in the place of a way: the larger of the deviations of both
-STEPS = 2**20  # of a measure: it does not depend on the last bits
-Rows = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+LARGER = -1  # instead of the number of a way: the larger of the deviations of both
+STEPS = 2**20  # of a measure, so that it does not depend on the last bits
 
 
 class Halves(NamedTuple):
     """The two parts of m groups of s images."""
 
-    measure: Rows  # [m]: how far apart they are
+    measure: Doubles  # [m]: how far apart they are
     one: Mask  # [m, s]: the images of one part
 
 
 class Null(NamedTuple):
-    """What chance gives: of mixed groups of each size, and the scatter of an image."""
+    """The measures of mixed groups of each size, and the scatter of an image."""
 
     sizes: list[int]
-    mean: list[list[float]]  # of the measure of a group, for each of WAYS; last of the larger deviation
+    mean: list[list[float]]  # of the measure of a group, for each of WAYS; the last one of the larger deviation
     spread: list[list[float]]
     scatter: float  # mean squared difference of an image from its person
     scatter_spread: float
 
-    def deviations(self, measure: Rows, size: int, way: int) -> Rows:
+    def deviations(self, measure: Doubles, size: int, way: int) -> Doubles:
         """Return how many standard deviations the measures of groups of `size` images are above chance."""
         at, known = np.log(size), np.log(self.sizes)
         return (measure - np.interp(at, known, self.mean[way])) / np.interp(at, known, self.spread[way])
 
-    def with_chance(self, measures: list[Rows]) -> Null:
+    def with_chance(self, measures: list[Doubles]) -> Null:
         """Return this with the mean and spread of `measures`, those of mixed groups of each size."""
         groups = np.array([len(each) for each in measures])
         mean = np.array([each.mean() for each in measures])
@@ -80,7 +78,7 @@ class Null(NamedTuple):
         return scatter < min(self.scatter - TIGHT * self.scatter_spread / images**0.5, TIGHT_SHARE * self.scatter)
 
 
-def products_beside(groups: Rows) -> Rows:
+def products_beside(groups: Doubles) -> Doubles:
     """Return the scalar products [m, s, s] of images [m, s, D] without their part along the mean of their group."""
     products = np.matmul(groups, groups.transpose(0, 2, 1))
     along = products.mean(axis=2)  # with the mean; [m, s]
@@ -89,16 +87,16 @@ def products_beside(groups: Rows) -> Rows:
     return products
 
 
-def beside(groups: Rows, mean: Rows) -> Rows:
+def beside(groups: Doubles, mean: Doubles) -> Doubles:
     """Return the images [m, s, D] without their part along the mean [m, 1, D]."""
     unit = mean / np.maximum(np.linalg.norm(mean, axis=2, keepdims=True), 1e-12)
     return groups - (groups * unit).sum(2, keepdims=True) * unit
 
 
-def halves(alike: Rows) -> Halves:
+def halves(alike: Doubles) -> Halves:
     """Divide groups, given by the products [m, s, s] of their images' `directions`, along the widest one.
 
-    The measure is the logarithm of the scatter's share along that direction, and of that between the halves.
+    The measure adds the logarithms of two shares of the scatter: along that direction, and between the halves.
     """
     size = alike.shape[1]
     width, direction = widest_direction(alike)
@@ -117,7 +115,7 @@ def halves(alike: Rows) -> Halves:
     return Halves(measure, one > 0)
 
 
-def few(alike: Rows) -> Halves:
+def few(alike: Doubles) -> Halves:
     """Divide groups, given by the products [m, s, s] of their images' `directions`, into those most alike and the rest.
 
     The measure is the mean cosine of their differences times the root of the number of pairs, in standard deviations.
@@ -129,10 +127,10 @@ def few(alike: Rows) -> Halves:
     return Halves(measure, _settled(alike, one.astype(np.float64)) > 0)
 
 
-WAYS: tuple[Callable[[Rows], Halves], ...] = (halves, few)
+WAYS: tuple[Callable[[Doubles], Halves], ...] = (halves, few)
 
 
-def by_chance(pool: Rows, largest: int) -> Null | None:
+def by_chance(pool: Doubles, largest: int) -> Null | None:
     """Return what groups of up to `largest` images, mixed from differences `pool` [p, D], measure; None if too few."""
     sizes = [size for before, size in zip((0, *SIZES), SIZES, strict=False) if before < largest]
     sizes = [size for size in sizes if 2 * size <= len(pool)]
@@ -155,7 +153,7 @@ def by_chance(pool: Rows, largest: int) -> Null | None:
     return null.with_chance(larger)
 
 
-def _measures(products: Rows, drawn: Ids) -> list[Rows]:
+def _measures(products: Doubles, drawn: Longs) -> list[Doubles]:
     """Return for each of WAYS the measures [m] of groups `drawn` [m, s] of differences with `products` [p, p]."""
     parts = np.array_split(drawn, -(-drawn.size * drawn.shape[1] // ENTRIES_AT_ONCE))
     alike = [directions(products.take(part[:, :, None] * len(products) + part[:, None, :])) for part in parts]
@@ -169,12 +167,12 @@ def groups_of(sizes: list[int]) -> list[int]:
     return [GROUPS if size < SMOOTH else groups for size, groups in zip(sizes, fewer, strict=True)]
 
 
-def fitted(values: Rows, at: Rows, weight: Rows, degree: int) -> Rows:
+def fitted(values: Doubles, at: Doubles, weight: Doubles, degree: int) -> Doubles:
     """Return the polynomial of `at` [r] through `values` [r], which have errors in proportion to 1 / `weight` [r]."""
     return Polynomial.fit(at, values, min(degree, len(at) - 1), w=weight)(at) if len(at) > 1 else values
 
 
-def directions(products: Rows) -> Rows:
+def directions(products: Doubles) -> Doubles:
     """Return the products [m, s, s] of the differences from the mean of all, each of length 1, and again centred."""
     centred = _centred(products)
     length = np.sqrt(np.maximum(np.einsum("mii->mi", centred), 1e-12))
@@ -183,7 +181,7 @@ def directions(products: Rows) -> Rows:
     return _centred(centred)
 
 
-def widest_direction(alike: Rows) -> tuple[Rows, Rows]:
+def widest_direction(alike: Doubles) -> tuple[Doubles, Doubles]:
     """Return the largest eigenvalue [m] of the matrices [m, s, s] and its vector [m, s].
 
     Raises LinAlgError if LAPACK finds none.
@@ -197,26 +195,26 @@ def widest_direction(alike: Rows) -> tuple[Rows, Rows]:
     return _across(alike, direction), direction
 
 
-def _centred(products: Rows) -> Rows:
+def _centred(products: Doubles) -> Doubles:
     row = products.mean(axis=2, keepdims=True)
     centred = products - (row - row.mean(axis=1, keepdims=True))
     centred -= row.transpose(0, 2, 1)
     return centred
 
 
-def _settled(alike: Rows, one: Rows) -> Rows:
-    """Return the part `one` [m, s] once the images have moved to the nearer mean, without their own share in it."""
+def _settled(alike: Doubles, one: Doubles) -> Doubles:
+    """Return the part `one` [m, s] once the images have moved to the nearer mean (`settle`)."""
     part = one > 0
     settle(alike, part, REASSIGNED, HALF)
     return part.astype(np.float64)
 
 
-def _across(products: Rows, part: Rows) -> Rows:
+def _across(products: Doubles, part: Doubles) -> Doubles:
     """Return the sum [m] of the products of the images of a part [m, s]."""
     return (np.matmul(products, part[:, :, None])[:, :, 0] * part).sum(axis=1)
 
 
-def scatter(products: Rows, one: Rows) -> Rows:
+def scatter(products: Doubles, one: Doubles) -> Doubles:
     """Return the mean squared difference [m, 2] of an image from the mean of its part, `one` [m, s] or the rest."""
     centred = _centred(products)
     diagonal = np.einsum("mii->mi", centred)

@@ -1,11 +1,11 @@
 """Find approximate nearest neighbours: each image is compared only with those of the cells near it, by FAISS's IVF.
 
-Cells are small, about half of a person. A person's images then lie in few cells, all near one another, and a handful of
-cells holds them. With large cells the centres of several people average out, and many cells must be read.
+Cells are small, about half of a person, so that a few near cells hold all images of a person. The centre of a large
+cell would be the mean of several people, and many cells would have to be read.
 
 Cells and centres are computed in whole numbers. Their products and sums are exact in any order, so the cells do not
-depend on threads or on the number of processes. Within the cells the lists are exact, ties included: a list that an
-unread candidate could still change is read again with more candidates.
+depend on threads or on the number of processes. Within the cells the lists are exact, ties included: a list that a
+candidate left out could still change is searched again with more candidates.
 
 Letters: N images of all ranks, n of this rank, D size, C cells, P cells read for an image, k neighbours.
 """
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from app.mining.arrays import Floats
 from app.mining.candidates import FP32_ERROR, full_precision, greatest, members_of_buckets, tile_rows
 from app.mining.knn import SPARE, faiss_module, prefers_faiss, products, set_threads
 from app.mining.lists import NONE, Neighbours, nothing, ranked, usable
@@ -121,7 +121,7 @@ def nearest_cells(rows: Tensor, centres: Tensor, count: int) -> Tensor:
 
 
 def cells_to_read(
-    cells: Cells, shard: Tensor, k: int, floors: NDArray[np.float32] | None, here: World, min_recall: float
+    cells: Cells, shard: Tensor, k: int, floors: Floats | None, here: World, min_recall: float
 ) -> tuple[int | None, float]:
     """Return how many cells to read for `min_recall`, and the recall on a sample; None if MOST_READ are too few.
 

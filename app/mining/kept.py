@@ -1,6 +1,6 @@
 """Store chunks of embeddings on disk, so that an interrupted pass can resume.
 
-Chunks hold what the pass continues with, in fp32 or fp16: a resumed pass gives the same pseudo-IDs, to the bit, as an
+Chunks hold the numbers that the pass uses, in fp32 or fp16: a resumed pass gives the same pseudo-IDs, to the bit, as an
 uninterrupted one. A thread writes them without sync, so that the device need not wait. A chunk damaged by a power cut
 fails its checksum and is embedded again.
 """
@@ -34,18 +34,15 @@ class Kept:
     folder: Path
     stamp: str
 
-    def clear(self) -> None:
-        """Remove every stored chunk, whatever its stamp; may be called on each rank, and twice."""
-        self._remove(all_but="")
-
     def open(self, what: str) -> Path:
         """Create the folder, remove chunks of anything else, and return the prefix of these chunks' paths."""
         self.folder.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256(f"{self.stamp}\0{what}".encode()).hexdigest()[:16]
-        self._remove(all_but=digest)
+        self.clear(all_but=digest)
         return self.folder / digest
 
-    def _remove(self, *, all_but: str) -> None:
+    def clear(self, *, all_but: str = "") -> None:
+        """Remove every chunk, or those of another digest than `all_but`; may be called on each rank, and twice."""
         for file in self.folder.glob("*.chunk.npy*"):  # includes the temporary files of interrupted writes
             if not all_but or not file.name.lstrip(".").startswith(all_but):
                 file.unlink(missing_ok=True)  # other ranks remove files too

@@ -114,15 +114,6 @@ def prefers_faiss(device: torch.device) -> bool:
     return device.type != "cuda" and not (has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-def tell_of_fallback(name: str, device: torch.device, here: World) -> None:
-    """Print on rank 0 that `auto` uses the slower backend, and why."""
-    if here.is_main and name == "auto" and prefers_faiss(device) and not installed_faiss():
-        print(
-            "faiss is not installed; torch searches the neighbours instead, which is slower on this CPU",
-            file=sys.stderr,
-        )
-
-
 def neighbours(
     shard: Tensor, k: int, here: World, *, backend: str, placement: str, poll: Poll = undisturbed
 ) -> Neighbours:
@@ -132,7 +123,9 @@ def neighbours(
     (app/mining/ring.py); the result is the same. Work on a GPU stays there, unless the backend is FAISS without its GPU
     build.
     """
-    tell_of_fallback(backend, shard.device, here)
+    if here.is_main and backend == "auto" and prefers_faiss(shard.device) and not installed_faiss():
+        words = "faiss is not installed; torch searches the neighbours instead, which is slower on this CPU"
+        print(words, file=sys.stderr)
     backend = choose_backend(backend, shard.device, k)
     if backend == "faiss" and not faiss_module().get_num_gpus():
         shard = shard.cpu()

@@ -1,4 +1,4 @@
-"""Neighbour lists: their format, their order, and which rows have none.
+"""Neighbour lists: their format and order, and which rows cannot have one.
 
 Letters: n images of this rank, Q queries, c candidates, D size, k neighbours.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
+
+from app.mining.arrays import Floats, Ints
 
 NONE = -1  # fills lists of fewer than k neighbours
 
@@ -20,8 +20,8 @@ NONE = -1  # fills lists of fewer than k neighbours
 class Neighbours:
     """Neighbour lists, most similar first, ties by id; NONE and -inf fill lists of fewer than k."""
 
-    ids: NDArray[np.int32]  # [n, k] positions among the images of all ranks
-    cosine: NDArray[np.float32]  # [n, k]
+    ids: Ints  # [n, k] positions among the images of all ranks
+    cosine: Floats  # [n, k]
     unusable: int = 0  # images of all ranks without a direction (zero, or not finite): never a neighbour
 
 

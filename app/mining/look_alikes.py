@@ -1,20 +1,19 @@
 """Separate two people who look alike and became one cluster.
 
-The images of one person scatter around their mean. If a cluster shows two people, its images lie around two means, and
-the scatter along the line through both is larger. How large it may be by chance is read from the data itself: images of
-many clusters, each as its difference from the mean of its cluster, are mixed into groups that have no halves. The
-measures of a cluster (`halves.py`) are compared with those of such groups of equal size. Before, what lies along axes
-that everybody shares is made small (`shared_axes.py`).
+The images of one person scatter around their mean. Those of two people scatter around two means, so their scatter
+along the line through both is larger. `halves.py` measures it. What chance gives is measured on groups mixed from the
+images of many clusters, each as its difference from the mean of its cluster. Before, differences along axes that
+everybody shares are made small (`shared_axes.py`), and the part along the mean is left out, because it depends on the
+quality of an image.
 
-The images of a real person may have halves too, as with and without glasses. Where this is common, most clusters
-measure more than the mixed groups. Then a cluster is compared with the median of the clusters of its size instead, in
-units of their spread (Efron 2004, "Large-scale simultaneous hypothesis testing: the choice of a null hypothesis"). The
-lower half gives the spread, which the clusters of two people do not reach. Where chance explains the lower clusters,
-it is the measure, and many clusters above it lower the limit (Benjamini and Hochberg 1995).
+A cluster is split if its measure is far above that of mixed groups of its size. Many such clusters lower the limit
+(Benjamini and Hochberg 1995). But images of one person may have halves too, as with and without glasses. If that is
+common, most clusters measure more than the mixed groups. Then the limit is relative to the median of the clusters of
+like size, in units of their spread (Efron 2004, "Large-scale simultaneous hypothesis testing: the choice of a null
+hypothesis"). The spread is that of the lower half, which has no clusters of two people.
 
-A half whose images differ less than those of a person shows frames of a video, and does not count. Near-copies take no
-part and follow their image. The difference from the mean leaves out the part along the mean: it depends on the quality
-of an image.
+A half whose images differ less than those of a person shows frames of a video: such a cluster stays. Near-copies take
+no part and follow their image.
 
 Letters: N images, n of this process (its contiguous share), D embedding size, C clusters, m groups of s images.
 """
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from torch import Tensor
 
+from app.mining.arrays import Doubles, Floats, Ints, Longs, Mask
 from app.mining.cluster import by_smallest_member
 from app.mining.halves import (
     HALF,
@@ -38,9 +38,7 @@ from app.mining.halves import (
     STEPS,
     WAYS,
     Halves,
-    Mask,
     Null,
-    Rows,
     beside,
     by_chance,
     directions,
@@ -49,7 +47,7 @@ from app.mining.halves import (
 )
 from app.mining.sample import owned, usable_of_all
 from app.mining.shared_axes import Axes, shared_axes
-from app.mining.whole_clusters import Singles, by_size, in_64_bits, whole_clusters
+from app.mining.whole_clusters import by_size, whole_clusters
 from app.runtime.dist import World, from_main, gather_rows, total
 from app.runtime.stop import Poll, undisturbed
 from app.runtime.threads import on_cores, small_matrices
@@ -64,12 +62,11 @@ LOWER_HALF = 0.6745  # standard deviations from the median of a normal distribut
 HALF_APART, MOST_APART = 4, 6  # of so many clusters one is below 0, if a half or a third show one person
 CLEARLY = 2.0  # standard errors by which clusters are more spread than mixed groups
 SURE = 50  # images; of larger groups fewer are mixed (`ENTRIES`), so chance is not as sure
-ROUNDS = 2  # once pairs are separated, chance and the clusters left over tell more
-FEW = 0.05  # share of all images; as long as no more moved, chance is the same but for the draw
-Ids = NDArray[np.int64]
+ROUNDS = 2  # without the clusters that the first one splits, chance and the limit are better known
+FEW = 0.05  # share of all images; if fewer moved, chance is not measured again
 
 
-def apart(labels: Ids, shard: Tensor, original: NDArray[np.int32], here: World, poll: Poll = undisturbed) -> Ids:
+def apart(labels: Longs, shard: Tensor, original: Ints, here: World, poll: Poll = undisturbed) -> Longs:
     """Return clusters [N] where those that show two people who look alike are split; the same on every rank.
 
     `labels` [N] are clusters, `shard` [n, D] this rank's unit embeddings, `original` [N] the image that an image is a
@@ -97,14 +94,14 @@ def apart(labels: Ids, shard: Tensor, original: NDArray[np.int32], here: World, 
     return labels
 
 
-def _clusters(labels: Ids, part: Mask) -> tuple[Ids, Ids, Mask]:
+def _clusters(labels: Longs, part: Mask) -> tuple[Longs, Longs, Mask]:
     """Return the cluster [N] of each image, numbered anew, and the clusters' sizes among `part` [N] and which count."""
     names, cluster = np.unique(np.where(part, labels, -1), return_inverse=True)
     size = np.bincount(cluster, minlength=len(names))
     return cluster, size, (size >= 2 * HALF) & (size <= LARGEST) & (names >= 0)
 
 
-def _chance(cluster: Ids, size: Ids, tested: Mask, shard: Tensor, here: World) -> tuple[Axes, Null | None]:
+def _chance(cluster: Longs, size: Longs, tested: Mask, shard: Tensor, here: World) -> tuple[Axes, Null | None]:
     """Return the axes that the `tested` clusters share, and what chance gives; the same on every rank."""
     pool, owner = _pool(cluster, size, tested, shard, here)
     axes = from_main(shared_axes(pool, owner), here)
@@ -112,19 +109,19 @@ def _chance(cluster: Ids, size: Ids, tested: Mask, shard: Tensor, here: World) -
 
 
 def _moved(
-    labels: Ids,
+    labels: Longs,
     part: Mask,
-    known: Ids,
+    known: Longs,
     changed: Mask,
     axes: Axes,
     null: Null,
     shard: Tensor,
     here: World,
     poll: Poll,
-) -> Ids:
+) -> Longs:
     """Return image and new cluster [e, 2] of the images of clusters to split, among the images of `part` [N].
 
-    `known` [N]: what the cluster of an image measures. It is brought up to date where the cluster `changed` [N].
+    `known` [N]: the measure of an image's cluster. It is updated for clusters with images that `changed` [N].
     """
     cluster, size, tested = _clusters(labels, part)
     tested &= size <= null.sizes[-1]  # of larger groups it is not known what chance gives
@@ -158,14 +155,14 @@ def _moved(
     return gather_rows(torch.from_numpy(np.concatenate(pieces)), here).numpy()
 
 
-def _measured(rows: Singles, places: Ids, axes: Axes, null: Null) -> Rows:
+def _measured(rows: Floats, places: Longs, axes: Axes, null: Null) -> Doubles:
     """Return how many deviations the clusters at `places` [m, s] of `rows` [e, D] are above chance [m]."""
-    return widest(axes.shrunk(in_64_bits(rows, places)), null)[0]
+    return widest(axes.shrunk(rows[places].astype(np.float64)), null)[0]
 
 
-def _separated(rows: Singles, places: Ids, axes: Axes, null: Null, limit: Limit) -> list[list[Ids]]:
+def _separated(rows: Floats, places: Longs, axes: Axes, null: Null, limit: Limit) -> list[list[Longs]]:
     """Return for the clusters at `places` [m, s] of `rows` [e, D] the images of each person."""
-    return split(axes.shrunk(in_64_bits(rows, places)), null, limit)
+    return split(axes.shrunk(rows[places].astype(np.float64)), null, limit)
 
 
 class Limit(NamedTuple):
@@ -174,12 +171,12 @@ class Limit(NamedTuple):
     log_size: list[float]
     above: list[float]
 
-    def of(self, size: NDArray[np.integer] | int) -> Rows:
+    def of(self, size: NDArray[np.integer] | int) -> Doubles:
         """Return the limits of clusters of `size` images."""
         return np.interp(np.log(size), self.log_size, self.above)
 
 
-def limit_of(deviations: Rows, size: Ids) -> Limit:
+def limit_of(deviations: Doubles, size: Longs) -> Limit:
     """Return the limit, from the deviations [C] of all clusters and their sizes [C], alike ones together."""
     groups = np.array_split(np.argsort(size, kind="stable"), max(1, len(size) // TOGETHER))
     both = shows_both_kinds(deviations)
@@ -191,11 +188,13 @@ def limit_of(deviations: Rows, size: Ids) -> Limit:
     return result
 
 
-def limits_of_alike(deviations: Rows, size: Ids, *, both_kinds: bool, are_largest: bool) -> tuple[Rows, Rows]:
+def limits_of_alike(
+    deviations: Doubles, size: Longs, *, both_kinds: bool, are_largest: bool
+) -> tuple[Doubles, Doubles]:
     """Return sizes [r], and the limit [r] for each, from the deviations [C] of clusters of like sizes [C].
 
-    `both_kinds`: among all clusters, those of one person and of two are clear. Only the limit of the largest clusters
-    rises with the size: for others, the groups of clusters show how it does.
+    `both_kinds`: see `shows_both_kinds`. The limit rises with the size within the largest clusters only; for others,
+    the limits of the groups of like sizes do.
     """
     is_sure, typical = bool(size.max() <= SURE), np.exp(np.log(size).mean())
     if (is_sure or both_kinds) and is_chance(deviations, both_kinds=both_kinds):
@@ -207,11 +206,11 @@ def limits_of_alike(deviations: Rows, size: Ids, *, both_kinds: bool, are_larges
     return at, max(0.0, median) + ABOVE * spread + slope * (at**0.5 - typical**0.5)
 
 
-def rise(root: Rows, deviations: Rows) -> float:
+def rise(root: Doubles, deviations: Doubles) -> float:
     """Return by how much `deviations` [C] rise with the `root` [C] of the size, the median over pairs; at least 0.
 
-    Halves of one kind are surer in a larger cluster. Few clusters do not change the median (Sen 1968). Pairs of one
-    size show no rise and count, so a few clusters that are larger than all others tell nothing.
+    Equal halves deviate more in a larger cluster. Few clusters do not change the median (Sen 1968). Pairs of one size
+    count as no rise, so a few clusters that are larger than all others do not decide.
     """
     one, other = np.triu_indices(len(root), 1)
     larger, more = root[other] - root[one], deviations[other] - deviations[one]
@@ -219,10 +218,10 @@ def rise(root: Rows, deviations: Rows) -> float:
     return max(0.0, float(np.median(slopes))) if len(slopes) else 0.0
 
 
-def shows_both_kinds(deviations: Rows) -> bool:
+def shows_both_kinds(deviations: Doubles) -> bool:
     """Return whether clusters of deviations [C] clearly show one person or two, and a third or more show one.
 
-    Where people have halves themselves, those without are few, or halves that differ more or less leave no gap.
+    If people have halves themselves, few clusters are below the mean of chance, or no gap divides the two kinds.
     """
     below = np.count_nonzero(deviations <= 0)
     lower, upper = np.count_nonzero(deviations <= ABOVE), np.count_nonzero(deviations > 2 * ABOVE)
@@ -230,12 +229,11 @@ def shows_both_kinds(deviations: Rows) -> bool:
     return bool(MOST_APART * below >= len(deviations) and 2 * between < min(lower, upper))
 
 
-def is_chance(deviations: Rows, *, both_kinds: bool = False) -> bool:
-    """Return whether chance explains the lower of `deviations` [C], and the others show two people.
+def is_chance(deviations: Doubles, *, both_kinds: bool = False) -> bool:
+    """Return whether chance explains the lower of `deviations` [C], so that the others show two people.
 
-    Those of one person are about half below the mean of chance, and no further below than chance gives. They must be
-    half of the clusters or more, so that a quarter is below. With `both_kinds` of clusters clear (`shows_both_kinds`)
-    they may be any share of these ones.
+    About half of the clusters of one person are below the mean of chance, and no further below than chance gives. A
+    quarter of all clusters must be below, unless they clearly show `both_kinds` (`shows_both_kinds`).
     """
     below = deviations[deviations <= 0]
     if not both_kinds and HALF_APART * len(below) < len(deviations):
@@ -243,11 +241,11 @@ def is_chance(deviations: Rows, *, both_kinds: bool = False) -> bool:
     return not len(below) or bool((below**2).mean() ** 0.5 <= 1 + CLEARLY / (2 * len(below)) ** 0.5)
 
 
-def rarely_above(deviations: Rows, size: Ids) -> float:
+def rarely_above(deviations: Doubles, size: Longs) -> float:
     """Return a limit between LEAST_ABOVE and ABOVE, above which few images are in clusters that are there by chance.
 
-    `deviations` [C] are those of clusters of `size` [C] images. Images count, because a large cluster of two people has
-    most wrong pairs. One more cluster by chance guards the few.
+    `deviations` [C] are those of clusters of `size` [C] images. Images are counted, not clusters, because a large
+    cluster of two people has most wrong pairs. One cluster by chance is added, for data sets with few clusters.
     """
     order = np.argsort(-deviations, kind="stable")
     ordered = deviations[order]
@@ -256,7 +254,7 @@ def rarely_above(deviations: Rows, size: Ids) -> float:
     return float(few.min(initial=ABOVE).clip(LEAST_ABOVE, ABOVE))
 
 
-def widest(groups: Rows, null: Null) -> tuple[Rows, list[Halves]]:
+def widest(groups: Doubles, null: Null) -> tuple[Doubles, list[Halves]]:
     """Return for groups of images [m, s, D] how many deviations their parts are above chance [m], and the parts."""
     alike = directions(products_beside(groups))
     found = [way(alike) for way in WAYS]
@@ -266,7 +264,7 @@ def widest(groups: Rows, null: Null) -> tuple[Rows, list[Halves]]:
     ]
 
 
-def split(groups: Rows, null: Null, limit: Limit) -> list[list[Ids]]:
+def split(groups: Doubles, null: Null, limit: Limit) -> list[list[Longs]]:
     """Return for groups of images [m, s, D] the rows of each person; a single array if the images show one person."""
     if groups.shape[1] < 2 * HALF:
         return [[np.arange(groups.shape[1])] for _ in groups]
@@ -277,8 +275,8 @@ def split(groups: Rows, null: Null, limit: Limit) -> list[list[Ids]]:
     ]
 
 
-def _parts(images: Rows, one: Mask, null: Null, limit: Limit) -> list[Ids]:
-    """Return the rows of `images` [s, D] of the people in the part `one` [s] and the rest; all if one is tight."""
+def _parts(images: Doubles, one: Mask, null: Null, limit: Limit) -> list[Longs]:
+    """Return the rows of `images` [s, D] of each person in the part `one` [s] and in the rest; all if one is tight."""
     whole = np.arange(len(images))
     scattered = scatter(products_beside(images[None]), one[None].astype(np.float64))[0]
     if any(null.is_tight(each, half.sum()) for each, half in zip(scattered, (one, ~one), strict=True)):
@@ -286,7 +284,7 @@ def _parts(images: Rows, one: Mask, null: Null, limit: Limit) -> list[Ids]:
     return [whole[half][each] for half in (one, ~one) for each in split(images[half][None], null, limit)[0]]
 
 
-def _pool(cluster: Ids, size: Ids, tested: Mask, shard: Tensor, here: World) -> tuple[Rows, Ids]:
+def _pool(cluster: Longs, size: Longs, tested: Mask, shard: Tensor, here: World) -> tuple[Doubles, Longs]:
     """Return differences [p, D] of images from the mean of their cluster, of random tested ones; and that cluster."""
     random = np.random.default_rng(0)
     drawn = random.permutation(np.flatnonzero(tested))
@@ -301,7 +299,7 @@ def _pool(cluster: Ids, size: Ids, tested: Mask, shard: Tensor, here: World) -> 
     rows = gather_rows(shard[places], here).cpu().numpy()
     result, owner = [np.zeros((0, shard.shape[1]))], [np.zeros(0, np.int64)]
     for places in by_size(cluster[ids], rows.shape[1]):
-        group = in_64_bits(rows, places)
+        group = rows[places].astype(np.float64)
         rest = beside(group, group.mean(axis=1, keepdims=True))
         # The mean of s images moves with each of them, which makes the difference smaller.
         result.append((rest * (group.shape[1] / (group.shape[1] - 1)) ** 0.5).reshape(-1, rows.shape[1]))

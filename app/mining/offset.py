@@ -1,12 +1,12 @@
 """Find the offset that all embeddings share, and subtract it.
 
-Networks that were trained for distances put all faces into one part of the sphere: even strangers have a high cosine.
-What tells people apart is then a small part of each embedding, and the directions, floors and shares of mining would be
-those of the large one. Without the offset, strangers have a median cosine of 0.
+Networks that were trained for distances put all faces into one part of the sphere, so that even strangers have a high
+cosine. Only a small part of each embedding then tells people apart, and mining would measure the large one. Without the
+offset, strangers have a median cosine of 0.
 
-Two strangers share the offset m, so the median cosine of random pairs is |m|^2. The direction of m is that of the mean
-of all images, and nearly all lie along it. Embeddings without an offset have a mean, too: in few dimensions, or if most
-images show a few people. There the median is no larger than the spread of the cosines, or many images lie elsewhere.
+The median cosine of random pairs is |m|^2 for an offset m. Its direction is that of the mean of all images, and nearly
+all images lie along it. Embeddings without an offset also have a mean: in few dimensions, or if most images show a few
+people. Then the median is no larger than the spread of the cosines, or many images do not lie along the mean.
 
 Letters: n images of this process (its contiguous share), N of all, S sampled ones, D embedding size.
 """
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from app.mining.arrays import Floats
 from app.mining.lists import usable
 from app.mining.look_alikes import LOWER_HALF
 from app.mining.sample import usable_of_all
@@ -30,7 +30,7 @@ OTHERS = 0.05  # share of the images that need not lie half as far along the off
 STEPS = 2.0**28  # of a coordinate; sums of whole numbers do not depend on their order
 
 
-def common_cosine(sample: NDArray[np.float32]) -> float:
+def common_cosine(sample: Floats) -> float:
     """Return the median cosine of two images of the `sample` [S, D] if an offset causes it, otherwise 0."""
     some = sample[:: -(-len(sample) // COMPARED) or 1]
     cosine = (some @ some.T)[np.triu_indices(len(some), k=1)]
@@ -42,7 +42,7 @@ def common_cosine(sample: NDArray[np.float32]) -> float:
     return float(median) if is_offset else 0.0
 
 
-def without_offset(shard: Tensor, sample: NDArray[np.float32], here: World) -> tuple[Tensor, float]:
+def without_offset(shard: Tensor, sample: Floats, here: World) -> tuple[Tensor, float]:
     """Return this rank's unit rows [n, D] without the offset, of length 1 again, and its squared length (0: none).
 
     `sample` [S, D] are embeddings of random images, without copies. Unusable rows become zero. Where there is no offset

@@ -1,7 +1,7 @@
 """Bring the images into an order that depends on their embeddings alone, so that the order given changes no cluster.
 
-Draws, ties and sums depend on the place of an image. So images are mined in the order of a hash of their embeddings.
-Equal embeddings stay in the order given, and can be exchanged for each other.
+Random draws, ties and sums depend on the places of the images. So images are mined in the order of a hash of their
+embeddings. Images of equal embeddings stay in the order given; they are interchangeable.
 
 Letters: N images, n of this process (its contiguous share), D embedding size.
 """
@@ -12,18 +12,17 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from app.mining.arrays import Longs
 from app.mining.exchange import bounds_of, exchanged
 from app.runtime.dist import World, gather_rows
 
-ENTRIES_AT_ONCE = 2**18  # of the second-level cache
-COLUMNS_AT_ONCE = 32  # that are copied to move rows
-Places = NDArray[np.int64]
+ENTRIES_AT_ONCE = 2**18  # fit the second-level cache
+COLUMNS_AT_ONCE = 32  # moved together
 
 
-def order_of(shard: Tensor, here: World) -> Places:
+def order_of(shard: Tensor, here: World) -> Longs:
     """Return the images [N] of all ranks, ordered by a hash of their fp32 embedding in this rank's `shard` [n, D]."""
     bits = shard.view(torch.int32)
     random = np.random.default_rng(0).integers(2**63, size=shard.shape[1])
@@ -35,14 +34,14 @@ def order_of(shard: Tensor, here: World) -> Places:
     return np.argsort(gather_rows(hashes, here).cpu().numpy(), kind="stable")
 
 
-def places_in(order: Places) -> Places:
+def places_in(order: Longs) -> Longs:
     """Return the place [N] of each image in `order` [N]."""
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
     return places
 
 
-def move_rows(shard: Tensor, places: Places, here: World) -> None:
+def move_rows(shard: Tensor, places: Longs, here: World) -> None:
     """Move the rows of all ranks' shards [n, D], in place, each to its place of `places` [N].
 
     Some columns are moved at a time, so there is no second copy of the embeddings.

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.mining.exchange import bounds_of
+from app.mining.arrays import Ints, Longs
+from app.mining.exchange import bounds_of, first_row
 from app.mining.graph import mark_near
 from app.runtime.dist import World, gather_rows, swap_rows
-
-IntArray = NDArray[np.int32]
 
 
 class Lists:
@@ -27,12 +26,12 @@ class Lists:
     With one process nothing is copied.
     """
 
-    def __init__(self, ids: IntArray, count: int, here: World) -> None:
+    def __init__(self, ids: Ints, count: int, here: World) -> None:
         self.ids, self.count, self.here = ids, count, here
-        self.first = int(bounds_of(count, here)[here.rank])
+        self.first = first_row(count, here)
         self.place = np.zeros(count if here.size > 1 else 0, np.int32)
 
-    def near(self, part: slice, degree: IntArray, group: IntArray) -> tuple[IntArray, IntArray]:
+    def near(self, part: slice, degree: Ints, group: Ints) -> tuple[Ints, Ints]:
         """Return lists [m, k] that include those near the own images `part`, and the row [N] there of an image's list.
 
         With one process that row is the image's number, and the second array is empty.
@@ -49,7 +48,7 @@ class Lists:
         return requested(wanted, self.ids, self.count, self.here), self.place
 
 
-def requested(wanted: IntArray, rows: IntArray, count: int, here: World) -> IntArray:
+def requested(wanted: Ints, rows: Ints, count: int, here: World) -> Ints:
     """Return the rows [m, k] of the images `wanted` [m], ascending, of `count`, from the processes that hold them.
 
     `rows` [n, k] are those of this process.
@@ -72,7 +71,7 @@ def dealt(rows: NDArray[Any], owner: NDArray[np.integer], here: World) -> NDArra
     return swap_rows(outgoing, sizes_for(sizes, here), here).numpy()
 
 
-def sizes_for(sizes: NDArray[np.int64], here: World) -> list[int]:
+def sizes_for(sizes: Longs, here: World) -> list[int]:
     """Return how many rows each process sends to this one; `sizes` [W]: how many this one sends to each."""
     whole = gather_rows(torch.from_numpy(sizes[None]), here)  # [W, W]
     return [int(size) for size in whole[:, here.rank]]

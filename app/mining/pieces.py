@@ -1,14 +1,13 @@
 """Join clusters that are pieces of one person whose images come in groups, as of several videos.
 
-The list of an image has the nearest images only: those of its own group, and of a few others. So a person of more
-images than a list has falls to pieces that share few neighbours. The mean cosine between two pieces is still that of
-one person. Within a piece it is higher, as the images of a group are alike. The cosine between two clusters, divided by
-the geometric mean of the cosines within them, is that of their centres without the noise of their images (Spearman
-1904). Clusters whose centres have more in common than not are joined, the most alike ones first, and then count as one.
-Less is enough for two clusters that are surely pieces: their images have full lists, with mostly others in them. Then
-the centres need only be nearer to each other than to those of strangers.
+A list has the nearest images only: those of the image's own group and a few others. So a person with more images than
+a list has room for becomes several clusters. Between two of them the mean cosine is that of one person; within one it
+is higher, because the images of a group are alike. The mean cosine between two clusters, divided by the geometric mean
+of those within them, is the cosine of their centres without the noise of the images (Spearman 1904).
 
-What is joined may show two people who look alike. So this comes before people are separated (`look_alikes.py`).
+Clusters are joined if their centres have more in common than not, the most alike ones first. Less is enough if both are
+surely pieces, with full lists of mostly other clusters: their centres need only be nearer to each other than to
+strangers. `look_alikes.py` later separates people who look alike and were joined.
 
 Letters: N images mined, n of this process (its contiguous share), P pairs of clusters, C clusters of pairs, D embedding
 size.
@@ -20,36 +19,34 @@ from heapq import heappop, heappush
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from app.mining.cluster import by_smallest_member, first_row, gather
-from app.mining.curves import ROWS_AT_ONCE, STEPS, in_steps, touching
+from app.mining.arrays import Doubles, Ints, Longs, Mask
+from app.mining.cluster import by_smallest_member, gather
+from app.mining.curves import touching
+from app.mining.exchange import first_row
 from app.mining.graph import add_outside
 from app.mining.lists import Neighbours
-from app.mining.sample import usable_of_all
-from app.runtime.dist import World, from_main, total
+from app.mining.sample import sums_of, usable_of_all
+from app.runtime.dist import World, from_main, share, total
 from app.runtime.stop import Poll, undisturbed
 
 ONE_PERSON = 0.5**0.5  # cosine of the centres of two clusters; half of the squared length of each is common
 NEARER = 0.5  # the same, for pieces
-Ids = NDArray[np.int64]
-Rows = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 def pieced(
-    labels: Ids,
+    labels: Longs,
     shard: Tensor,
     listed: Neighbours,
     floor: float,
-    original: NDArray[np.int32],
+    original: Ints,
     largest: int,
     here: World,
     poll: Poll = undisturbed,
-) -> Ids:
+) -> Longs:
     """Return clusters [N] where pieces of one person are one cluster of up to `largest` images; the same on every rank.
 
     `labels` [N] are clusters, `shard` [n, D] this rank's unit embeddings and `listed` their lists, where neighbours
@@ -68,22 +65,19 @@ def pieced(
     ends = ends.reshape(pairs.shape)
     place = np.full(len(labels), -1)
     place[names] = np.arange(len(names))
-    own = np.where(part, place[labels], -1)[first_row(len(labels), here) :][: len(shard)]
-    added = torch.zeros((len(names), shard.shape[1]), dtype=torch.float64, device=shard.device)
-    for rows in torch.from_numpy(np.flatnonzero(own >= 0)).split(ROWS_AT_ONCE):
-        into = torch.from_numpy(own[rows.numpy()]).to(shard.device)
-        added.index_add_(0, into, in_steps(shard[rows.to(shard.device)]))
-    sums = total(added, here).cpu().numpy() / STEPS
+    own = share(np.where(part, place[labels], -1), here)
+    rows = np.flatnonzero(own >= 0)
+    sums = sums_of(torch.from_numpy(rows), torch.from_numpy(own[rows]), len(names), shard, here)
     poll()
     into = np.arange(len(labels))
     into[names] = names[from_main(united(ends, sums, images[names], piece[names], largest), here)]
     return by_smallest_member(into[labels])
 
 
-def _are_pieces(labels: Ids, images: Ids, listed: Neighbours, floor: float, here: World) -> Mask:
-    """Return for each of `labels` [N] whether the lists of its images are mostly full, and mostly of other clusters.
+def _are_pieces(labels: Longs, images: Longs, listed: Neighbours, floor: float, here: World) -> Mask:
+    """Return for each of `labels` [N] whether its images' lists are mostly full, with mostly images of other clusters.
 
-    `images` [N] are those that count in each cluster; a near-copy of another image has no list.
+    `images` [N]: how many count in each cluster; a near-copy of another image has no list.
     """
     full: Mask = gather(np.asarray((listed.cosine >= floor).all(axis=1)), here)
     outside = np.zeros(len(labels), np.int64)
@@ -92,11 +86,11 @@ def _are_pieces(labels: Ids, images: Ids, listed: Neighbours, floor: float, here
     return 2 * outside > images * listed.ids.shape[1]
 
 
-def united(pairs: Ids, sums: Rows, images: Ids, piece: Mask, largest: int) -> list[int]:
-    """Return for each of C clusters one of those that it is joined with, given the `pairs` [P, 2] that may join.
+def united(pairs: Longs, sums: Doubles, images: Longs, piece: Mask, largest: int) -> list[int]:
+    """Return for each of C clusters the one that it is joined to, or itself; `pairs` [P, 2] may join.
 
-    `sums` [C, D] are of the unit embeddings of the clusters of `images` [C] images, two or more, and `piece` [C] tells
-    which are surely pieces. Joined clusters have up to `largest` images.
+    `sums` [C, D]: the sum of the unit embeddings of a cluster, of `images` [C] images, two or more. `piece` [C]: it is
+    surely a piece. Joined clusters have up to `largest` images.
     """
     sums, size, piece = sums.copy(), images.astype(np.float64), piece.copy()
     within = (np.einsum("cd,cd->c", sums, sums) - size) / (size * (size - 1))  # mean cosine of two images
@@ -142,13 +136,13 @@ def united(pairs: Ids, sums: Rows, images: Ids, piece: Mask, largest: int) -> li
     return into
 
 
-def in_pieces(labels: Ids, pieces: Ids) -> Ids:
-    """Return the parts [N] of the clusters `labels` [N] that are in one of `pieces` [N]."""
+def in_pieces(labels: Longs, pieces: Longs) -> Longs:
+    """Return the intersections [N] of the clusters `labels` [N] and `pieces` [N]."""
     return by_smallest_member(np.unique(labels * len(labels) + pieces, return_inverse=True)[1])
 
 
-def in_either(labels: Ids, others: Ids, largest: int) -> Ids:
-    """Return clusters [N] that hold those of `labels` and `others` [N] whole; instead of too large ones, `labels`."""
+def in_either(labels: Longs, others: Longs, largest: int) -> Longs:
+    """Return the smallest clusters [N] that hold those of `labels` and `others` [N] whole; `labels` if too large."""
     count = len(labels)
     edge = np.ones(count, np.bool_), (labels, count + others)
     either = connected_components(sparse.coo_array(edge, shape=(2 * count, 2 * count)), directed=False)[1][labels]

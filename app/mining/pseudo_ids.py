@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from app.config import NO_ID, MiningConfig
-from app.mining.cluster import RESOLVED, Clusters, first_row, gather, number
+from app.mining.arrays import Ints, Longs
+from app.mining.cluster import RESOLVED, Clusters, gather, number
 from app.mining.clustered import Clustered, clustered, originals, sample_of, without_copies
 from app.mining.curves import joined
 from app.mining.doubt import doubts
@@ -24,7 +24,7 @@ from app.mining.pieces import in_either, in_pieces, pieced
 from app.mining.shared_direction import Shared, shared_direction, without
 from app.mining.strangers import without_strangers
 from app.mining.wide_directions import without_wide_directions
-from app.runtime.dist import World, any_rank, from_main
+from app.runtime.dist import World, any_rank, from_main, share
 from app.runtime.stop import Poll, undisturbed
 
 UNIT = 0.01  # largest difference of an embedding's length from 1: 16 bits round by less
@@ -34,22 +34,22 @@ ROWS_AT_ONCE = 2**12
 
 def find_pseudo_ids(
     shard: Tensor,
-    previous: NDArray[np.int64],
-    labels: NDArray[np.int32] | None,
+    previous: Longs,
+    labels: Ints | None,
     config: MiningConfig,
     here: World,
     *,
     seed: int,
     poll: Poll = undisturbed,
-) -> tuple[NDArray[np.int64], Report]:
+) -> tuple[Longs, Report]:
     """Return pseudo-IDs [N] (NO_ID: none) of all ranks' images and a report, from this rank's `shard` [n, D].
 
     `shard` holds unit embeddings; a row without a direction (zero, NaN) gets no pseudo-ID. The results are the same on
-    every rank, and for every number of ranks. The order of the images changes the numbers of clusters only. `previous`
-    [N] are the current ones; a cluster that mostly stays keeps its number. The report decides whether the new ones may
-    be used; labels [N] affect only metrics. `seed` selects the images on which the search is checked, and changes no
-    pseudo-ID. The rows of `shard` are moved meanwhile, and stay moved after an exception. Raises SearchInexact,
-    ValueError for rows of another length than 1, and Interrupted through `poll`.
+    every rank, and for every number of ranks. Another order of the images changes only the numbers of the clusters.
+    `previous` [N]: the current pseudo-IDs; a cluster that mostly stays keeps its number. Labels [N] affect only the
+    metrics of the report. `seed` selects the images on which the search is checked. The rows of `shard` are moved
+    meanwhile, and stay moved after an exception. Raises SearchInexact, ValueError for rows of another length than 1,
+    and Interrupted through `poll`.
     """
     length = torch.linalg.vector_norm(shard, dim=1)
     wrong = usable(shard) & ((length - 1).abs() > UNIT)
@@ -95,7 +95,7 @@ def find_pseudo_ids(
         cut=int(np.count_nonzero(clusters.cut)),
         left_out=int((np.bincount(clusters.labels)[clusters.labels] > config.max_cluster).sum()),
         loose={str(name): cosine for name, cosine in doubtful.loose.items()},
-        alike={f"{one} {other}": share for (one, other), share in doubtful.alike.items()},
+        alike={f"{one} {other}": part for (one, other), part in doubtful.alike.items()},
     )
     move_rows(shard, order, here)
     return found, report
@@ -104,9 +104,9 @@ def find_pseudo_ids(
 def without_shared_directions(
     of: Clustered, config: MiningConfig, here: World, seed: int, poll: Poll
 ) -> tuple[Clustered, int]:
-    """Return what is found without the directions that images of different people share, and their number.
+    """Remove directions that images of different people share; return the new clusters, and the number of directions.
 
-    A direction that may tell people apart is removed if the images of its cluster are in clusters with others then.
+    A direction that may also tell people apart is removed only if its cluster then spreads over other clusters.
     """
     for removed in range(MOST_SHARED):
         shared = common_direction(of, config, here, poll)
@@ -120,10 +120,10 @@ def without_shared_directions(
 
 
 def common_direction(of: Clustered, config: MiningConfig, here: World, poll: Poll) -> Shared | None:
-    """Return a direction that the images of a cluster share, or None.
+    """Return a direction that the images of a strict cluster share, else of a likely one; None if there is none.
 
-    Among many images the first floor is high. The images that share a direction may be in pieces above it, and in one
-    cluster only above the second. Strangers may be in one there, too, so it must pay.
+    In a large data set the first floor is high, and may split the images that share a direction. Above the second floor
+    they are one cluster, but strangers may be one there too. So the removal must pay (`Facts.pays`).
     """
     rows, chance = without_copies(of.rows, of.original, here), config.false_edges_per_image
     shared = shared_direction(of.strict.labels, rows, of.near, of.sample, chance, here)
@@ -140,21 +140,21 @@ def _people(of: Clustered, config: MiningConfig, here: World, poll: Poll) -> Clu
     people = pieced(pieces, of.rows, of.kept, floor, of.original, largest, here, poll)
     people = apart(people, of.rows, of.original, here, poll)
     people = without_strangers(people, of.rows, of.original, of.sample, largest, here, poll)
-    # Pieces of a curve border on each other with a larger share of their images than joined ones.
+    # `joined` needs the clusters before `pieced`: a larger share of their images is at the border to the next piece.
     curves = joined(in_pieces(people, pieces), of.rows, of.kept, floor, of.original, largest, here, poll)
     people = in_either(people, curves, largest)
     return of.likely._replace(labels=people)
 
 
 def chance_coverage(config: MiningConfig) -> float:
-    """Return the share of images that chance neighbours may cover; each false edge covers two. 0 if it could be all."""
+    """Return the share of images that false edges may cover, two each; 0 if they could cover all."""
     share = 2 * config.false_edges_per_image if config.method == "overlap" else 1.0
     return share if share < 1 else 0.0
 
 
-def mean_cosine(found: NDArray[np.int64], listed: Neighbours, here: World) -> float | None:
+def mean_cosine(found: Longs, listed: Neighbours, here: World) -> float | None:
     """Return the mean cosine of an image and the listed images that share its pseudo-ID; None if there are none."""
-    own = found[first_row(len(found), here) :][: len(listed.ids)]
+    own = share(found, here)
     total = np.zeros((1, 2), np.int64)  # in millionths: integer sums do not depend on the order of the ranks
     rows = np.flatnonzero(own != NO_ID)
     for part in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):

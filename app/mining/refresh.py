@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.config import NO_ID, Config
 from app.data.dataset import Dataset
+from app.mining.arrays import Longs
 from app.mining.embed import embed
 from app.mining.exchange import exchanged
 from app.mining.kept import Kept
@@ -23,11 +22,10 @@ from app.models.embedder import Embedder
 from app.runtime.checkpoint import weights_digest
 from app.runtime.dist import World, any_rank
 from app.runtime.memory import emptied_cache
-from app.runtime.precision import of_device
+from app.runtime.precision import dtype_of
 from app.runtime.stop import Interrupted
 
 CHUNK_ROWS = {"cuda": 8192, "cpu": 512}  # images between two checks for a stop: some seconds
-PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Interlude:
 
     folder: Path  # for unfinished work and for pictures
     interrupted: Callable[[], bool]  # whether this process was asked to stop
-    progress: Callable[[int, int], None]  # images done, total images
+    progress: Callable[[int, int], None]  # images done, total images; called on rank 0
 
     def poll(self, here: World) -> None:
         """Raise Interrupted on all ranks if one of them was asked to stop."""
@@ -54,16 +52,10 @@ def embed_share(
     A long pass stores its finished chunks until it is complete: a later call with the same weights resumes there.
     """
     kept = Kept(interlude.folder / "embedding", weights_digest(embedder))
-    precision = PRECISION[of_device(config.train.precision, here.device)]
+    side, precision = config.backbone.image_size, dtype_of(config.train.precision, here.device)
     with emptied_cache(here.device):
         shard = embed(
-            Embedder(
-                embedder,
-                config.backbone.image_size,
-                precision=precision,
-                flip=config.mining.flip_sum,
-                compiled=compiled,
-            ),
+            Embedder(embedder, side, precision=precision, flip=config.mining.flip_sum, compiled=compiled),
             data.images,
             data.train_rows,
             here,
@@ -84,7 +76,7 @@ def embed_share(
 
 def refresh(
     shard: Tensor,
-    previous: NDArray[np.int64],
+    previous: Longs,
     config: Config,
     data: Dataset,
     here: World,
@@ -92,7 +84,7 @@ def refresh(
     *,
     seed: int,
     sheet: Path,
-) -> tuple[NDArray[np.int64], dict[str, Any]]:
+) -> tuple[Longs, dict[str, Any]]:
     """Return pseudo-IDs [N] of all images (NO_ID: none, as for images not trained on) and the report on them.
 
     `previous` [N] are the current ones; the new ones come from `shard` [n, D]. `sheet` is the path of the contact
@@ -114,7 +106,7 @@ def refresh(
     if here.is_main:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         there = None if data.part is None or data.shard is None else np.isin(rows, data.own_rows, assume_unique=True)
-        contact_sheet(sheet, data.images, rows, found, seed, report=report, labels=labels, there=there)
+        contact_sheet(sheet, data.images, rows, found, seed, report, labels=labels, there=there)
     ids = np.full(len(data.images), NO_ID, np.int64)
     ids[rows] = found
     return ids, {**report.as_dict(), "seconds": time.monotonic() - started}

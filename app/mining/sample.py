@@ -1,4 +1,4 @@
-"""Draw samples of all ranks' images, and measure a search on one against brute force.
+"""Sum and sample the embeddings of all ranks, and measure a search on a sample against brute force.
 
 Letters: n images of this rank, D size, s images of a sample, k neighbours, R ranks.
 """
@@ -7,19 +7,33 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from app.mining.arrays import Doubles, Floats, Mask
 from app.mining.candidates import FP32_ERROR, full_precision
 from app.mining.lists import NONE, Neighbours, nothing, usable
-from app.runtime.dist import World, gather_rows
+from app.runtime.dist import World, gather_rows, total
 
-SCORES_AT_ONCE = 2**26
+SCORES_AT_ONCE, ROWS_AT_ONCE = 2**26, 2**14
+STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
 
 
-def usable_of_all(shard: Tensor, here: World) -> NDArray[np.bool_]:
+def usable_of_all(shard: Tensor, here: World) -> Mask:
     """Return which images [N] of all ranks have a direction, from each rank's `shard` [n, D]."""
     return gather_rows(usable(shard).to(torch.uint8), here).cpu().numpy() > 0
+
+
+def in_steps(rows: Tensor) -> Tensor:
+    """Return unit `rows` [*, D] in STEPS: whole numbers, of which sums and scalar products in 64 bits are exact."""
+    return rows.double().mul(STEPS).round_()
+
+
+def sums_of(rows: Tensor, into: Tensor, count: int, shard: Tensor, here: World) -> Doubles:
+    """Return the sums [count, D] of the unit `rows` [e] of every rank's shard [n, D], each added `into` [e] one sum."""
+    sums = torch.zeros((count, shard.shape[1]), dtype=torch.float64, device=shard.device)
+    for own, places in zip(rows.split(ROWS_AT_ONCE), into.split(ROWS_AT_ONCE), strict=True):
+        sums.index_add_(0, places.to(shard.device), in_steps(shard[own.to(shard.device)]))
+    return total(sums, here).cpu().numpy() / STEPS
 
 
 def sum_before(count: int, here: World) -> int:
@@ -28,7 +42,7 @@ def sum_before(count: int, here: World) -> int:
     return int(counts[: here.rank].sum())
 
 
-def sample_rows(shard: Tensor, here: World, count: int, seed: int) -> NDArray[np.float32]:
+def sample_rows(shard: Tensor, here: World, count: int, seed: int) -> Floats:
     """Return embeddings [<=count, D] of a random sample of all ranks' usable images, in their order.
 
     The same on every rank, and for any number of ranks.
@@ -71,7 +85,7 @@ def true_neighbours(ids: Tensor, rows: Tensor, shard: Tensor, k: int, here: Worl
     return names.masked_fill(~best.isfinite(), NONE), best
 
 
-def counted(cosine: Tensor, floors: NDArray[np.float32] | None) -> Tensor:
+def counted(cosine: Tensor, floors: Floats | None) -> Tensor:
     """Return which entries [s, k] of lists the clustering reads: up to the last that reaches its floor.
 
     Lists are given by their cosines, most similar first. `floors` [k]; None: every entry that exists.
@@ -83,19 +97,13 @@ def counted(cosine: Tensor, floors: NDArray[np.float32] | None) -> Tensor:
 
 
 def recall(
-    found: Neighbours,
-    shard: Tensor,
-    here: World,
-    *,
-    sample: int,
-    seed: int,
-    floors: NDArray[np.float32] | None = None,
+    found: Neighbours, shard: Tensor, here: World, *, sample: int, seed: int, floors: Floats | None = None
 ) -> float:
-    """Return the share of the true neighbours of a sample that are in their lists, against brute force in fp32.
+    """Return the share of the true neighbours of a sample that are in their lists; brute force in fp32 gives the true.
 
-    A neighbour is correct if it is as near as the last true one, so ties count. The image itself and repeated entries
-    do not count. With `floors` [k] only the neighbours that the clustering reads count (`counted`). The same on every
-    rank; NaN if a floor is NaN.
+    An entry is correct if it is as near as the last true neighbour, so ties count. The image itself and repeated
+    entries do not count. With `floors` [k] only the neighbours that the clustering reads count (`counted`). The same on
+    every rank; NaN if a floor is NaN.
     """
     if floors is not None and np.isnan(floors).any():
         return float("nan")

@@ -6,11 +6,10 @@ import math
 import sys
 import time
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from app.config import MiningConfig
+from app.mining.arrays import Floats
 from app.mining.ivf import cells_to_read, make_cells, neighbours_in_cells, with_reserve
 from app.mining.knn import SearchInexact, installed_faiss, neighbours
 from app.mining.lists import Neighbours, usable
@@ -28,11 +27,7 @@ def choose_search(name: str, images: int, *, faiss: bool) -> str:
 
 
 def searched(
-    shard: Tensor,
-    config: MiningConfig,
-    floors: NDArray[np.float32] | None,
-    here: World,
-    poll: Poll = undisturbed,
+    shard: Tensor, config: MiningConfig, floors: Floats | None, here: World, poll: Poll = undisturbed
 ) -> tuple[Neighbours, str]:
     """Return the neighbours of this rank's `shard` [n, D], and how they were searched.
 

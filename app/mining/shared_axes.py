@@ -1,10 +1,10 @@
-"""Find axes along which the images of most people differ, such as pose and light, and shrink what lies along them.
+"""Find axes along which the images of most people differ, such as pose and light, and shrink differences along them.
 
-Two people who look alike differ by one direction. If the images of everybody differ more along pose and light, those
-are the widest directions of each cluster, and hide the two people. So the differences from the means of many clusters
-are pooled. Directions of more variance than noise gives by chance count as axes (Marchenko and Pastur 1967 give the
-limit). An axis keeps the variance of the noise. How much it has is the median over clusters, which a single cluster of
-two people does not change.
+Two people who look alike differ along one direction. If everybody's images differ more along pose and light, these are
+the widest directions of each cluster, and hide the two people. So differences from the means of many clusters are
+pooled. Directions with more variance than noise has by chance (Marchenko and Pastur 1967) are axes. Along an axis the
+differences are shrunk to the variance of the noise. The variance of an axis is the median over clusters, which a single
+cluster of two people does not change.
 
 Letters: p differences of C clusters, D embedding size, r axes.
 """
@@ -14,20 +14,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Rows = NDArray[np.float64]
-Ids = NDArray[np.int64]
+from app.mining.arrays import Doubles, Longs
+
 ROUNDING = 1e-6  # of the largest variance; directions of less have no images
 
 
 class Axes(NamedTuple):
-    """Directions that people share, and the part of a difference along each that is kept."""
+    """Directions that people share, and the part of a difference along each that remains."""
 
-    directions: Rows  # [r, D], unit and orthogonal
-    kept: Rows  # [r], from 0 to 1
+    directions: Doubles  # [r, D], unit and orthogonal
+    kept: Doubles  # [r], from 0 to 1
 
-    def shrunk(self, rows: Rows) -> Rows:
+    def shrunk(self, rows: Doubles) -> Doubles:
         """Return `rows` [*, D], whose differences along the axes are made as small as along other directions."""
         if not len(self.directions):
             return rows
@@ -35,7 +34,7 @@ class Axes(NamedTuple):
         return rows - (((flat @ self.directions.T) * (1 - self.kept)) @ self.directions).reshape(rows.shape)
 
 
-def shared_axes(pool: Rows, owner: Ids) -> Axes:
+def shared_axes(pool: Doubles, owner: Longs) -> Axes:
     """Return the axes of the differences `pool` [p, D] of images from the mean of their cluster `owner` [p]."""
     count, dim = pool.shape
     _, place, images = np.unique(owner, return_inverse=True, return_counts=True)

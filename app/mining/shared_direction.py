@@ -1,26 +1,24 @@
 """Find a direction that images of different people share, and remove it from all embeddings.
 
 Blurry images drift to one direction. They resemble each other more than the sharp images of their people, and become
-one large cluster. Such a cluster differs from a person by what remains without its direction m, that of the mean of its
-images. Images of a person are left with noise: they resemble strangers only by chance. Images that only share m still
-resemble the sharp images of their people. Strangers are images that are not along m. So other pieces of a person, and
-people who look alike, do not count.
+one large cluster. The test of a cluster removes its direction m, that of the mean of its images. Images of one person
+are left with noise, and resemble strangers only by chance. Images that only share m still resemble the sharp images of
+their people. Strangers are images that do not lie along m, so other pieces of the person, and people who look alike, do
+not count.
 
-How many images resemble strangers depends on how many of their people have a sharp image. So a cluster shows no person
-if the share is far above chance, and above the median share of the other large clusters, in units of their spread, as
-in `look_alikes.py`. Where these are too few or show no people either, a share that is nearer to that of the other
-images with a neighbour than to chance is a hint.
+A cluster shows no person in two cases:
+- The share of its images that resemble strangers is far above chance, and above the median share of the other large
+  clusters, in units of their spread. If these are too few or show no people either, a share nearer to that of the
+  other images with a neighbour than to chance is a hint.
+- The images outside lie along m too, and m is what they have in common. This is the case where nearly all people have
+  few images, and so few sharp ones to resemble.
 
-If nearly all people have few images, there are few sharp ones to resemble. But then all images drift along m, some more
-than others. So a cluster shows no person either if the images outside lie along m, and m is what they have in common.
+The direction is then removed from all images. The gain is the images that lie as far along m as the cluster; the cost
+is the variance along m, which may tell others apart. After a mere hint, or if the cost seems larger, the removal is
+only tried: it is undone unless the images of the cluster are then in clusters with others. What remains of the images
+of one person is noise, and mostly alone.
 
-The direction is then removed from all images. This brings the images that lie as far along m as the cluster. It costs
-all others what they differ along m, as a share of their variance. In embeddings of few dimensions each direction is
-needed. But where all images drift along m, some more than others, that variance tells nobody apart. So after a mere
-hint, or where the cost seems larger, the removal is tried. It is undone unless the images of the cluster are in
-clusters with others then: what remains of the images of one person is noise, and mostly alone.
-
-Blurry images of people who have no other image look like one person to this test, and stay a cluster.
+The test takes blurry images for one person if their people have no other images.
 
 Letters: N images mined, n of this process (its contiguous share), D embedding size, c clusters, s images of
 a sample.
@@ -35,13 +33,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.mining.arrays import Floats, Longs, Mask
 from app.mining.candidates import ROUNDOFF, full_precision
-from app.mining.cluster import EVIDENCE, first_row, upper_quantile
+from app.mining.cluster import EVIDENCE, upper_quantile
 from app.mining.knn import prefers_faiss
 from app.mining.lists import usable
 from app.mining.look_alikes import LOWER_HALF
-from app.mining.sample import owned, usable_of_all
-from app.runtime.dist import World, from_main, gather_rows, greatest, total
+from app.mining.sample import STEPS, in_steps, owned, usable_of_all
+from app.runtime.dist import World, from_main, gather_rows, greatest, share, total
 
 EXAMINED = 16  # clusters, the largest ones: a cluster of many people harms by the square of its images
 LEAST = 32  # images of a cluster that is judged; of fewer the share is not sure
@@ -53,22 +52,20 @@ STRANGERS = 512  # images from which the cosine that chance gives is read
 QUARTILES = 1.349  # standard deviations between the quartiles of a normal distribution
 LIE_ALONG = 0.75  # share of the images outside; half of them do by chance
 COMMON = 0.5  # share of the squared length of the mean of the images outside
-STEPS = 2**20  # of a coordinate; sums of whole numbers do not depend on the number of processes
 ROWS_AT_ONCE = 2**12
-PRODUCTS_AT_ONCE = 2**22  # more memory would come from the system anew each time, which takes longer than the product
+PRODUCTS_AT_ONCE = 2**22  # the system gives larger blocks of memory anew each time, which takes longer than the product
 NEVER = 4.0  # no product of unit rows is as large
-Mask = NDArray[np.bool_]
 
 
 class Shared(NamedTuple):
     """A direction that images of different people share."""
 
     direction: Tensor  # [D], unit
-    sure: bool  # its removal surely brings more than it costs; otherwise try it
+    sure: bool  # its removal surely gains more than it costs; otherwise try it
     inside: Mask  # [N]: the images of the cluster that shares it
     outside: Mask  # [N]: those of other clusters; images that take no part are neither
 
-    def went_to_others(self, labels: NDArray[np.int64]) -> bool:
+    def went_to_others(self, labels: Longs) -> bool:
         """Return whether the images of the cluster are in clusters with others, `labels` [N] without the direction.
 
         As for `resembles_strangers`, their share must be nearer to that of the images outside than to none.
@@ -91,7 +88,7 @@ class Facts(NamedTuple):
 
     @property
     def pays(self) -> bool:
-        """Whether more images lie along the direction than the others differ along it."""
+        """Whether the share of images along the direction is larger than its share of the variance."""
         return self.images > self.variance
 
     def above(self, typical: float) -> float:
@@ -99,8 +96,8 @@ class Facts(NamedTuple):
 
         The arcsine gives all shares of a sample one spread (Anscombe 1948); small ones are skewed otherwise.
         """
-        share = (self.outside * self.looked_at + 3 / 8) / (self.looked_at + 3 / 4)
-        return float(2 * (self.looked_at + 1 / 2) ** 0.5 * (np.arcsin(share**0.5) - np.arcsin(typical**0.5)))
+        outside = (self.outside * self.looked_at + 3 / 8) / (self.looked_at + 3 / 4)
+        return float(2 * (self.looked_at + 1 / 2) ** 0.5 * (np.arcsin(outside**0.5) - np.arcsin(typical**0.5)))
 
 
 def resembles_strangers(facts: Facts, chance: float, others: float) -> bool:
@@ -121,10 +118,10 @@ def stands_out(facts: Facts, people: list[Facts], chance: float) -> bool:
 
 
 def shared_direction(
-    labels: NDArray[np.int64],
+    labels: Longs,
     shard: Tensor,
     near: Mask,
-    sample: NDArray[np.float32],
+    sample: Floats,
     false_edges_per_image: float,
     here: World,
     *,
@@ -132,9 +129,9 @@ def shared_direction(
 ) -> Shared | None:
     """Return the direction of the largest cluster that shows no person, or None. The same on every rank.
 
-    With `must_pay` more images must lie along it than the others differ along it.
-    `labels` [N] are clusters, `shard` [n, D] this rank's unit embeddings, a row of zeros for an image that takes no
-    part. `near` [N]: the image has a neighbour above the floor. `sample` [S, D]: random embeddings without copies.
+    With `must_pay` only a direction that pays (`Facts.pays`). `labels` [N] are clusters, `shard` [n, D] this rank's
+    unit embeddings, a row of zeros for an image that takes no part. `near` [N]: the image has a neighbour above the
+    floor. `sample` [S, D]: random embeddings without copies.
     """
     part = usable_of_all(shard, here)
     size = np.bincount(labels[part], minlength=1)
@@ -155,13 +152,11 @@ def shared_direction(
             break
         apart = part & (place != at)
         others = float(near[apart].mean()) if apart.any() else 1.0
-        stands, resembles = (
-            stands_out(each, facts[:at] + facts[at + 1 :], chance),
-            resembles_strangers(each, chance, others),
-        )
+        no_person = stands_out(each, facts[:at] + facts[at + 1 :], chance) or each.is_common
+        hint = no_person or resembles_strangers(each, chance, others)
         # All ranks follow rank 0: CPUs of several kinds may round the last bit of a product differently.
-        if from_main((stands or each.is_common or resembles) and (each.pays or not must_pay), here):
-            return Shared(direction, from_main((stands or each.is_common) and each.pays, here), place == at, apart)
+        if from_main(hint and (each.pays or not must_pay), here):
+            return Shared(direction, from_main(no_person and each.pays, here), place == at, apart)
     return None
 
 
@@ -183,8 +178,9 @@ def without(rows: Tensor, direction: Tensor) -> Tensor:
 def mean_direction(inside: Mask, shard: Tensor, here: World) -> Tensor:
     """Return the unit direction [D] of the mean of the images `inside` [N], the same on every rank."""
     added = torch.zeros(shard.shape[1], dtype=torch.int64, device=shard.device)
-    for own in _own(inside, shard, here).split(ROWS_AT_ONCE):
-        added += (shard.index_select(0, own).double() * STEPS).round().long().sum(0)
+    own = torch.from_numpy(np.flatnonzero(share(inside, here))).to(shard.device)
+    for rows in own.split(ROWS_AT_ONCE):
+        added += in_steps(shard.index_select(0, rows)).long().sum(0)
     mean = total(added, here).cpu().numpy().astype(np.float64)
     unit = from_main((mean / max(float(np.linalg.norm(mean)), 1.0)).tolist(), here)
     return torch.tensor(unit, dtype=shard.dtype, device=shard.device)
@@ -216,7 +212,7 @@ def _measured(
         common.append(is_common(direction, strangers[strangers @ direction < between]))
         limits.append([float(quarter), between, float(upper_quantile(by_chance, np.array([tail]))[0])])
     far, half_way, floor = torch.tensor(limits, device=shard.device).T
-    own = torch.from_numpy(place[first_row(len(place), here) :][: len(shard)]).to(shard.device)
+    own = torch.from_numpy(share(place, here)).to(shard.device)
     along = shard @ torch.stack(directions).T  # [n, c]
     stranger = (own[:, None] != torch.arange(len(directions), device=shard.device)) & (along < half_way)
     # The samples have no part along the direction, so only the length of the others without it is missing.
@@ -234,7 +230,7 @@ def _measured(
 def is_common(direction: Tensor, outside: Tensor) -> bool:
     """Return whether the images `outside` [S, D] lie along the unit `direction` [D], and share hardly any other one.
 
-    The mean of strangers has no more of it than of others, and half of them lie the other way.
+    Otherwise half of them lie the other way, and their mean has no more of this direction than of others.
     """
     if len(outside) < LEAST:
         return False
@@ -251,7 +247,7 @@ def reaches(rows: Tensor, of: Tensor, shard: Tensor, least: Tensor, here: World)
     half = torch.float16 if shard.is_cuda else torch.bfloat16
     error = (1 + ROUNDOFF[half]) ** 2 - 1 + ROUNDOFF[half]  # both rows are rounded, and `least`
     exact = from_main(prefers_faiss(shard.device), here)
-    # One product has all differences: the columns of `least` meet a row's own one only.
+    # One product gives all differences: the identity picks the column of `least` that counts for a row.
     queries = torch.cat([rows, -torch.eye(least.shape[1], device=rows.device)[of]], 1)
     rounded, best = queries.to(half), torch.full((len(rows),), -NEVER, device=rows.device)
     for own in usable(shard).nonzero().flatten().split(PRODUCTS_AT_ONCE // max(1, len(rows)) or 1):
@@ -276,8 +272,3 @@ def variance_along(direction: Tensor, strangers: Tensor) -> float:
         return 1.0
     lower, upper = np.quantile((strangers @ direction).cpu().numpy().astype(np.float64), [0.25, 0.75])
     return float(((upper - lower) / QUARTILES) ** 2 / whole)
-
-
-def _own(among: Mask, shard: Tensor, here: World) -> Tensor:
-    """Return which rows of this rank's shard are in `among` [N]."""
-    return torch.from_numpy(np.flatnonzero(among[first_row(len(among), here) :][: len(shard)])).to(shard.device)

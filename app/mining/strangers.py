@@ -1,16 +1,15 @@
 """Leave out images that resemble the others of their cluster no more than strangers do.
 
-A stranger joins a cluster if it is close by chance to one or two of its images. To all others it is a stranger still.
-So an image stays if the mean of its cosines with the others is nearer to that of the images of a person than to that of
-two strangers. The former is the median over all images that are in a cluster.
+A stranger joins a cluster if it is near to one or two of its images by chance; to the others it is not. So an image
+stays if its mean cosine with the others is nearer to that of a person, the median over all images in clusters, than to
+that of two strangers.
 
-The images of some people scatter more than usual. Then even the nearest ones resemble each other less. So in a cluster
-of enough images, an image needs as much less as the nearest ones are less alike than in other clusters. Where several
-people are in one cluster, the nearest images show one of them and are as alike as usual.
+The images of some people scatter more than usual, so even the nearest ones are less alike. In a cluster with enough
+images, the limit is lower by as much. If several people are in one cluster, the nearest images show one of them and are
+as alike as usual.
 
-A cluster of two images has no halves to tell people who look alike apart. So all such clusters are judged together: if
-their cosines are clearly lower than those of two images of larger clusters, the images of all of them are alone. Of the
-next larger clusters (`small_clusters.py`), only those of low cosines are.
+Clusters of two images are judged together. If their cosines are clearly lower than those of two images of larger
+clusters, all of them are dissolved. Of the next larger clusters, only those of low cosines are (`small_clusters.py`).
 
 Letters: N images, n of this process (its contiguous share), D embedding size, S sampled images, C clusters.
 """
@@ -21,14 +20,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from app.mining.arrays import Doubles, Floats, Ints, Longs
 from app.mining.cluster import by_smallest_member
 from app.mining.sample import usable_of_all
 from app.mining.small_clusters import BINS as LIKENESS_BINS
 from app.mining.small_clusters import LARGE, SMALL, Likeness, counted, likeness, parts, resemble_by_chance
-from app.mining.whole_clusters import Singles, by_size, in_64_bits, whole_clusters
+from app.mining.whole_clusters import by_size, whole_clusters
 from app.runtime.dist import World, from_main, total
 from app.runtime.stop import Poll, undisturbed
 from app.runtime.threads import on_cores, small_matrices
@@ -37,21 +36,13 @@ STEPS = 2**20  # of a cosine: it does not depend on the last bits
 LOOKED_AT = 32  # images of a cluster
 BINS = 2**11  # of the cosines from -1 to 0, and from 0 to 1
 ENOUGH = 10  # images of a cluster, to tell how much it scatters
-LOWEST = 0.02  # share of the clusters of two
-LOWER, SURE = 0.05, 2.5  # least distance of a mean rank from 1/2, and in standard deviations
-Ids = NDArray[np.int64]
-Rows = NDArray[np.float64]
+LOWEST = 0.02  # share of the clusters of two whose cosines are left out
+LOWER, SURE = 0.05, 2.5  # least distance of the mean rank from 1/2, and the same in standard deviations
 
 
 def without_strangers(
-    labels: Ids,
-    shard: Tensor,
-    original: NDArray[np.int32],
-    sample: NDArray[np.float32],
-    largest: int,
-    here: World,
-    poll: Poll = undisturbed,
-) -> Ids:
+    labels: Longs, shard: Tensor, original: Ints, sample: Floats, largest: int, here: World, poll: Poll = undisturbed
+) -> Longs:
     """Return clusters [N] where the strangers in a cluster are alone; the same on every rank.
 
     `labels` [N] are clusters, those of more than `largest` images stay. `shard` [n, D] are this rank's unit embeddings,
@@ -100,10 +91,10 @@ def without_strangers(
     return by_smallest_member(np.where(labels == labels[original], alone[original], alone))
 
 
-def scatters(nearest: Rows, size: Ids, strangers: float) -> Rows:
+def scatters(nearest: Doubles, size: Longs, strangers: float) -> Doubles:
     """Return how alike the nearest images of clusters [C] of `size` images are, from 0 (as strangers) to 1 (as usual).
 
-    `nearest` [C] are their mean cosines, that of `strangers` counts as 0. The usual one is the median over images.
+    `nearest` [C]: the mean cosine of an image and the nearest other one. The usual one is the median over images.
     """
     enough = size >= ENOUGH
     if not enough.any():
@@ -116,16 +107,16 @@ def scatters(nearest: Rows, size: Ids, strangers: float) -> Rows:
 class Compared(NamedTuple):
     """What the cosines within m clusters of s images are."""
 
-    others: Ids  # [m, s]: of an image and the others, on average, in STEPS
-    nearest: Ids  # [m]: of an image and the nearest other one, on average, in STEPS
-    pairs: Ids  # [2 * BINS + 1]: how many pairs have each
+    others: Longs  # [m, s]: of an image and the others, on average, in STEPS
+    nearest: Longs  # [m]: of an image and the nearest other one, on average, in STEPS
+    pairs: Longs  # [2 * BINS + 1]: how many pairs have each
     whole: Likeness | None  # of the clusters, if they are small
     parts: list[Likeness]  # of parts of the clusters, for each of SMALL; none of a small cluster
 
 
-def _compared(rows: Singles, places: Ids) -> Compared:
+def _compared(rows: Floats, places: Longs) -> Compared:
     """Compare the images of the clusters at `places` [m, s] of the unit `rows` [e, D]."""
-    images = in_64_bits(rows, places)
+    images = rows[places].astype(np.float64)
     some, size = images[:, :LOOKED_AT], places.shape[1]
     products = np.matmul(some, some.transpose(0, 2, 1))
     one, other = np.triu_indices(some.shape[1], 1)
@@ -140,19 +131,18 @@ def _compared(rows: Singles, places: Ids) -> Compared:
     )
 
 
-def with_others(images: Rows) -> Rows:
+def with_others(images: Doubles) -> Doubles:
     """Return the mean cosine [m, s] of each of the unit `images` [m, s, D] with the others of its cluster."""
     others = images.sum(axis=1, keepdims=True) - images
     return (images * others).sum(axis=2) / (images.shape[1] - 1)
 
 
-def are_lower(pairs: Ids, larger: Ids, images: int) -> bool:
+def are_lower(pairs: Longs, larger: Longs, images: int) -> bool:
     """Return whether the cosines of clusters of two are lower than those of `images` of larger clusters, both by bin.
 
-    This is the rank test of Mann and Whitney (1947), one-sided, with a least size of the effect.
-    Images of a lower cosine than nearly all pairs become no cluster of two, so both leave them out.
-
-    An image is in many cosines of its cluster, so these count as no more than there are images.
+    This is the one-sided rank test of Mann and Whitney (1947), with a least size of the effect. Cosines below nearly
+    all of those of clusters of two are left out of both. An image is in many cosines of its cluster, so these count as
+    no more independent values than there are images.
     """
     counted = np.cumsum(pairs) > LOWEST * pairs.sum()
     pairs, larger = pairs[counted], larger[counted]
@@ -163,7 +153,7 @@ def are_lower(pairs: Ids, larger: Ids, images: int) -> bool:
     return bool(rank < 0.5 - max(LOWER, SURE * ((1 / pairs.sum() + 1 / independent) / 12) ** 0.5))
 
 
-def between_strangers(sample: NDArray[np.float32]) -> float:
+def between_strangers(sample: Floats) -> float:
     """Return the mean cosine of two images of the `sample` [S, D]; 0 for fewer than two."""
     count = len(sample)
     added = sample.sum(axis=0, dtype=np.float64)

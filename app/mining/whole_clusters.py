@@ -1,4 +1,4 @@
-"""Deal the images of clusters to processes, each cluster whole on one process, a part of all images at a time.
+"""Deal the images of clusters to processes: each cluster is whole on one process, some clusters at a time.
 
 Letters: n images of this process (its contiguous share), D embedding size, C clusters, m clusters of s images.
 """
@@ -9,31 +9,29 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from app.mining.cluster import first_row
+from app.mining.arrays import Floats, Longs, Mask
+from app.mining.exchange import first_row
 from app.mining.partition import dealt
-from app.runtime.dist import World
+from app.runtime.dist import World, share
 
 ROWS_AT_ONCE = 2**15  # of a process
 ENTRIES_AT_ONCE = 2**17  # of matrices, and twice as many of rows; more do not stay in a cache
-Rows = NDArray[np.float64]
-Singles = NDArray[np.float32]
-Ids = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 
-def whole_clusters(cluster: Ids, size: Ids, chosen: Mask, shard: Tensor, here: World) -> Iterator[tuple[Ids, Singles]]:
+def whole_clusters(
+    cluster: Longs, size: Longs, chosen: Mask, shard: Tensor, here: World
+) -> Iterator[tuple[Longs, Floats]]:
     """Yield ids [e], ascending, and embeddings [e, D] of whole `chosen` clusters, each cluster on one process.
 
-    All processes yield equally often. A process holds about ROWS_AT_ONCE rows at a time, of clusters of like sizes.
+    All processes yield equally often. A process holds about ROWS_AT_ONCE rows at a time, of clusters of similar sizes.
     """
     images = np.where(chosen, size, 0)
     piece, order = np.empty_like(images), np.argsort(images, kind="stable")
     piece[order] = (np.cumsum(images[order]) - images[order]) // ROWS_AT_ONCE
     first = first_row(len(cluster), here)
-    own = first + np.flatnonzero(chosen[cluster[first : first + len(shard)]])
+    own = first + np.flatnonzero(chosen[share(cluster, here)])
     for number in range(-(-(int(piece[chosen].max(initial=-1)) + 1) // here.size)):
         ids = own[piece[cluster[own]] // here.size == number]
         rows = shard.index_select(0, torch.from_numpy(ids - first).to(shard.device)).cpu().numpy()
@@ -41,7 +39,7 @@ def whole_clusters(cluster: Ids, size: Ids, chosen: Mask, shard: Tensor, here: W
         yield dealt(ids, owner, here), dealt(rows, owner, here)
 
 
-def by_size(cluster: Ids, width: int) -> list[Ids]:
+def by_size(cluster: Longs, width: int) -> list[Longs]:
     """Return the rows [m, s] of the clusters of each size, of which `cluster` [e] is that of each row.
 
     A row has `width` numbers. Of clusters of one size there are several such groups, each small enough for a cache.
@@ -55,8 +53,3 @@ def by_size(cluster: Ids, width: int) -> list[Ids]:
         for some in np.split(begins, range(at_once, len(begins), at_once)):
             groups.append(order[some[:, None] + np.arange(size)])
     return groups
-
-
-def in_64_bits(rows: Singles, places: Ids) -> Rows:
-    """Return the `rows` [e, D] at `places` [m, s]: [m, s, D]."""
-    return rows[places].astype(np.float64)

@@ -1,17 +1,15 @@
 """Find directions along which everybody's images differ more than people do, and remove them from all embeddings.
 
-Pose, light, or the camera may move all embeddings along a few directions. If these are wide, strangers of one pose
-resemble each other more than images of one person do, and hardly an image has a neighbour above the floor. Without the
-directions, the floor is lower, and many more images have one. Directions along which people differ are wide, too. But
-without those, images lose the neighbours that they have.
+Pose, light or the camera may move all embeddings along a few wide directions. Then strangers of one pose resemble each
+other more than images of one person do, and hardly any image has a neighbour above the floor. Without these directions
+the floor is lower, and many more images have one. Directions along which people differ are wide too, but without them
+images lose neighbours.
 
-So the widest directions are tried: the first, the first two, and so on. A sample of images is compared with all images,
-without a search for the others. The ranks of a list that are filled above the floor count, since an image with one
-neighbour may gain or lose others. The floor allows as many neighbours by chance in each trial. But along a wide
-direction that is left, far more strangers may be above it. About as many are as far below a cosine of 0, where images
-of one person hardly are. So what strangers fill is counted there and subtracted. Numbers of directions without which
-images lose neighbours do not count. Of the others, the one that helps most is removed if it surely helps; of numbers
-that may be equally good, the smallest.
+So it is tried to remove the widest direction, the widest two, and so on. In each trial a sample of images is compared
+with all images, and the ranks of their lists that are filled above the floor are counted. Along a wide direction that
+is left, far more strangers may be above the floor than it allows. About as many are as far below a cosine of 0, where
+images of one person hardly are: they are counted there and subtracted. Trials in which images lose neighbours are left
+out. Of the others the best one counts, if it surely helps; of equally good ones, the one with fewest directions.
 
 Letters: n images of this process (its contiguous share), D embedding size, S sampled ones, Q of them that are compared
 with all, r directions.
@@ -21,22 +19,23 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from app.mining.arrays import Doubles, Floats, Longs
 from app.mining.candidates import full_precision
 from app.mining.cluster import RESOLVED, upper_quantile
 from app.mining.clustered import COPY
 from app.mining.lists import usable
+from app.mining.sample import STEPS
 from app.mining.shared_axes import ROUNDING
-from app.mining.shared_direction import PRODUCTS_AT_ONCE, ROWS_AT_ONCE, STEPS, without
+from app.mining.shared_direction import PRODUCTS_AT_ONCE, ROWS_AT_ONCE, without
 from app.runtime.dist import World, from_main, total
 from app.runtime.stop import Poll
 
 TRIED = 8  # directions, and no more than PART of those that the embeddings have
 PART = 1 / 4
-EVERYBODY = 1 / 3  # of the median square of normal places along a direction
+EVERYBODY = 1 / 3  # least median of the squared places along a direction, as a share of that of normal places
 NORMAL = 0.4549  # median of the squares of standard normal numbers
 FEWEST = 64  # images that are compared with all; of fewer, a gain is not sure
 SCREENED, ASKED = 128, 512  # images that are compared; the others only where the first ones may gain
@@ -46,12 +45,10 @@ KEPT = 0.9  # share of the filled ranks; directions that tell people apart took 
 REMAIN = 0.5  # of those above the lower floor
 MAYBE, SURE = 1.0, 6.0  # standard errors of a gain
 EQUAL = 2.0  # standard errors by which fewer directions may help less and are preferred
-Rows = NDArray[np.float32]
-Counts = NDArray[np.int64]
 
 
 def without_wide_directions(
-    shard: Tensor, sample: Rows, count: int, false_edges_per_image: float, here: World, poll: Poll
+    shard: Tensor, sample: Floats, count: int, false_edges_per_image: float, here: World, poll: Poll
 ) -> tuple[Tensor, int]:
     """Return this rank's unit rows [n, D] without directions that hide people, and how many these are.
 
@@ -64,8 +61,9 @@ def without_wide_directions(
     wide = torch.tensor(directions, dtype=shard.dtype, device=shard.device)
     rows = torch.from_numpy(np.random.default_rng(0).permutation(sample)[:ASKED]).to(shard.device)
     with full_precision(shard.device):
-        left = [_left(rows[:FOR_FLOORS], wide[:removed]).cpu().numpy() for removed in range(len(wide) + 1)]
-    pairs = [(each @ each.T)[np.triu_indices(len(each), 1)] for each in left]
+        some = rows[:FOR_FLOORS]
+        rests = [normalize(some - (some @ wide[:removed].T) @ wide[:removed]) for removed in range(len(wide) + 1)]
+    pairs = [(each @ each.T)[np.triu_indices(len(each), 1)] for each in (rest.cpu().numpy() for rest in rests)]
     tail = np.array([min(0.5, false_edges_per_image / count)])
     lower = max(0.0, float(upper_quantile(pairs[0], tail)[0]))
     floors = from_main([lower, *(floor_of(each, tail) for each in pairs)], here)
@@ -84,10 +82,10 @@ def without_wide_directions(
     return rest, removed
 
 
-def widest(sample: Rows) -> NDArray[np.float64]:
+def widest(sample: Floats) -> Doubles:
     """Return the widest directions [r, D] of a `sample` [S, D] that everybody's images lie along, the widest first.
 
-    A few people of many images make a direction wide as well, but then most images lie hardly along it.
+    A direction that is wide only because of a few people with many images does not count: most images hardly lie along.
     """
     rows = sample.astype(np.float64)
     width, directions = np.linalg.eigh(rows.T @ rows)  # ascending
@@ -98,23 +96,23 @@ def widest(sample: Rows) -> NDArray[np.float64]:
     return directions[:, everybody][:, :most].T
 
 
-def floor_of(cosine: Rows, tail: NDArray[np.float64]) -> float:
+def floor_of(cosine: Floats, tail: Doubles) -> float:
     """Return the cosine that random pairs exceed with the probability `tail` [1], from the cosines [P] of some.
 
-    Of pairs of four groups, such as of four cameras, a quarter is of one group. The lower half of the cosines does not
-    show it, but the upper quartile does. So the tail is extrapolated from both quartiles, and the higher one counts.
+    If images come in four groups, such as of four cameras, a quarter of the pairs is within a group. The lower half of
+    the cosines does not show them, the upper quartile does. So the tail is extrapolated from each; the higher counts.
     """
     known = cosine.clip(RESOLVED - 1, 1 - RESOLVED)
     mirrored = np.tanh(2 * np.arctanh(np.median(known)) - np.arctanh(known))
     return max(0.0, *(float(upper_quantile(each, tail)[0]) for each in (cosine, mirrored)))
 
 
-def chosen(before: Counts, filled: Counts, chance: Counts, errors: float) -> int:
-    """Return how many directions to remove. `filled` [r + 1, Q]: ranks of the lists without the first 0, 1, … r.
+def chosen(before: Longs, filled: Longs, chance: Longs, errors: float) -> int:
+    """Return how many directions to remove. `filled` [r + 1, Q]: filled ranks of lists without the first 0, 1, … r.
 
-    They must help by more than `errors` standard errors, and hide hardly any neighbours. `chance` [r + 1, Q] are the
-    ranks that strangers fill; they are no help. Images of few people look like few groups. So half of the ranks must
-    stay filled that are filled `before` [Q], above the floor of the lower quartile alone.
+    The removal must help by more than `errors` standard errors, not counting the ranks that strangers fill, `chance`
+    [r + 1, Q], and hide hardly any neighbours. Images of few people look like groups of images. So half of the ranks
+    that are filled `before` [Q], above the floor of the lower quartile alone, must stay filled.
     """
     remain = np.minimum(before, filled).mean(axis=1) >= REMAIN * before.mean()
     kept = np.minimum(filled[0], filled).mean(axis=1) >= KEPT * filled[0].mean()  # without none, all are
@@ -133,18 +131,18 @@ def chosen(before: Counts, filled: Counts, chance: Counts, errors: float) -> int
     return int(next(as_good))
 
 
-def gain(before: Counts, after: Counts) -> float:
+def gain(before: Longs, after: Longs) -> float:
     """Return the mean of `after` [Q] minus `before` [Q], in standard errors; 0 if they are equal."""
     more = after - before
     error = more.std() / len(more) ** 0.5
     return float(more.mean() / error) if error else float(np.inf * np.sign(more.mean())) if more.any() else 0.0
 
 
-def _filled(rows: Tensor, wide: Tensor, floors: list[float], shard: Tensor, here: World) -> tuple[Counts, Counts]:
-    """Return [r + 2, Q] which of RANKS the lists of `rows` [Q, D] fill above `floors`, without 0, 0, 1, … r directions.
+def _filled(rows: Tensor, wide: Tensor, floors: list[float], shard: Tensor, here: World) -> tuple[Longs, Longs]:
+    """Return how many of RANKS the lists of `rows` [Q, D] fill above `floors` [r + 2], and as far below 0: [r + 2, Q].
 
-    The second result counts as far below 0 instead, where only strangers are. Copies of an image, such as itself, are
-    no neighbours.
+    The floors are those without 0, 0, 1, … r directions. Only strangers are so far below 0. Copies of an image, such as
+    the image itself, are no neighbours.
     """
     near = torch.zeros((2, len(floors), len(rows)), dtype=torch.float64, device=shard.device)
     with full_precision(shard.device):
@@ -167,15 +165,10 @@ def _filled(rows: Tensor, wide: Tensor, floors: list[float], shard: Tensor, here
     return above, below
 
 
-def _left(rows: Tensor, directions: Tensor) -> Tensor:
-    """Return unit `rows` [*, D] without their part along the orthogonal `directions` [r, D]."""
-    return normalize(rows - (rows @ directions.T) @ directions)
-
-
 def _along(rows: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
     """Return the parts [r, n] of `rows` [n, D] along `wide` [r, D], and the lengths without the first 0 … r [r + 1, n].
 
-    A row without a rest has a small length, with which no product is as large as a floor.
+    A row with nothing left has a small length, so that no product reaches a floor.
     """
     along = wide @ rows.T
     squared = rows.square().sum(1) - torch.cat([torch.zeros_like(along[:1]), along.square().cumsum(0)])

@@ -6,13 +6,13 @@ Letters: B batch, S side, D embedding size.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from app.runtime.precision import exact
 
 FOLD_TOLERANCE = 1e-5  # largest change of any number of a unit embedding in fp32
 
@@ -81,25 +81,11 @@ def folded(network: nn.Module, image_size: int) -> nn.Module:
     try:
         if not _fold(quick):
             return plain
-        with _in_full_precision(parameter.device):
+        with exact(parameter.device):  # TF32 and autocast round more than the tolerance
             agrees = _agree(plain(probe), quick(probe))
     except RuntimeError:  # two adjacent layers of different sizes, which do not belong together
         agrees = False
     return quick if agrees else plain
-
-
-@contextmanager
-def _in_full_precision(device: torch.device) -> Iterator[None]:
-    """Turn off TF32 and autocast: their rounding exceeds the tolerance for folding."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def _fold(network: nn.Module) -> int:

@@ -8,11 +8,10 @@ Letters: B batch, C channels, H/W height and width, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
+from app.config import BackboneConfig
 from app.models.fourier import fourier_layer
 from app.models.layers import Conv1x1, Conv3x3, PReLU
 from app.models.recompute import recomputed
@@ -49,45 +48,32 @@ class Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """Four stages of `layers` blocks with 1, 2, 4 and 8 times `width` channels.
+    """Up to four stages of `layers` blocks with 1, 2, 4 and 8 times `width` channels.
 
     images [B, 3, S, S] in [-1, 1] -> embeddings [B, D], not normalised.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[int],
-        *,
-        width: int = 64,
-        embedding_dim: int = 512,
-        dropout: float = 0.0,
-        image_size: int = 112,
-        fourier: str = "none",
-        gradient_checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.fourier_transform_layer = fourier_layer(fourier, image_size)
-        self.conv1 = Conv3x3(3, width)
-        self.bn1 = nn.BatchNorm2d(width, eps=BN_EPS)
-        self.prelu = PReLU(width)
-        channels = width
-        for stage, blocks in enumerate(layers):
-            out = width * 2**stage
+        channels = config.width
+        self.fourier_transform_layer = fourier_layer(config.fourier, config.image_size)
+        self.conv1 = Conv3x3(3, channels)
+        self.bn1 = nn.BatchNorm2d(channels, eps=BN_EPS)
+        self.prelu = PReLU(channels)
+        for stage, blocks in enumerate(config.layers):
+            out = config.width * 2**stage
             sizes = [(channels, out, 2)] + [(out, out, 1)] * (blocks - 1)
-            blocks_of_stage = (Block(*size, gradient_checkpointing=gradient_checkpointing) for size in sizes)
+            blocks_of_stage = (Block(*size, gradient_checkpointing=config.gradient_checkpointing) for size in sizes)
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks_of_stage))
             channels = out
-        self.stages = len(layers)
-        side = -(-image_size // 2**self.stages)  # each stage halves, rounding up
+        self.stages = len(config.layers)
+        side = -(-config.image_size // 2**self.stages)  # each stage halves, rounding up
         self.bn2 = nn.BatchNorm2d(channels, eps=BN_EPS)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels * side * side, embedding_dim)
-        self.features = nn.BatchNorm1d(embedding_dim, eps=BN_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+        self.fc = nn.Linear(channels * side * side, config.embedding_dim)
+        self.features = nn.BatchNorm1d(config.embedding_dim, eps=BN_EPS)
         # A scale per output would undo the directions that the loss trains; the published networks freeze it at 1.
         self.features.weight.requires_grad = False
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.1)

@@ -65,9 +65,6 @@ class Conv1x1(nn.Conv2d):
 class PReLU(nn.PReLU):
     """x where it is positive, elsewhere x times a learned slope per channel: [B, C, H, W] -> the same."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-
     def forward(self, x: Tensor) -> Tensor:
         if _pays(x, self.weight) and x.is_contiguous(memory_format=LAST):
             return _PReLU.apply(x, self.weight)

@@ -7,12 +7,12 @@ Letters: B batch, C channels, H/W height and width, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from app.config import BackboneConfig
 from app.models.fourier import fourier_layer
 from app.models.layers import PReLU
 from app.models.recompute import recomputed
@@ -65,41 +65,30 @@ class MobileFaceNet(nn.Module):
     number of channels of the first layers, a multiple of 64.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[int] = (1, 4, 6, 2),
-        *,
-        width: int = 128,
-        embedding_dim: int = 512,
-        dropout: float = 0.0,
-        image_size: int = 112,
-        fourier: str = "none",
-        gradient_checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.fourier_transform_layer = fourier_layer(fourier, image_size)
-        bottleneck = partial(Bottleneck, gradient_checkpointing=gradient_checkpointing)
+        self.fourier_transform_layer = fourier_layer(config.fourier, config.image_size)
+        bottleneck = partial(Bottleneck, gradient_checkpointing=config.gradient_checkpointing)
 
         def repeated(channels: int, expanded: int, blocks: int) -> Chain:
             return Chain(*(bottleneck(channels, channels, expanded, 1) for _ in range(blocks)))
 
-        c = width
-        first, *rest = layers
+        c = c_in = config.width
+        first, *rest = config.layers
         start = conv_bn_prelu(c, c, 3, 1, 1, groups=64) if first == 1 else repeated(c, 128, first)
         self.layers = nn.Sequential(conv_bn_prelu(3, c, 3, 2, 1), start)
-        c_in = c
         for blocks, c_out, expanded, inner in zip(
             rest, (c, 2 * c, 2 * c), (128, 256, 512), (128, 256, 256), strict=True
         ):
             self.layers.extend([bottleneck(c_in, c_out, expanded, 2), repeated(c_out, inner, blocks)])
             c_in = c_out
-        side = -(-image_size // 16)
+        side = -(-config.image_size // 16)
         self.conv_sep = conv_bn_prelu(c_in, 512, 1)
         self.features = Chain(
             conv_bn(512, 512, side, groups=512),  # global depthwise convolution: one weight per position and channel
-            nn.Sequential(nn.Flatten(), nn.Dropout(dropout)),
-            nn.Linear(512, embedding_dim, bias=False),
-            nn.BatchNorm1d(embedding_dim),
+            nn.Sequential(nn.Flatten(), nn.Dropout(config.dropout)),
+            nn.Linear(512, config.embedding_dim, bias=False),
+            nn.BatchNorm1d(config.embedding_dim),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.config import NO_ID
+from app.config.schema import NO_ID, MocoConfig
 from app.models.average import follow
 
 EMPTY = -1  # row of a queue entry that was never filled
@@ -121,11 +121,7 @@ def contrastive_loss(
     rows: Tensor,
     key_rows: Tensor,
     pseudo_ids: Tensor,
-    *,
-    temperature: float,
-    margin: float,
-    mask_most_similar: int,
-    multi_positive: bool = False,
+    moco: MocoConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the InfoNCE loss of each query against its key and the queue.
 
@@ -136,66 +132,40 @@ def contrastive_loss(
     Returns the scalar loss and metrics (scalars, still on the device). Cosines are fp32 regardless of autocast: divided
     by the temperature, a 16-bit rounding error would change the gradient by percents.
     """
+    same_image, same_id = same_person(rows, key_rows, queue.rows, pseudo_ids)
+    masked = same_image | same_id
     with torch.autocast(queries.device.type, enabled=False):
         queries, keys = queries.float(), keys.float()
-        return _contrastive_loss(
-            queries,
-            keys,
-            queue,
-            *same_person(rows, key_rows, queue.rows, pseudo_ids),
-            temperature=temperature,
-            margin=margin,
-            mask_most_similar=mask_most_similar,
-            multi_positive=multi_positive,
-        )
-
-
-def _contrastive_loss(
-    queries: Tensor,
-    keys: Tensor,
-    queue: Queue,
-    same_image: Tensor,
-    same_id: Tensor,
-    *,
-    temperature: float,
-    margin: float,
-    mask_most_similar: int,
-    multi_positive: bool,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    positive = (queries * keys).sum(1, keepdim=True)  # [B, 1]
-    queued = queries @ queue.keys.T  # [B, K]
-    masked = same_image | same_id
-    if mask_most_similar:
-        most = queued.detach().masked_fill(masked, -torch.inf).topk(mask_most_similar, dim=1)
-        alike = torch.zeros_like(masked).scatter_(1, most.indices, most.values > -torch.inf)
-        masked = masked | alike
-    if multi_positive:
-        friends = same_id & ~same_image
-        loss = unified_loss(positive, queued, friends, masked, temperature=temperature, margin=margin)
-    else:
-        logits = torch.cat([positive - margin, queued.masked_fill(masked, -torch.inf)], 1) / temperature
-        loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
-    with torch.no_grad():
-        metrics = {
-            "positive_cosine": positive.mean(),
-            "negative_cosine": (queued * ~masked).sum() / (~masked).sum().clamp(min=1),
-            "masked_share": masked.float().mean(),
-        }
+        positive = (queries * keys).sum(1, keepdim=True)  # [B, 1]
+        queued = queries @ queue.keys.T  # [B, K]
+        if moco.mask_most_similar:
+            most = queued.detach().masked_fill(masked, -torch.inf).topk(moco.mask_most_similar, dim=1)
+            alike = torch.zeros_like(masked).scatter_(1, most.indices, most.values > -torch.inf)
+            masked = masked | alike
+        if moco.multi_positive:
+            loss = unified_loss(positive, queued, same_id & ~same_image, masked, moco)
+        else:
+            logits = torch.cat([positive - moco.margin, queued.masked_fill(masked, -torch.inf)], 1) / moco.temperature
+            loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+        with torch.no_grad():
+            metrics = {
+                "positive_cosine": positive.mean(),
+                "negative_cosine": (queued * ~masked).sum() / (~masked).sum().clamp(min=1),
+                "masked_share": masked.float().mean(),
+            }
     return loss, metrics
 
 
-def unified_loss(
-    positive: Tensor, queued: Tensor, friends: Tensor, masked: Tensor, *, temperature: float, margin: float
-) -> Tensor:
+def unified_loss(positive: Tensor, queued: Tensor, friends: Tensor, masked: Tensor, moco: MocoConfig) -> Tensor:
     """log(1 + sum over positives p and negatives n of exp((n - p + margin) / T)): UniMoCo (arXiv:2103.10773), eq. 4.
 
     positive [B, 1] and queued [B, K] cosines; `friends` [B, K] are positives, `masked` [B, K] are not negatives. With
     one positive it is InfoNCE.
     """
     nothing = -1e30  # not -inf: a row without negatives would get a NaN gradient
-    negatives = (queued / temperature).masked_fill(masked, nothing).logsumexp(1)
-    missed = torch.cat([positive, queued.masked_fill(~friends, -nothing)], 1) - margin
-    return F.softplus(negatives + (-missed / temperature).logsumexp(1)).mean()
+    negatives = (queued / moco.temperature).masked_fill(masked, nothing).logsumexp(1)
+    missed = torch.cat([positive, queued.masked_fill(~friends, -nothing)], 1) - moco.margin
+    return F.softplus(negatives + (-missed / moco.temperature).logsumexp(1)).mean()
 
 
 def same_person(rows: Tensor, key_rows: Tensor, queue_rows: Tensor, pseudo_ids: Tensor) -> tuple[Tensor, Tensor]:

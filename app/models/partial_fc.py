@@ -66,8 +66,11 @@ class PartialFC(nn.Module):
         """
         if self.before is None:
             self.before = {name: mean.clone() for name, mean in self.head.named_buffers()}
+        assert labels.dtype == torch.long, "int64, or the search for them goes wrong"
+        labels = dist.gather_batch(labels, self.here)
+        torch._assert_async(((labels >= 0) & (labels < self.classes)).all(), f"labels are in [0, {self.classes})")
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self._forward(dist.gather_batch(embeddings.float(), self.here), self._gathered(labels))
+            return self._forward(dist.gather_batch(embeddings.float(), self.here), labels)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
         calls, moved = self.calls, super()._apply(fn, recurse)
@@ -90,12 +93,6 @@ class PartialFC(nn.Module):
         if penalty is not None:
             loss = loss + penalty.mean()
         return loss, {"positive_cosine": target.mean(), "embedding_norm": norms.detach().mean()}
-
-    def _gathered(self, labels: Tensor) -> Tensor:
-        assert labels.dtype == torch.long, "int64, or the search for them goes wrong"
-        labels = dist.gather_batch(labels, self.here)
-        torch._assert_async(((labels >= 0) & (labels < self.classes)).all(), f"labels are in [0, {self.classes})")
-        return labels
 
     def sample(self, labels: Tensor) -> Tensor:
         """Return this rank's rows to compare with, ascending [n]: the classes of all `labels` [N] and a random sample.

@@ -15,13 +15,12 @@ Letters: B batch, S side of the image, L tokens, n tokens kept, D width, E embed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from app.config import BackboneConfig
 from app.models.fourier import fourier_layer
 
 HEADS = 8
@@ -122,49 +121,32 @@ class VisionTransformer(nn.Module):
     `attention_precision` is fp32, or auto for that of autocast.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[int] = (12,),
-        *,
-        width: int = 512,
-        embedding_dim: int = 512,
-        dropout: float = 0.0,
-        image_size: int = 112,
-        patch_size: int = 9,
-        drop_path: float = 0.0,
-        mask_ratio: float = 0.0,
-        parity_mask_ratio: bool = False,
-        fourier: str = "none",
-        gradient_checkpointing: bool = False,
-        attention_precision: str = "fp32",
-    ) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        (depth,) = layers
-        tokens = (image_size // patch_size) ** 2
-        self.mask_ratio = PARITY_MASK_RATIO if parity_mask_ratio and mask_ratio > 0 else mask_ratio
-        self.gradient_checkpointing = gradient_checkpointing
-        self.fourier_transform_layer = fourier_layer(fourier, image_size)
-        self.patch_embed = PatchEmbed(width, patch_size)
+        (depth,), width = config.layers, config.width
+        tokens = (config.image_size // config.patch_size) ** 2
+        self.mask_ratio = config.mask_ratio
+        if config.parity_mask_ratio and config.mask_ratio > 0:
+            self.mask_ratio = PARITY_MASK_RATIO
+        self.gradient_checkpointing = config.gradient_checkpointing
+        self.fourier_transform_layer = fourier_layer(config.fourier, config.image_size)
+        self.patch_embed = PatchEmbed(width, config.patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         # Published weights contain a mask token, used or not. As a parameter without gradients it would stop training
         # on two GPUs.
         self.mask_token.requires_grad = self.mask_ratio > 0
-        self.dropout = nn.Dropout(dropout)
-        steps = max(1, depth - 1)
-        self.blocks = nn.ModuleList(
-            Block(width, dropout, drop_path * i / steps, attention_precision) for i in range(depth)
-        )
+        self.dropout = nn.Dropout(config.dropout)
+        drop_paths = [config.drop_path * i / max(1, depth - 1) for i in range(depth)]
+        blocks = (Block(width, config.dropout, drop_path, config.attention_precision) for drop_path in drop_paths)
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         self.feature = nn.Sequential(
             nn.Linear(tokens * width, width, bias=False),
             nn.BatchNorm1d(width, eps=BN_EPS),
-            nn.Linear(width, embedding_dim, bias=False),
-            nn.BatchNorm1d(embedding_dim, eps=BN_EPS),
+            nn.Linear(width, config.embedding_dim, bias=False),
+            nn.BatchNorm1d(config.embedding_dim, eps=BN_EPS),
         )
-        self._initialise()
-
-    def _initialise(self) -> None:
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
         for module in self.modules():

@@ -44,15 +44,12 @@ class Session:
 
     def run(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """Return the first output for images [N, 3, H, W]. Raises CannotRun."""
-        try:
-            return np.asarray(self._session.run(None, {self._input: x})[0])
-        except Exception as error:  # as above
-            raise CannotRun(first_line(error)) from error
+        return self.outputs(x)[0]
 
-    def largest(self, x: NDArray[np.float32]) -> float:
-        """Return the largest absolute value of all outputs for images [N, 3, H, W]. Raises CannotRun."""
+    def outputs(self, x: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Return all outputs for images [N, 3, H, W]. Raises CannotRun."""
         try:
-            return max(float(np.abs(out).max(initial=0)) for out in self._session.run(None, {self._input: x}))
+            return [np.asarray(out) for out in self._session.run(None, {self._input: x})]
         except Exception as error:  # as above
             raise CannotRun(first_line(error)) from error
 

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from app.errors import EXIT_WRONG_USE, WrongUse
+from app.errors import EXIT_FAILED, EXIT_WRONG_USE, WrongUse
 from app.files import atomic, write_json
 from app.packing.packed import Writer
 from app.packing.threads import Progress, in_parallel
 
-EXIT_FAILED = 1
 ROWS_AT_ONCE = 64
 
 

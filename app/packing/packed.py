@@ -4,8 +4,7 @@ A packed block is MAGIC, the length of a head, the head as JSON (kind, rows, sha
 file and the file. Sizes and lengths are uint32, little-endian. Images are coded one by one, so only one per thread is
 in memory. libjpeg-turbo and libwebp release the GIL, so threads run in parallel.
 
-WebP is the best lossless codec measured (benchmarks/pack.py). Its fastest setting is used: the slower ones gain a few
-per cent and are three to twenty times slower.
+WebP is the best lossless codec measured (benchmarks/pack.py).
 """
 
 from __future__ import annotations
@@ -16,12 +15,14 @@ import json
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
+
+from app.data.sources.photograph import lossless
 
 MAGIC = b"SNIPPACK"
 LOSSLESS = "lossless"
@@ -45,7 +46,7 @@ class Codec:
 def codec(kind: str) -> Codec:
     """The codec `lossless` or `jpegQUALITY`. JPEG uses 4:4:4, as chroma matters for skin, and the accurate DCT."""
     if kind == LOSSLESS:
-        return Codec(_to_webp, _from_webp)
+        return Codec(lossless, _from_webp)
     quality = int(kind.removeprefix("jpeg"))
 
     def to_jpeg(image: Pixels) -> bytes:
@@ -59,21 +60,9 @@ def codec(kind: str) -> Codec:
     return Codec(to_jpeg, from_jpeg)
 
 
-def _to_webp(image: Pixels) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "WEBP", lossless=True, method=0, quality=0)
-    return file.getvalue()
-
-
 def _from_webp(file: bytes) -> Pixels:
     with Image.open(io.BytesIO(file), formats=["WEBP"]) as image:
         return np.asarray(image.convert("RGB"))
-
-
-class Readable(Protocol):
-    """A stream that is read from start to end."""
-
-    def read(self, count: int, /) -> bytes: ...
 
 
 class Writer:
@@ -100,14 +89,16 @@ class Writer:
         self.bytes += len(data)
 
 
-def read(file: Readable, size: int, kind: str, rows: int, shape: tuple[int, ...]) -> Iterator[Pixels]:
-    """Yield the images of a packed block of `size` bytes at the file's current position. Raises Damaged."""
+def read(
+    read_bytes: Callable[[int], bytes], size: int, kind: str, rows: int, shape: tuple[int, ...]
+) -> Iterator[Pixels]:
+    """Yield the images of a packed block of `size` bytes, read from start to end. Raises Damaged."""
     left = size
 
     def take(count: int) -> bytes:
         nonlocal left
         left -= count
-        data = file.read(count) if left >= 0 else b""
+        data = read_bytes(count) if left >= 0 else b""
         if len(data) < count:
             raise Damaged("it ends too early")
         return data

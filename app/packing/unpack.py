@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from app.errors import EXIT_FAILED
 from app.packing.packed import Damaged, read
 from app.packing.threads import Progress, in_parallel
-
-EXIT_FAILED = 1
 
 
 def main(argv: list[str]) -> int:
@@ -46,9 +45,14 @@ def _unpack(order: dict[str, Any], piece: dict[str, Any], progress: Progress) ->
     with open(order["packed"], "rb") as source, open(order["part"], "r+b") as part:
         source.seek(piece["offset"])
         part.seek(piece["place"])
-        hashed = Hashed(source, packed)
+
+        def read_bytes(count: int) -> bytes:
+            data = source.read(count)
+            packed.update(data)
+            return data
+
         try:
-            for image in read(hashed, piece["bytes"], order["kind"], piece["rows"], tuple(order["shape"])):
+            for image in read(read_bytes, piece["bytes"], order["kind"], piece["rows"], tuple(order["shape"])):
                 data = np.ascontiguousarray(image).data
                 unpacked.update(data)
                 part.write(data)
@@ -62,19 +66,6 @@ def _unpack(order: dict[str, Any], piece: dict[str, Any], progress: Progress) ->
             f"packed {piece['name']} unpacks to other pixels here than where it was packed: install the "
             "simplejpeg and Pillow versions of constraints.txt on both sides"
         )
-
-
-class Hashed:
-    """A file that updates a hash with every read."""
-
-    def __init__(self, file: Any, digest: Any) -> None:
-        self.file = file
-        self.digest = digest
-
-    def read(self, count: int, /) -> bytes:
-        data: bytes = self.file.read(count)
-        self.digest.update(data)
-        return data
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from app.config import Config
 from app.data.augment import Augment, Draws
 from app.data.dataset import Dataset, Rows
 from app.data.loader import Asked, Parcel
-from app.mining.refresh import PRECISION, Interlude
+from app.mining.refresh import Interlude
 from app.models import batch_norm
 from app.runtime.dist import World, averages_of, mean, put_averages
 from app.runtime.graphs import captured
-from app.runtime.precision import of_device
+from app.runtime.precision import dtype_of
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def first_views(data: Dataset, augment: Augment, seed: int, device: torch.device
 
 def half_precision(config: Config, device: torch.device, *, cached: bool = True) -> AbstractContextManager[None]:
     """Autocast for the forward pass of a network only: views, losses and heads compute in fp32."""
-    precision = PRECISION[of_device(config.train.precision, device)]
+    precision = dtype_of(config.train.precision, device)
     return torch.autocast(device.type, precision, enabled=precision != torch.float32, cache_enabled=cached)
 
 

@@ -151,7 +151,6 @@ class SelfSupervised:
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """InfoNCE over B = half of the batch's images; see app/models/moco.py."""
-        moco = self.config.recipe.moco
         self.averages.remember()
         queries, keys = self.augment(batch.images, batch.draws).chunk(2)  # [B, 3, S, S] each
         rows, key_rows = batch.targets.chunk(2)
@@ -162,18 +161,7 @@ class SelfSupervised:
                 q = self.parallel(queries)
         self.pushes.append((k, key_rows, embeddings))
         self.catch_up()
-        return contrastive_loss(
-            q,
-            k,
-            self.queue,
-            rows,
-            key_rows,
-            self.pseudo_ids.ids,
-            temperature=moco.temperature,
-            margin=moco.margin,
-            mask_most_similar=moco.mask_most_similar,
-            multi_positive=moco.multi_positive,
-        )
+        return contrastive_loss(q, k, self.queue, rows, key_rows, self.pseudo_ids.ids, self.config.recipe.moco)
 
     def after_step(self, lr: float, grad_scale: Tensor, *, taken: Tensor) -> None:  # noqa: ARG002 - not needed here
         """Update the momentum encoder, and start gathering the keys of all ranks for the queue."""

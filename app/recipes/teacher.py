@@ -11,7 +11,6 @@ from app.config import BackboneConfig, Config, load
 from app.data.arrays import SIDE
 from app.data.augment import Augment
 from app.errors import WrongUse
-from app.mining.refresh import PRECISION
 from app.models import build_backbone
 from app.models.embedder import Embedder
 from app.recipes.recipe import Batch
@@ -19,7 +18,7 @@ from app.runtime import checkpoint
 from app.runtime.dist import World, from_main, together
 from app.runtime.finite import NotFinite
 from app.runtime.folder import RunFolder
-from app.runtime.precision import of_device
+from app.runtime.precision import dtype_of
 from app.runtime.weights import has_fourier, load_backbone, read_backbone
 
 KEY = "recipe.distill"
@@ -36,7 +35,7 @@ class Teacher:
         assert config.recipe.distill.teacher is not None, "app/config/checks.py asks for it"
         self.path = Path(config.recipe.distill.teacher)
         network, self.size, self.dim = self._network(config, here)
-        precision = PRECISION[of_device(config.train.precision, here.device)]
+        precision = dtype_of(config.train.precision, here.device)
         self.embedder = Embedder(network, self.size, device=here.device, precision=precision)
         self.augment = Augment(config.recipe.augment, self.size)
         with together(here):

@@ -23,7 +23,7 @@ from app.errors import WrongUse
 from app.files import atomic, claim, read_json, remove, write_json, write_text
 from app.runtime import safetensors
 from app.runtime.dist import World, copied_from_main, from_main, together
-from app.runtime.finite import NotFinite, first_fault, listed, may_hold_nan
+from app.runtime.finite import NotFinite, first_fault, listed
 from app.runtime.folder import RunFolder
 from app.runtime.foreign import is_safetensors, what_it_is
 from app.runtime.optimizer import take_state
@@ -156,7 +156,7 @@ def examine(
                 verdict = replace(verdict, notes=(content.pop("note"), *verdict.notes))
             wanted, given = modules.state_dict(), content["modules"]
             kept = {name: tensor for name, tensor in given.items() if name in wanted or name not in OPTIONAL}
-            anew = of_data(modules) if verdict.other_data else set(OPTIONAL) - given.keys()
+            anew = listed(modules, "of_data") if verdict.other_data else set(OPTIONAL) - given.keys()
             content["modules"] = kept | {name: wanted[name].cpu() for name in anew if name in wanted}
             refuse_misfit(path, content["modules"], modules.state_dict())
             refuse_not_finite(path, content, modules)
@@ -187,14 +187,9 @@ def load(
     return TrainState(**content["state"])
 
 
-def of_data(modules: nn.Module) -> set[str]:
-    """Names of the tensors with entries for single images by row number; modules list them in `of_data`."""
-    return listed(modules, "of_data")
-
-
 def not_finite(content: Mapping[str, Any], modules: nn.Module) -> str | None:
     """Name of the first value in a checkpoint that is not finite though it must be, or None."""
-    spared = {f"modules.{name}" for name in may_hold_nan(modules)}
+    spared = {f"modules.{name}" for name in listed(modules, "may_hold_nan")}
     return first_fault({key: content[key] for key in PARTS if key in content}, spared)
 
 

@@ -273,14 +273,13 @@ def rows_to_main(local: Tensor, here: World) -> Tensor | None:
     """
     if here.size == 1:
         return local.cpu()
-    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(here.size)]
-    dist.all_gather(sizes, torch.tensor([len(local)]))
+    sizes = from_all(len(local), here)
     if not here.is_main:
         if len(local):
             dist.send(local.cpu().contiguous(), dst=0)
         return None
-    whole = torch.empty((int(torch.cat(sizes).sum()), *local.shape[1:]), dtype=local.dtype)
-    parts = whole.split([int(size) for size in sizes])
+    whole = torch.empty((sum(sizes), *local.shape[1:]), dtype=local.dtype)
+    parts = whole.split(sizes)
     parts[0].copy_(local)
     for rank, part in enumerate(parts[1:], start=1):
         if len(part):
@@ -295,11 +294,10 @@ def rows_from_main(whole: Tensor | None, into: Tensor, here: World) -> None:
         assert whole is not None
         into.copy_(whole)
         return
-    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(here.size)]
-    dist.all_gather(sizes, torch.tensor([len(into)]))
+    sizes = from_all(len(into), here)
     if here.is_main:
         assert whole is not None
-        parts = whole.split([int(size) for size in sizes])
+        parts = whole.split(sizes)
         into.copy_(parts[0])
         for rank, part in enumerate(parts[1:], start=1):
             for piece in _pieces(part):

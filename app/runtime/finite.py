@@ -18,13 +18,11 @@ class NotFinite(Failed):
     """Training diverged, or weights hold NaN or infinity. Earlier checkpoints are good."""
 
 
-def may_hold_nan(module: nn.Module) -> set[str]:
-    """Names of the tensors that may hold NaN on purpose; modules list them in `may_hold_nan`."""
-    return listed(module, "may_hold_nan")
-
-
 def listed(module: nn.Module, attribute: str) -> set[str]:
-    """Names, as in the module's state_dict, that its submodules list in a class attribute, a tuple."""
+    """Names, as in the module's state_dict, that its submodules list in a class attribute, a tuple.
+
+    `of_data` lists tensors with an entry for each image, by row number; `may_hold_nan` those that hold NaN on purpose.
+    """
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()

@@ -18,7 +18,8 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return usable_bytes(free, torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device))
-    return _free_of_machine(Path("/proc/meminfo"), Path("/sys/fs/cgroup"), _processes())
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _free_of_machine(Path("/proc/meminfo"), Path("/sys/fs/cgroup"), processes)
 
 
 def usable_bytes(driver_free: int, reserved: int, allocated: int) -> int:
@@ -36,17 +37,12 @@ def emptied_cache(device: torch.device) -> Iterator[None]:
 
     Mining allocates few large blocks and training many of other sizes: each would fragment the other's memory.
     """
-    release_cache(device)
+    release = torch.cuda.empty_cache if device.type == "cuda" else lambda: None
+    release()
     try:
         yield
     finally:
-        release_cache(device)
-
-
-def release_cache(device: torch.device) -> None:
-    """Return the allocator's unused blocks to the driver; does nothing on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+        release()
 
 
 def _free_of_machine(meminfo: Path, group: Path, processes: int) -> int | None:
@@ -59,7 +55,3 @@ def _free_of_machine(meminfo: Path, group: Path, processes: int) -> int | None:
     if limit.is_file() and limit.read_text().strip() != "max":
         free = min(free, int(limit.read_text()) - int((group / "memory.current").read_text()))
     return max(0, free) // processes
-
-
-def _processes() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -86,20 +86,8 @@ class Verdict:
     other_data: bool = False
 
 
-def facts_of(
-    config: Config,
-    *,
-    data: str,
-    images: int | None,
-    rows: int,
-    classes: str | None,
-    labels: str | None,
-    ranks: int,
-    shards: int = 1,
-    validation: str = "none",
-    teacher: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """The facts that a checkpoint records, for comparison with a later run.
+def facts_of(config: Config, **known: Any) -> dict[str, Any]:
+    """The facts that a checkpoint records, for comparison with a later run: of its configuration, and those `known`.
 
     `data` names the data set, `images` counts the rows of its file (None if no state is stored per row), `rows` counts
     the training images. `shards` is the number of machines that divide them, 1 if each reads all. `classes` is a digest
@@ -109,6 +97,7 @@ def facts_of(
     """
     settings, model = config.train, config.model()
     return {
+        **OLDER,
         "recipe": config.recipe.name,
         **_parts_of(model["backbone"]),
         "projection": model.get("projection"),
@@ -117,23 +106,16 @@ def facts_of(
         "ema": model.get("ema"),
         "with_head": model.get("with_head"),
         "matrix": model.get("matrix"),
-        "teacher": teacher,
-        "classes": classes,
-        "labels": labels,
-        "data": data,
-        "images": images,
+        "teacher": None,
         "fraction": config.data.data_fraction,
-        "rows": rows,
-        "shards": shards,
         "seed": settings.seed,
         "batch": settings.batch.size,
         "accumulate": settings.batch.grad_accum_steps,
-        "ranks": ranks,
         "precision": settings.precision,
         "optimizer": settings.optimizer.name,
         "decay_all": settings.optimizer.decay_all,
-        "validation": validation,
         "epochs": settings.epochs,
+        **known,
     }
 
 
@@ -143,9 +125,7 @@ def foreseen(config: Config, data: str | None, machines: int | None = None) -> d
     `data` is the data set's id, `machines` their number; None if it is unknown.
     """
     shards = 1 if config.data.shards == "whole" else machines
-    facts = facts_of(
-        config, data=data or "", images=None, rows=0, classes=None, labels=None, ranks=0, shards=shards or 1
-    )
+    facts = facts_of(config, data=data, shards=shards)
     later = {*UNFORESEEN, *(["data"] if data is None else []), *(["precision"] if facts["precision"] == "auto" else [])}
     later -= {"shards"} if shards else set()
     return {name: value for name, value in facts.items() if name not in later}
@@ -221,8 +201,9 @@ def differences(saved: Facts, here: Facts) -> Iterator[Rule]:
             same = _sha256_of(saved["teacher"]) == _sha256_of(here["teacher"])
         elif isinstance(here[rule.name], dict):  # older versions lack some keys
             same = not _changed(saved[rule.name], here[rule.name])
-        if rule.name == "data":
-            same = same and not _other_rows(saved, here)
+        if rule.name == "data":  # if the number of rows differs, row numbers that the recipe stores mean other images
+            counts = saved.get("images"), here.get("images")
+            same = same and (None in counts or counts[0] == counts[1])
         if not same:
             explained = explained or rule.name in ("data", "fraction", "labels")
             yield rule
@@ -248,12 +229,6 @@ def _teacher(told: Any) -> str:
     if not isinstance(told, dict):
         return "no teacher"
     return f"the teacher {told.get('file')} (sha256 {str(told.get('sha256'))[:12]})"
-
-
-def _other_rows(saved: Facts, here: Facts) -> bool:
-    """Whether row numbers stored by the recipe may mean other images: the file's number of rows differs."""
-    counts = saved.get("images"), here.get("images")
-    return None not in counts and counts[0] != counts[1]
 
 
 def _misfit(file: str, name: str, old: Any, new: Any) -> str:

@@ -95,7 +95,8 @@ def bn_prelu(rig: Rig) -> Pair:
 def augmentation(rig: Rig) -> Pair:
     """The views from uint8 in compiled kernels."""
     from app.config.schema import AugmentConfig
-    from app.data.augment import Augment, exact
+    from app.data.augment import Augment
+    from app.runtime.precision import exact
 
     count = rig.sized(256, 4)
     augment = Augment(AugmentConfig(), 112)

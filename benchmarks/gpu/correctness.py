@@ -114,6 +114,7 @@ class no_tf32:  # noqa: N801 - used like a function
 
 def contrastive(rig: Rig) -> Records:
     """InfoNCE and the gradient of its queries, inside autocast, against float64 on the CPU."""
+    from app.config.schema import MocoConfig
     from app.models.moco import Queue, contrastive_loss
 
     torch.manual_seed(0)
@@ -124,14 +125,13 @@ def contrastive(rig: Rig) -> Records:
     queue = Queue(k, d).to(rig.device)
     queue.keys.copy_(queued)
     queue.rows.copy_(queue_rows)
+    key, row, key_row, pseudo_ids = (t.to(rig.device) for t in (keys, rows, rows + b, ids))
+    moco = MocoConfig(temperature=0.05, margin=0.15, mask_most_similar=0)
     for precision in PRECISIONS:
         for tf32, (of_loss, of_gradient) in {False: (1e-5, 1e-3), True: (1e-4, 5e-3)}.items():
             q = queries.to(rig.device).requires_grad_()
-            places = (t.to(rig.device) for t in (rows, rows + b, ids))
             with rig.autocast(precision), no_tf32() if not tf32 else as_in_training(rig):
-                loss, _ = contrastive_loss(
-                    q, keys.to(rig.device), queue, *places, temperature=0.05, margin=0.15, mask_most_similar=0
-                )
+                loss, _ = contrastive_loss(q, key, queue, row, key_row, pseudo_ids, moco)
                 (gradient,) = torch.autograd.grad(loss, q)
             yield {
                 "precision": precision,

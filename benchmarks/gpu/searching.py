@@ -59,15 +59,8 @@ def evaluation(rig: Rig) -> Records:
     for _ in range(rig.sized(3, 2)):
         with as_in_training(rig):
             started = time.perf_counter()
-            embed_all(
-                trainer.recipe.embedder,
-                rig.images,
-                trainer.here,
-                image_size=backbone.image_size,
-                batch_size=rig.sized(256, 16),
-                embedding_dim=backbone.embedding_dim,
-                flip=True,
-            )
+            size = rig.sized(256, 16)
+            embed_all(trainer.recipe.embedder, rig.images, backbone, trainer.here, batch_size=size, flip=True)
             times.append(time.perf_counter() - started)
     yield {"images": len(rig.images), "first_s": times[0], "images_per_s": len(rig.images) / times[-1]}
 

@@ -361,8 +361,7 @@ def test_embeddings_are_sums_over_both_views_and_not_normalised(alone: World) ->
     config = load(SMALL)
     network = network_of(config, 1).eval()
     images = faces(4, 3)
-    settings = {"image_size": 32, "batch_size": 5, "embedding_dim": 32}
-    both, length = embed_all(network, images, alone, flip=True, **settings)
+    both, length = embed_all(network, images, config.backbone, alone, batch_size=5, flip=True)
     x = nn.functional.interpolate(
         torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1, (32, 32), mode="bilinear", antialias=True
     )
@@ -370,7 +369,8 @@ def test_embeddings_are_sums_over_both_views_and_not_normalised(alone: World) ->
         plain, mirrored = network(x), network(x.flip(3))
     assert np.allclose(both, (plain + mirrored).numpy(), atol=1e-4)
     assert length == pytest.approx(float((plain.norm(dim=1) + mirrored.norm(dim=1)).mean() / 2), rel=1e-5)
-    assert np.allclose(embed_all(network, images, alone, flip=False, **settings)[0], plain.numpy(), atol=1e-4)
+    one = embed_all(network, images, config.backbone, alone, batch_size=5, flip=False)[0]
+    assert np.allclose(one, plain.numpy(), atol=1e-4)
 
 
 def test_embeddings_do_not_depend_on_the_cores_nor_on_what_memory_holds(
@@ -390,13 +390,13 @@ def test_embeddings_do_not_depend_on_the_cores_nor_on_what_memory_holds(
     streamed = decode(some, np.arange(3, 25), alone)
     assert isinstance(streamed, Streamed)
     assert asked == list(range(3, 25))  # all for `held`; `streamed` has not read any yet
-    settings = {"image_size": 32, "batch_size": 4, "embedding_dim": 32, "flip": True}
-    threads, network = torch.get_num_threads(), network_of(load(SMALL), 1)
+    config = load(SMALL)
+    threads, network = torch.get_num_threads(), network_of(config, 1)
     try:
         for cores in (1, 3):
             torch.set_num_threads(cores)
             for kind in (held, streamed):
-                embeddings, length = embed_all(network, kind, alone, **settings)
+                embeddings, length = embed_all(network, kind, config.backbone, alone, batch_size=4, flip=True)
                 if cores == 1 and kind is held:
                     expected = embeddings, length
                 assert np.array_equal(embeddings, expected[0])
@@ -438,11 +438,12 @@ def test_what_is_streamed_is_never_in_memory_as_a_whole(alone: World, monkeypatc
     some = ImageSet(
         "some", "", "", count, lambda row: np.full((112, 112, 3), row % 256, np.uint8), PairList(*[np.zeros(0)] * 4)
     )  # type: ignore[arg-type]
-    network = network_of(load(SMALL), 1)
+    config = load(SMALL)
+    network = network_of(config, 1)
     tracemalloc.start()  # traces NumPy's memory, not torch's
     try:
         faces_of = decode(some, np.arange(count), alone)
-        embed_all(network, faces_of, alone, image_size=32, batch_size=4, embedding_dim=32, flip=False)
+        embed_all(network, faces_of, config.backbone, alone, batch_size=4, flip=False)
         assert tracemalloc.get_traced_memory()[1] < 6e6
     finally:
         tracemalloc.stop()

@@ -135,11 +135,10 @@ def test_all_parameters_decay_in_the_published_experiments() -> None:
 @row("XNorm")
 def test_xnorm_is_a_mean_over_distinct_images(alone: World) -> None:
     torch.manual_seed(0)
-    network = build_backbone(BackboneConfig("iresnet", [1, 1], width=8, embedding_dim=16, image_size=32)).eval()
+    backbone = BackboneConfig("iresnet", [1, 1], width=8, embedding_dim=16, image_size=32)
+    network = build_backbone(backbone).eval()
     images = faces(people=3, each=1)
-    found, xnorm = embed_all(
-        network, images, alone, image_size=32, batch_size=4, embedding_dim=16, flip=False
-    )  # fmt: skip
+    found, xnorm = embed_all(network, images, backbone, alone, batch_size=4, flip=False)
     lengths = np.linalg.norm(found, axis=1)
     pairs = np.array([0, 1, 0, 2, 0, 0])  # a list of three pairs repeats image 0
     assert xnorm == pytest.approx(lengths.mean(), rel=1e-5)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +17,7 @@ from app.data.arrays import SIDE
 from app.data.faces.landmarks import Points
 from app.data.sources.photograph import UNREADABLE, outline, photograph, readable
 from app.data.sources.source import version_of
-from app.data.sources.worker_pool import processes
+from app.data.sources.worker_pool import in_order
 from app.errors import WrongUse
 
 PIECE = 8  # photographs a task
@@ -69,8 +67,13 @@ def examine(
     progress(sum(key in known for key in keys))
     missing = [place for place, key in enumerate(keys) if key not in known]
     pieces = [missing[start : start + PIECE] for start in range(0, len(missing), PIECE)]
+
+    def task(piece: list[int]) -> tuple[list[Path], Look]:
+        return [files[place] for place in piece], look
+
+    examining = in_order(pieces, task, examine_each, workers, each_ahead=EACH_AHEAD)
     # A newline first: an interrupted call may have left half a line.
-    with notes.open("a", encoding="utf-8") as file, closing(_run(files, pieces, look, workers)) as done:
+    with notes.open("a", encoding="utf-8") as file, closing(examining) as done:
         file.write("\n" if pieces else "")
         for piece, results in done:
             for place, result in zip(piece, results, strict=True):
@@ -79,25 +82,6 @@ def examine(
             file.flush()
             progress(len(piece))
     return [known[key] for key in keys]
-
-
-def _run(
-    files: Sequence[Path], pieces: Sequence[list[int]], look: Look, workers: int
-) -> Generator[tuple[list[int], list[Examined]]]:
-    workers = min(workers, len(pieces))
-    if workers <= 1:
-        for piece in pieces:
-            yield piece, examine_each([files[place] for place in piece], look)
-        return
-    waiting: deque[tuple[list[int], Future[list[Examined]]]] = deque()
-    with processes(workers) as pool:
-        for piece in pieces:
-            waiting.append((piece, pool.submit(examine_each, [files[place] for place in piece], look)))
-            if len(waiting) > EACH_AHEAD * workers:
-                earlier, future = waiting.popleft()
-                yield earlier, future.result()
-        for earlier, future in waiting:
-            yield earlier, future.result()
 
 
 def examine_each(files: Sequence[Path], look: Look) -> list[Examined]:

@@ -9,7 +9,6 @@ Letters: N rows in all files.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -101,7 +100,8 @@ def _of_split(path: Path, files: list[Path], wanted: str | None) -> list[Path]:
         known = f"choose from {', '.join(named)}" if named else "its files name no split; leave split= out"
         raise WrongUse(f"split={wanted} is not in {path}; {known}")
     if wanted is None and len(named) > 1:
-        raise WrongUse(f"{path} holds the splits {', '.join(named)}; give split={_first(named)}, or path=FILE.parquet")
+        first = "train" if "train" in named else named[0]
+        raise WrongUse(f"{path} holds the splits {', '.join(named)}; give split={first}, or path=FILE.parquet")
     return splits[wanted] if wanted is not None else files
 
 
@@ -112,10 +112,6 @@ def _split(file: Path, top: Path) -> str | None:
         if word in SPLITS:
             return SPLITS[word]
     return None
-
-
-def _first(splits: Sequence[str]) -> str:
-    return "train" if "train" in splits else splits[0]
 
 
 def decode(rows: Sequence[Stored]) -> NDArray[np.uint8]:
@@ -129,7 +125,7 @@ def stored_files(rows: Sequence[Stored]) -> list[bytes]:
 
 def _decode(stored: Stored) -> NDArray[np.uint8]:
     try:
-        return decode_face(io.BytesIO(stored.data or b""))
+        return decode_face(stored.data or b"")
     except UNREADABLE as error:
         what = "is not a readable image" if stored.data else "has no image bytes"
         why = why_unreadable(error, f"{what}; remove that row or export the file again")
@@ -252,13 +248,10 @@ def _column(file: Path, schema: Any, option: str, wanted: str | None, usual: Seq
     if chosen is None and len(fitting) == 1:
         chosen = fitting[0]
     if chosen not in fitting:
-        columns = ", ".join(f"{field.name} ({_kind(field.type)})" for field in schema)
+        kinds = ["struct" if pa.types.is_struct(field.type) else field.type for field in schema]
+        columns = ", ".join(f"{name} ({kind})" for name, kind in zip(schema.names, kinds, strict=True))
         what = "image files (bytes)" if option == "image_column" else "identities (whole numbers or names)"
         missing = f"has no column {wanted} with {what}" if wanted else f"has no known column with {what}"
         advice = f"name one with {option}={fitting[0]}" if fitting else "export the file again with one"
         raise WrongUse(f"{file} {missing}; its columns are {columns}: {advice}")
     return str(chosen)
-
-
-def _kind(kind: Any) -> str:
-    return "struct" if pa.types.is_struct(kind) else str(kind)

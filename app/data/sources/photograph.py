@@ -74,7 +74,7 @@ def load_faces(files: Sequence[Path], fit: str = "crop") -> NDArray[np.uint8]:
 def load_face(file: Path, fit: str = "crop") -> NDArray[np.uint8]:
     """Read an image file as uint8 [112, 112, 3] RGB. Raises WrongUse naming the file."""
     with readable(file):
-        return decode_face(file, fit)
+        return decode_face(file.read_bytes(), fit)
 
 
 @contextmanager
@@ -162,13 +162,11 @@ def _register_heif() -> None:
 
 
 @decoding()
-def decode_face(file: Path | IO[bytes] | bytes, fit: str = "crop") -> NDArray[np.uint8]:
+def decode_face(file: bytes, fit: str = "crop") -> NDArray[np.uint8]:
     """Decode an image file to upright uint8 [112, 112, 3] RGB, resampled; `fit` is a key of FITS.
 
     Raises one of UNREADABLE; the messages of UnknownScale and NeedsHeif, two of them, suggest a fix.
     """
-    if not isinstance(file, bytes):
-        file = file.read_bytes() if isinstance(file, Path) else file.read()
     fast = None if _may_be_turned(file) else fast_jpeg(file, SIDE)
     return np.asarray(fitted(photograph(file), fit)) if fast is None else fast
 
@@ -202,7 +200,7 @@ def kind(file: bytes) -> tuple[str | None, tuple[int, int]]:
 def lossless(image: NDArray[np.uint8]) -> bytes:
     """Encode [height, width, 3] RGB as WebP without loss: smaller than PNG, and read and written faster.
 
-    Its fastest setting is used: the slower ones gain a few per cent (benchmarks/pack.py).
+    Its fastest setting is used: the others gain a few per cent and are 3 to 20 times slower (benchmarks/pack.py).
     """
     file = io.BytesIO()
     Image.fromarray(image).save(file, "WEBP", lossless=True, method=0, quality=0)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+Job = TypeVar("Job")
 T = TypeVar("T")
 MOST_ON_WINDOWS = 61  # it waits for at most 64 objects at once, and Python needs three of them
 
@@ -55,26 +56,30 @@ def processes(workers: int) -> Iterator[Pool]:
 
 
 def in_order(
-    jobs: Sequence[int], task: Callable[[int], tuple[Any, ...]], work: Callable[..., T], workers: int
-) -> Generator[tuple[int, T]]:
+    jobs: Sequence[Job],
+    task: Callable[[Job], tuple[Any, ...]],
+    work: Callable[..., T],
+    workers: int,
+    each_ahead: int = 1,
+) -> Generator[tuple[Job, T]]:
     """Yield each job with the result of `work(*task(job))`, in order, from `workers` processes.
 
-    This process calls `task`. At most workers + 1 jobs are ahead. Raises what `work` raises.
+    This process calls `task`. At most `each_ahead` jobs a worker, and one more, are ahead. Raises what `work` raises.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
         for job in jobs:
             yield job, work(*task(job))
         return
-    waiting: deque[tuple[int, Future[T]]] = deque()
+    waiting: deque[tuple[Job, Future[T]]] = deque()
     with processes(workers) as pool:
         for job in jobs:
             waiting.append((job, pool.submit(work, *task(job))))
-            if len(waiting) > workers:
-                number, future = waiting.popleft()
-                yield number, future.result()
-        for number, future in waiting:
-            yield number, future.result()
+            if len(waiting) > each_ahead * workers:
+                earlier, future = waiting.popleft()
+                yield earlier, future.result()
+        for earlier, future in waiting:
+            yield earlier, future.result()
 
 
 def _follow(alive: Any) -> None:  # one end of a Pipe; its class differs between systems

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from app.config import NO_ID
+from app.config import NO_ID, MiningConfig
 from app.mining.cluster import (
     NONE_KNOWN,
     by_components,
@@ -28,12 +28,12 @@ MANY = 2**63
 
 
 def overlap_ids(lists: Lists, floor: float | NDArray[np.float32], max_size: int = 1000) -> NDArray[np.int64]:
-    labels = by_overlap(*lists, ALONE, floor=floor, min_overlap=0.25, max_size=max_size).labels
+    labels = by_overlap(*lists, ALONE, MiningConfig(max_cluster=max_size), floor).labels
     return number(labels, 2, max_size)
 
 
 def component_ids(lists: Lists, similarity: float, max_size: int = 1000) -> NDArray[np.int64]:
-    labels = by_components(*lists, ALONE, mutual_top=5, similarity=similarity, max_size=max_size).labels
+    labels = by_components(*lists, ALONE, MiningConfig(similarity=similarity, max_cluster=max_size)).labels
     return number(labels, 2, max_size)
 
 

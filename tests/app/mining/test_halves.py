@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import linkage
 
+from app.mining.arrays import Doubles
 from app.mining.graph import most_alike, settle
 from app.mining.halves import (
     GROUPS,
@@ -17,7 +18,6 @@ from app.mining.halves import (
     WAYS,
     Halves,
     Null,
-    Rows,
     beside,
     by_chance,
     directions,
@@ -32,18 +32,18 @@ from app.mining.halves import (
 DIM = 64
 
 
-def noise(count: int, seed: int) -> Rows:
+def noise(count: int, seed: int) -> Doubles:
     """Return differences [count, DIM] of length about 1."""
     return np.random.default_rng(seed).normal(size=(count, DIM)) / DIM**0.5
 
 
-def alike(group: Rows) -> Rows:
+def alike(group: Doubles) -> Doubles:
     return directions((group @ group.T)[None])
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("second", [4, 3, 2])
-def test_the_two_people_of_a_group_are_found_whatever_the_order(way: Callable[[Rows], Halves], second: int) -> None:
+def test_the_two_people_of_a_group_are_found_whatever_the_order(way: Callable[[Doubles], Halves], second: int) -> None:
     group = 0.3 * noise(12, 0)
     group[:second, 0] += 1.5
     order = np.random.default_rng(0).permutation(12)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.mining.shared_axes import Rows, shared_axes
+from app.mining.arrays import Doubles
+from app.mining.shared_axes import shared_axes
 
 DIM, CLUSTERS, IMAGES = 48, 60, 12
 OWNER = np.repeat(np.arange(CLUSTERS), IMAGES)
 
 
-def pool(shared: int, wide: float, seed: int = 0) -> Rows:
+def pool(shared: int, wide: float, seed: int = 0) -> Doubles:
     """Return differences with standard deviation 1 along each coordinate, and `wide` along the first `shared` ones."""
     rows = np.random.default_rng(seed).normal(size=(len(OWNER), DIM))
     rows[:, :shared] *= wide

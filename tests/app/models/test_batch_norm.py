@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from app.config import load
-from app.mining.refresh import PRECISION
 from app.models import build_backbone
 from app.models.batch_norm import calibrate, norms_of
 from app.recipes import RECIPES, SelfSupervised, Supervised
 from app.runtime.dist import World
+from app.runtime.precision import DTYPES
 from tests.app.support.training import TINY, run
 
 DEEP = ["backbone.name=iresnet", "backbone.layers=[3,4,14,3]", "backbone.width=8"]  # as deep as iresnet50
@@ -41,7 +41,7 @@ def test_an_untrained_momentum_encoder_gives_finite_keys_in_every_precision(
     recipe = made("self_supervised", small_data, alone, *words, f"backbone.width={configured.width}")
     recipe.calibrate()
     views = recipe.augment(torch.from_numpy(recipe.data.images[:4].copy()), torch.Generator().manual_seed(0))
-    for precision in PRECISION.values():
+    for precision in DTYPES.values():
         with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision != torch.float32):
             keys, embeddings = recipe.momentum(views)
         assert torch.isfinite(keys).all()

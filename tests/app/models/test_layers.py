@@ -12,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from app.models import layers
-from app.models.iresnet import IResNet
+from app.config import BackboneConfig
+from app.models import build_backbone, layers
 from app.models.layers import Conv1x1, Conv3x3, PReLU, onednn_is_fast
-from app.models.mobilefacenet import MobileFaceNet
 
 LAST = torch.channels_last
-SMALL = {"embedding_dim": 16, "image_size": 32}
-NETWORKS = {"iresnet18": partial(IResNet, (2, 2, 2, 2)), "mobilefacenet": partial(MobileFaceNet, (1, 4, 6, 2))}
+SMALL = partial(BackboneConfig, embedding_dim=16, image_size=32)
+CONFIGS = {
+    "iresnet18": partial(SMALL, "iresnet", [2, 2, 2, 2]),
+    "mobilefacenet": partial(SMALL, "mobilefacenet", [1, 4, 6, 2]),
+}
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -104,7 +106,7 @@ def test_gradients_are_those_of_finite_differences(layer: nn.Module) -> None:
 def test_a_network_trains_in_32_bits_as_exactly_as_the_default_layout(name: str, width: int) -> None:
     """Relative to 64 bits, the error of all gradients together is below twice that of torch's own, or below 1e-5."""
     torch.manual_seed(0)
-    network = NETWORKS[name](width=width, **SMALL)
+    network = build_backbone(CONFIGS[name](width=width))
     x = torch.randn(8, 3, 32, 32)
 
     def gradient(network: nn.Module, x: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ def test_a_network_trains_in_32_bits_as_exactly_as_the_default_layout(name: str,
 def test_the_same_seed_gives_the_same_bytes(width: int) -> None:
     def trained() -> list[bytes]:
         torch.manual_seed(3)
-        network = NETWORKS["iresnet18"](width=width, **SMALL).to(memory_format=LAST)
+        network = build_backbone(CONFIGS["iresnet18"](width=width)).to(memory_format=LAST)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
         for _ in range(3):
             network(torch.randn(5, 3, 32, 32)).square().mean().backward()
@@ -204,7 +206,7 @@ def test_gradients_of_gradients_are_refused() -> None:
 @pytest.mark.parametrize("width", [8, 16])
 def test_weight_gradients_have_the_layout_of_their_weight(width: int) -> None:
     """With another layout the optimizer and DDP would copy each gradient at every step."""
-    network = NETWORKS["iresnet18"](width=width, **SMALL).to(memory_format=LAST)
+    network = build_backbone(CONFIGS["iresnet18"](width=width)).to(memory_format=LAST)
     network(torch.randn(2, 3, 32, 32)).sum().backward()
     for name, parameter in network.named_parameters():
         if parameter.grad is not None:
@@ -213,7 +215,7 @@ def test_weight_gradients_have_the_layout_of_their_weight(width: int) -> None:
 
 @pytest.mark.parametrize(("name", "width"), [("iresnet18", 8), ("mobilefacenet", 64)])
 def test_autocast_trains_in_16_bits_and_ends_in_32(name: str, width: int) -> None:
-    network = NETWORKS[name](width=width, **SMALL).to(memory_format=LAST)
+    network = build_backbone(CONFIGS[name](width=width)).to(memory_format=LAST)
     with torch.autocast("cpu", torch.bfloat16):
         embeddings = network(torch.randn(2, 3, 32, 32))
     assert embeddings.dtype == torch.float32

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from app.config import NO_ID, BackboneConfig
+from app.config.schema import NO_ID, BackboneConfig, MocoConfig
 from app.models import build_backbone
 from app.models.collapse import spread
 from app.models.moco import EMPTY, Encoder, FeatureBank, MomentumEncoder, Queue, contrastive_loss
@@ -89,7 +90,7 @@ def test_the_loss_equals_the_plain_version(mask: int, margin: float) -> None:
     q, k = units(5, 6, 2), units(5, 6, 3)
     rows, key_rows = torch.tensor([0, 2, 4, 6, 7]), torch.tensor([1, 3, 4, 6, 0])
     loss, metrics = contrastive_loss(
-        q, k, queue, rows, key_rows, ids, temperature=0.1, margin=margin, mask_most_similar=mask
+        q, k, queue, rows, key_rows, ids, MocoConfig(temperature=0.1, margin=margin, mask_most_similar=mask)
     )
     expected = plain_loss(q, k, queue, rows, key_rows, ids, 0.1, margin, mask)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
@@ -101,7 +102,7 @@ def test_an_empty_queue_gives_a_loss_of_zero_and_no_nan() -> None:
     rows = torch.arange(3)
     loss, metrics = contrastive_loss(
         q, units(3, 6, 1), Queue(8, 6), rows, rows, torch.full((3,), NO_ID),
-        temperature=0.1, margin=0.1, mask_most_similar=2,
+        MocoConfig(temperature=0.1, margin=0.1, mask_most_similar=2),
     )  # fmt: skip
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
@@ -116,7 +117,7 @@ def test_new_pseudo_ids_change_the_mask_without_touching_the_queue() -> None:
 
     def share(ids: list[int]) -> float:
         _, metrics = contrastive_loss(
-            q, q, queue, rows, rows, torch.tensor(ids), temperature=0.1, margin=0.0, mask_most_similar=0
+            q, q, queue, rows, rows, torch.tensor(ids), MocoConfig(temperature=0.1, margin=0.0, mask_most_similar=0)
         )
         return float(metrics["masked_share"])
 
@@ -147,11 +148,12 @@ def test_several_positives_follow_the_unified_loss_and_one_is_infonce(labelled: 
     queue.push(units(12, 6, 1), torch.arange(12) % 8, TAKEN)
     q, k = units(5, 6, 2), units(5, 6, 3)
     rows, key_rows = torch.tensor([0, 2, 4, 6, 7]), torch.tensor([1, 3, 4, 6, 0])
-    settings = {"temperature": 0.1, "margin": 0.15, "mask_most_similar": 0}
-    loss, _ = contrastive_loss(q, k, queue, rows, key_rows, ids, **settings, multi_positive=True)
+    one = MocoConfig(temperature=0.1, margin=0.15, mask_most_similar=0)
+    several = dataclasses.replace(one, multi_positive=True)
+    loss, _ = contrastive_loss(q, k, queue, rows, key_rows, ids, several)
     assert float(loss) == pytest.approx(unified(q, k, queue, rows, key_rows, ids, 0.1, 0.15), rel=1e-5)
     if not labelled:
-        assert float(loss) == pytest.approx(float(contrastive_loss(q, k, queue, rows, key_rows, ids, **settings)[0]))
+        assert float(loss) == pytest.approx(float(contrastive_loss(q, k, queue, rows, key_rows, ids, one)[0]))
 
 
 def test_several_positives_and_no_negative_give_a_loss_of_zero_and_no_nan() -> None:
@@ -161,7 +163,7 @@ def test_several_positives_and_no_negative_give_a_loss_of_zero_and_no_nan() -> N
     rows = torch.tensor([4, 5])
     loss, _ = contrastive_loss(
         q, units(2, 6, 3), queue, rows, rows, torch.zeros(6, dtype=torch.long),
-        temperature=0.05, margin=0.1, mask_most_similar=2, multi_positive=True,
+        MocoConfig(temperature=0.05, margin=0.1, mask_most_similar=2, multi_positive=True),
     )  # fmt: skip
     loss.backward()
     assert float(loss.detach()) == 0.0

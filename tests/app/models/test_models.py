@@ -37,8 +37,8 @@ def shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 
 def test_networks_take_the_options_of_a_config() -> None:
-    options = {"embedding_dim": 48, "image_size": 32, "dropout": 0.5}
-    for network in (IResNet((2, 2, 2, 2), width=16, **options), MobileFaceNet((1, 4, 6, 2), width=64, **options)):
+    config = BackboneConfig(layers=[1, 4, 6, 2], width=64, embedding_dim=48, image_size=32, dropout=0.5)
+    for network in (IResNet(config), MobileFaceNet(config)):
         assert network.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 48)
         assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.5]
 

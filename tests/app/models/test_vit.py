@@ -82,7 +82,7 @@ def small(**options: Any) -> VisionTransformer:
     """A small network with random numbers only, also where they normally begin at 0 or 1."""
     torch.manual_seed(0)
     settings = {"width": 16, "embedding_dim": 6, "image_size": 32, "patch_size": 9, **options}
-    network = VisionTransformer((3,), **settings)
+    network = VisionTransformer(BackboneConfig(layers=[3], **settings))
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor) + 0.1 if tensor.ndim < 2 else torch.randn_like(tensor) / 4)
@@ -335,7 +335,8 @@ def test_channels_last_gives_the_same_embeddings() -> None:
 
 def test_it_learns_four_images_by_heart() -> None:
     torch.manual_seed(0)
-    network = VisionTransformer((2,), width=32, embedding_dim=4, image_size=32, mask_ratio=0.1, drop_path=0.1).train()
+    config = BackboneConfig(layers=[2], width=32, embedding_dim=4, image_size=32, mask_ratio=0.1, drop_path=0.1)
+    network = VisionTransformer(config).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     x, labels = images(), torch.arange(4)
     for _ in range(40):

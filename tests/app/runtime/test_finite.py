@@ -21,7 +21,7 @@ from app.models.moco import FeatureBank
 from app.recipes import RECIPES, SelfSupervised
 from app.runtime import checkpoint, weights
 from app.runtime.dist import World
-from app.runtime.finite import NotFinite, first_fault, is_finite, may_hold_nan
+from app.runtime.finite import NotFinite, first_fault, is_finite, listed
 from tests.app.support.training import TINY, events, run
 
 
@@ -44,8 +44,8 @@ def test_what_is_no_number_is_no_fault() -> None:
 
 def test_a_module_says_where_nan_has_a_meaning() -> None:
     modules = torch.nn.ModuleDict({"bank": FeatureBank(4, 2), "other": torch.nn.Linear(2, 2)})
-    assert may_hold_nan(modules) == {"bank.features"}
-    assert first_fault(dict(modules.state_dict()), may_hold_nan(modules)) is None
+    assert listed(modules, "may_hold_nan") == {"bank.features"}
+    assert first_fault(dict(modules.state_dict()), listed(modules, "may_hold_nan")) is None
     assert first_fault(dict(modules.state_dict())) == "bank.features"
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.config import AugmentConfig, load
-from app.config.schema import HEADS
+from app.config.schema import HEADS, MocoConfig
 from app.data.augment import Augment
 from app.data.dataset import chances
 from app.models.moco import Queue, contrastive_loss
@@ -69,7 +69,7 @@ def test_the_contrastive_loss_is_fp32_inside_autocast(half: torch.dtype) -> None
         else:
             with torch.autocast("cpu", half, enabled=enabled):
                 loss, _ = contrastive_loss(
-                    mine, k, queue, rows, rows, ids, temperature=0.05, margin=0.15, mask_most_similar=8
+                    mine, k, queue, rows, rows, ids, MocoConfig(temperature=0.05, margin=0.15, mask_most_similar=8)
                 )
         loss.backward()
         grads.append(mine.grad.double())

@@ -19,7 +19,9 @@ from tests.app.support.training import PROJECT, wait_for
 LONG_WORK = """
 import sys
 import numpy as np, torch
-from app.mining.cluster import by_overlap, first_row
+from app.config import MiningConfig
+from app.mining.cluster import by_overlap
+from app.mining.exchange import first_row
 from app.mining.knn import neighbours
 from app.runtime import dist
 from app.runtime.stop import Interrupted, Stop
@@ -44,10 +46,10 @@ with dist.world() as here:
             cosine = np.sort(rng.random((n, k), np.float32))[:, ::-1].copy()
             small = lists[:50] % 100, cosine[:50]
             # The first call compiles its loops, on a machine where they are new.
-            by_overlap(*small, here, floor=0, min_overlap=0, max_size=9)
+            by_overlap(*small, here, MiningConfig(min_overlap=0, max_cluster=9), 0)
             say("began")
             for _ in range(100):
-                by_overlap(lists, cosine, here, floor=0, min_overlap=0, max_size=10**6, poll=poll)
+                by_overlap(lists, cosine, here, MiningConfig(min_overlap=0, max_cluster=10**6), 0, poll=poll)
         say("done")
     except Interrupted:
         say("left")
