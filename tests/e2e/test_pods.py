@@ -39,6 +39,8 @@ WORDS = ("--on", "runpod", "--detach", "--yes", *ALONE)
 WORDS += tuple(word for setting in (*SMALL, *BARE) for word in ("--set", setting))
 RUNS = "/workspace/sniperface/runs"
 HOUR_S = 3600.0
+# Cores of a pod while its run has to outlast what the test does to it: so few epochs are enough on any computer.
+SLOW, FAST = 0.2, 1.0
 
 
 @dataclass
@@ -50,10 +52,14 @@ class Site:
     volume: Path
 
     @property
-    def container(self) -> str:
+    def machine(self) -> Container:
         machine = self.emulator.account.all()[0].machine
         assert isinstance(machine, Container)
-        return machine.id
+        return machine
+
+    @property
+    def container(self) -> str:
+        return self.machine.id
 
     @property
     def root(self) -> Path:
@@ -126,8 +132,8 @@ def moving_site(tmp_path: Path) -> Iterator[Site]:
 def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp_path: Path, fault: Fault) -> None:
     """The connection is cut for five seconds. Then the pod has another port, and the old one refuses."""
     site, clone = moving_site, moving_site.clone
-    run_id = clone.json("train", *WORDS, "--set", "train.epochs=80")["run_id"]
-    pod = site.emulator.account.all()[0].machine
+    run_id = clone.json("train", *WORDS, "--set", "train.epochs=24")["run_id"]
+    pod = site.machine
     assert isinstance(pod, Moving)
     printed = tmp_path / "printed"
     with printed.open("wb") as out:
@@ -137,6 +143,7 @@ def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp
         )  # fmt: skip
     with ending(following):
         wait_for(lambda: b"epoch 1 (2/" in printed.read_bytes())
+        pod.limit(SLOW)
         fault.strikes()
         pod.line.cut()
         cut_at = time.monotonic()
@@ -148,6 +155,7 @@ def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp
         fault.strikes()
         pod.move()
         fault.told(lambda: clone.json("status", "--on", "runpod")["state"] == "running")
+        pod.limit(FAST)
         _, complaint = following.communicate(timeout=under_load(240))
     assert following.returncode == 0, complaint
     assert b"connected again" in complaint
@@ -160,11 +168,12 @@ def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp
 def test_a_pod_that_vanishes_is_replaced_once_there_is_room(site: Site, fault: Fault) -> None:
     """The pod vanishes during an epoch while the API is down. Then there is no room, then a creation gets no answer."""
     clone, emulator = site.clone, site.emulator
-    run_id = clone.json("train", *WORDS, "--set", "train.batch.size=10", "--set", "train.epochs=64")["run_id"]
+    run_id = clone.json("train", *WORDS, "--set", "train.batch.size=10", "--set", "train.epochs=20")["run_id"]
+    site.machine.limit(2 * SLOW)
     before, began = len(emulator.exchanges), time.monotonic()
     with ending(clone.start("watch", "--on", "runpod", "--run", run_id)) as watching:
         home = clone.path / "runs" / run_id
-        wait_for(lambda: list((home / "checkpoints").glob("epoch_0[1-5]*.json")))
+        wait_for(lambda: list((home / "checkpoints").glob("epoch_*.json")))
         first, container = emulator.account.all()[0], site.container
         seen = wait_for(lambda: halfway(container, run_id))
         assert len(emulator.exchanges) - before <= 3 + (time.monotonic() - began) / 4  # at most 15 calls a minute
@@ -188,7 +197,7 @@ def test_a_pod_that_vanishes_is_replaced_once_there_is_room(site: Site, fault: F
     starts = [event["step"] for event in events(home) if event["event"] == "start"]
     assert 0 < starts[-1] <= seen
     fault.checkpoints(home)
-    assert next((home / "checkpoints").glob("epoch_063.pt"))
+    assert next((home / "checkpoints").glob("epoch_019.pt"))
     site.bills(fault)
 
 

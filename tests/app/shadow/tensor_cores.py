@@ -9,6 +9,7 @@ other operations run in their own type. On a CPU the backward pass runs in the s
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -32,14 +32,26 @@ PRODUCTS = {
 class TensorCores(TorchDispatchMode):
     """While active, runs 16-bit products in fp32 and rounds the results."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing compiles here. To forbid it in each operation takes longer than most operations."""
+        return False
+
     def __torch_dispatch__(
         self, op: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         half = half_of(args) if op in PRODUCTS else None
         if half is None:
             return op(*args, **(kwargs or {}))
-        wide = tree_map_only(Tensor, lambda tensor: tensor.float(), args)
-        return tree_map_only(Tensor, lambda tensor: tensor.to(half), op(*wide, **(kwargs or {})))
+        made = op(*(arg.float() if isinstance(arg, Tensor) else arg for arg in args), **(kwargs or {}))
+        if isinstance(made, Tensor):
+            return made.to(half)
+        return tuple(None if each is None else each.to(half) for each in made)
+
+
+def cores_of(precision: str) -> contextlib.AbstractContextManager[Any]:
+    """The emulation for runs in this precision: none where no number has 16 bits."""
+    return contextlib.nullcontext() if precision == "fp32" else TensorCores()
 
 
 def half_of(args: tuple[Any, ...]) -> torch.dtype | None:

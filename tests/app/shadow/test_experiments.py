@@ -17,7 +17,7 @@ from app import train
 from benchmarks.gpu.small import EXPERIMENTS
 from tests.app.config.published import NETWORKS, PUBLISHED, Published, configured
 from tests.app.shadow.cases import SHALLOW, Case, assert_finite, cases, check_resumed, check_steps, tensors
-from tests.app.shadow.tensor_cores import TensorCores
+from tests.app.shadow.tensor_cores import TensorCores, cores_of
 from tests.app.support.training import PROJECT, events
 
 
@@ -48,13 +48,13 @@ def test_the_tables_say_what_an_experiment_is(experiment: str) -> None:
 @pytest.mark.parametrize("case", cases(ranks=1, slow=pytest.mark.slow))
 def test_an_experiment_trains_in_its_own_precision(case: Case, data: Path, tmp_path: Path) -> None:
     def run(epochs: int) -> None:
-        with TensorCores():
+        with cores_of(case.precision):
             assert train.main(case.words(data, tmp_path / "run", epochs)) == 0
 
     run(epochs=1)
-    check_steps(case, tmp_path / "run", epoch=0)
+    first = check_steps(case, tmp_path / "run", epoch=0)
     run(epochs=2)
-    check_resumed(case, tmp_path / "run")
+    check_resumed(case, tmp_path / "run", first)
 
 
 def test_the_recipe_of_the_project_takes_its_first_steps(data: Path, tmp_path: Path) -> None:

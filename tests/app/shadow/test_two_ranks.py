@@ -23,6 +23,6 @@ def test_an_experiment_trains_on_two_ranks(case: Case, data: Path, tmp_path: Pat
         assert done.returncode == 0, done.stderr[-2000:]
 
     run(epochs=1)
-    check_steps(case, tmp_path / "run", epoch=0)
+    first = check_steps(case, tmp_path / "run", epoch=0)
     run(epochs=2)
-    check_resumed(case, tmp_path / "run")
+    check_resumed(case, tmp_path / "run", first)

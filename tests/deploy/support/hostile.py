@@ -158,7 +158,8 @@ class Hostile:
         while said.endless and not process.is_closing():  # a write to a closed channel raises nothing
             await process.stdout.drain()
             process.stdout.write(message)
-            await asyncio.sleep(0)
+            # A flood of small messages is one at this pace, too, and leaves the laptop time for its own limits.
+            await asyncio.sleep(0 if len(message) > 1 << 12 else 0.001)
 
     def _truth(self, verb: str, arguments: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bytes]]:
         if verb == "lines":

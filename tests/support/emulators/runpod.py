@@ -331,6 +331,7 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
             sent: list[bytes] = []
             try:
                 while True:
+                    asked = time.monotonic()
                     for event in from_line(0)[len(sent) :]:
                         if left == len(sent):
                             self.close_connection = True
@@ -341,7 +342,8 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
                     if not emulator.holds_streams:
                         self.wfile.write(b"0\r\n\r\n")
                         return
-                    if emulator.closing.wait(0.02):
+                    # To read the log of a container is a process, which takes cores from the machine that starts.
+                    if emulator.closing.wait(max(0.02, 5 * (time.monotonic() - asked))):
                         return
             except (OSError, Refusal):
                 self.close_connection = True

@@ -203,6 +203,10 @@ class Container:
     def restart(self) -> None:
         docker("restart", "--time", "1", self.id)
 
+    def limit(self, cores: float) -> None:
+        """Limit how many cores the pod may use."""
+        docker("update", f"--cpus={cores}", self.id)
+
     def close(self) -> None:
         with contextlib.suppress(subprocess.CalledProcessError):
             docker("rm", "--force", "--volumes", self.id)
