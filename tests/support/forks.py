@@ -25,9 +25,18 @@ from tests.support.load import under_load
 
 PROJECT = Path(__file__).parents[2]
 # Packages that commands import and that keep no state between commands.
-OF_INVOKE = ("docker", "invoke.main", "omegaconf", "paramiko", "requests", "rich.console", "rich.table", "yaml")
-# Modules of the project that most commands load.
-COMMANDS = ("tasks", "deploy.commands.train", "deploy.commands.status", "deploy.commands.stop", "deploy.commands.runs")
+OF_INVOKE = (
+    "ctypes", "docker", "fabric", "invoke.main", "omegaconf", "paramiko", "requests", "rich.ansi", "rich.console",
+    "rich.progress", "rich.table", "secrets", "statistics", "tomli", "yaml",
+)  # fmt: skip
+# Modules of the project that load, together, what most commands do.
+COMMANDS = (
+    "tasks", "deploy.commands.app", "deploy.commands.compare", "deploy.commands.doctor", "deploy.commands.logs",
+    "deploy.commands.ps", "deploy.commands.rental", "deploy.commands.runs", "deploy.commands.status",
+    "deploy.commands.stop", "deploy.commands.sweep", "deploy.commands.train", "deploy.commands.watch",
+    "deploy.providers.docker", "deploy.providers.local", "deploy.providers.runpod", "deploy.providers.ssh",
+    "deploy.shell.lanes", "deploy.shell.ssh",
+)  # fmt: skip
 TRAINING = ("app.train", "app.prepare", "app.mine", "app.evaluate")
 # DistributedDataParallel loads torch._dynamo.
 OF_TRAINING = (
