@@ -24,10 +24,10 @@ from typing import IO, Any
 from tests.support.load import under_load
 
 PROJECT = Path(__file__).parents[2]
-# Packages that commands import and that keep no state between commands.
+# Packages that commands, and an SSH server of the tests, import and that keep no state between commands.
 OF_INVOKE = (
-    "ctypes", "docker", "fabric", "invoke.main", "omegaconf", "paramiko", "requests", "rich.ansi", "rich.console",
-    "rich.progress", "rich.table", "secrets", "statistics", "tomli", "yaml",
+    "asyncssh", "ctypes", "docker", "fabric", "invoke.main", "omegaconf", "paramiko", "requests", "rich.ansi",
+    "rich.console", "rich.progress", "rich.table", "secrets", "statistics", "tomli", "yaml",
 )  # fmt: skip
 # Modules of the project that load, together, what most commands do.
 COMMANDS = (
@@ -174,6 +174,16 @@ def start_command(argv: Sequence[str], cwd: Path, environment: Mapping[str, str]
     if server is not None and server.can_run(environment):
         return server.start(argv, cwd, environment, **pipes)
     return subprocess.Popen([sys.executable, *argv], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, **pipes)
+
+
+def start_server(argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start `python *argv` in this project with asyncssh loaded, if possible, and with a pipe for what it prints."""
+    server, utf8 = forks(), {**environment, "PYTHONUTF8": "1"}
+    if server is not None and server.can_run(utf8):
+        return server.start(argv, PROJECT, utf8, stdout=subprocess.PIPE, stderr=2)
+    return subprocess.Popen(
+        [sys.executable, *argv], cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
 
 
 def start_training(

@@ -16,6 +16,7 @@ from typing import Any
 from deploy.pod.base import processes
 from deploy.specs.machine import Address, Machine
 from tests.deploy.conftest import wait_until
+from tests.support.forks import start_server
 from tests.support.ports import free_port
 
 SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
@@ -108,11 +109,8 @@ def asyncssh_server(
     make_key(folder / "id")
     if public_key:
         (folder / "id.pub").write_text(f"{public_key}\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.deploy.support.asyncssh_server", str(folder), *map(str, at or ())],
-        cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
-        env=None if env is None else {**os.environ, **env},
-    )  # fmt: skip
+    argv = ["-m", "tests.deploy.support.asyncssh_server", str(folder), *map(str, at or ())]
+    process = start_server(argv, {**os.environ, **(env or {})})
     try:
         assert process.stdout
         port = int(process.stdout.readline())
