@@ -57,7 +57,10 @@ def far(*, round_trip_s: float = ROUND_TRIP_S, bytes_per_s: float = 0.0, commit:
         folder = Path(text)
         project, root = folder / "project", folder / "far" / "root"
         _copy_project(project, commit)
-        with openssh(folder / "server") as server, proxy(server.port, round_trip_s / 2, bytes_per_s) as line:
+        with (
+            openssh(folder / "server", quick=False) as server,
+            proxy(server.port, round_trip_s / 2, bytes_per_s) as line,
+        ):
             target = {
                 "provider": "ssh", "host": "127.0.0.1", "port": line.port, "user": "root", "key": str(server.key),
                 "fingerprint": fingerprint(base64.b64decode(server.host_key.split()[1])), "root": str(root),

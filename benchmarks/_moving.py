@@ -57,7 +57,7 @@ def moving(round_trip_s: float = ROUND_TRIP_S) -> Iterator[Moving]:
     ram = Path("/dev/shm")  # noqa: S108 - where the product stages data
     with tempfile.TemporaryDirectory(dir=ram if ram.is_dir() else None) as text:
         folder = Path(text)
-        with openssh(folder / "server") as server, proxy(server.port, round_trip_s / 2) as line:
+        with openssh(folder / "server", quick=False) as server, proxy(server.port, round_trip_s / 2) as line:
             # Without a delay the proxy is bypassed: it costs a copy of every byte.
             port = line.port if round_trip_s else server.port
             line.port = port

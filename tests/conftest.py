@@ -95,9 +95,9 @@ _write_into_memory()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
-    """Trace no garbage while tests are collected, nor what they leave: a tenth of a million objects.
+    """Trace no garbage while tests are collected: nine in ten of a million objects stay, and one trace takes 0.8 s.
 
-    Later, trace less often.
+    Later, leave all of them out, and trace less often.
     """
     gc.disable()
     try:

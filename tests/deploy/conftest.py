@@ -157,7 +157,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def copy_of(template: Path, path: Path) -> Iterator[Project]:
     """Copy the template to a project's folder; afterwards end what runs there."""
-    shutil.copytree(template, path)
+    if os.name == "nt":
+        shutil.copytree(template, path)
+    else:  # in half the time
+        subprocess.run(["cp", "-a", template, path], check=True)
     made = Project(path, f"sniperface-test-{uuid.uuid4().hex[:8]}")
     yield made
     _end(made)

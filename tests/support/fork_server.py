@@ -1,7 +1,8 @@
 """Server that has packages loaded and forks for each Python command; tests/support/forks.py starts and asks it.
 
-It loads no modules of this project: each command loads them from the folder it runs in. Each command has its own
-arguments, environment, streams and exit code. Only what loading the modules makes each time is kept, see `_prepare`.
+A command has the project's modules of the folder it runs in, and its own arguments, environment, streams and exit code.
+What loading the modules makes each time is kept, see `_prepare`. The launcher's modules are kept as they are, for
+folders with the same files, see `Loaded`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from importlib import _bootstrap_external
 from pathlib import Path
 from typing import Any, NoReturn
 
-TORCHRUN = ["-m", "torch.distributed.run"]
+TORCHRUN, INVOKE = ["-m", "torch.distributed.run"], ["-m", "invoke"]
 
 
 def serve(address: str, modules: Sequence[str], packages: Sequence[str]) -> None:
@@ -45,6 +46,7 @@ def serve(address: str, modules: Sequence[str], packages: Sequence[str]) -> None
         for package in packages:
             __import__(package)
     _prepare(modules)
+    loaded = Loaded([name for name in modules if name.startswith("deploy.")])
     if "numba" in sys.modules:
         sys.modules["numba"].njit("int64(int64)")(lambda x: x)  # the first function loads what all need
     tasks = Path("/proc/self/task")
@@ -82,7 +84,7 @@ def serve(address: str, modules: Sequence[str], packages: Sequence[str]) -> None
                         each.close()
                     os.close(ended)
                     os.close(wakeup)
-                    _run(order, fds)
+                    _run(order, fds, loaded)
                 for fd in fds:
                     os.close(fd)
                 running[pid] = line
@@ -109,7 +111,7 @@ def _received(line: socket.socket) -> tuple[Any, list[int]]:
         return json.loads(reader.read(int.from_bytes(head, "big"))), fds
 
 
-def _run(order: Any, fds: Sequence[int]) -> NoReturn:
+def _run(order: Any, fds: Sequence[int], loaded: Loaded) -> NoReturn:
     for stream, fd in enumerate(fds):
         os.dup2(fd, stream)
         os.close(fd)
@@ -117,7 +119,9 @@ def _run(order: Any, fds: Sequence[int]) -> NoReturn:
         _open_stream(stream, name, unbuffered=getattr(sys, name).write_through)
     os.chdir(order["cwd"])
     if order["argv"][:2] == TORCHRUN:
-        _fork_ranks(order["argv"])
+        fork_ranks(order["argv"])
+    if order["argv"][:2] == INVOKE:
+        loaded.use(os.getcwd())
     run_python(order["argv"], order["env"])
 
 
@@ -127,6 +131,53 @@ def _open_stream(stream: int, name: str, *, unbuffered: bool) -> None:
     buffer: Any = raw if unbuffered else io.BufferedWriter(raw)
     new = io.TextIOWrapper(buffer, old.encoding, old.errors, None, old.line_buffering, write_through=unbuffered)
     setattr(sys, name, new)
+
+
+class Loaded:
+    """Modules of the project that this server has loaded, for commands in a folder that has the same files.
+
+    They do no work when they are loaded, so a command cannot tell, apart from the paths that are moved here. Python
+    compares time and size of a file too, before it uses bytecode.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        root = os.getcwd()
+        before = {*sys.modules}
+        for name in names:
+            __import__(name)
+        made = [name for name in sys.modules if name not in before]
+        own = [name for name in made if str(getattr(sys.modules[name], "__file__", "")).startswith(f"{root}/")]
+        self.modules = {name: sys.modules.pop(name) for name in own}
+        self.files = {name: str(module.__file__)[len(root) + 1 :] for name, module in self.modules.items()}
+        self.stamps = {file: _stamp(f"{root}/{file}") for file in self.files.values()}
+        self.paths = [
+            (module, key, value.relative_to(root))
+            for module in self.modules.values()
+            for key, value in vars(module).items()
+            if isinstance(value, Path) and value.is_relative_to(root)
+        ]
+
+    def use(self, root: str) -> None:
+        """Give the modules to a command in this folder, unless a file differs: then the command loads its own."""
+        try:
+            if any(_stamp(f"{root}/{file}") != stamp for file, stamp in self.stamps.items()):
+                return
+        except OSError:
+            return
+        for name, module in self.modules.items():
+            file, spec = f"{root}/{self.files[name]}", module.__spec__
+            module.__file__ = spec.origin = spec.loader.path = file  # type: ignore[union-attr]
+            module.__cached__ = spec.cached = _bootstrap_external.cache_from_source(file)  # type: ignore[union-attr,attr-defined]
+            if spec.submodule_search_locations is not None:  # type: ignore[union-attr]
+                module.__path__ = spec.submodule_search_locations = [str(Path(file).parent)]  # type: ignore[union-attr]
+        for module, key, inside in self.paths:
+            setattr(module, key, Path(root, inside))
+        sys.modules.update(self.modules)
+
+
+def _stamp(file: str) -> tuple[int, int]:
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns
 
 
 def _prepare(modules: Sequence[str]) -> None:
@@ -246,7 +297,7 @@ def _run_main(argv: Sequence[str]) -> None:
         exec(compile(Path(first).read_bytes(), first, "exec"), main.__dict__)  # noqa: S102 - the same
 
 
-def _fork_ranks(argv: Sequence[str]) -> None:
+def fork_ranks(argv: Sequence[str]) -> None:
     """Fork the ranks of torchrun before it runs, while it has no threads. Each waits for torchrun to start it.
 
     They are children of torchrun's process, as usual, in sessions of their own. If torchrun starts more processes than

@@ -24,10 +24,19 @@ from typing import IO, Any
 from tests.support.load import under_load
 
 PROJECT = Path(__file__).parents[2]
-# Packages that commands import and that keep no state between commands.
-OF_INVOKE = ("docker", "invoke.main", "omegaconf", "paramiko", "requests", "rich.console", "rich.table", "yaml")
-# Modules of the project that most commands load.
-COMMANDS = ("tasks", "deploy.commands.train", "deploy.commands.status", "deploy.commands.stop", "deploy.commands.runs")
+# Packages that commands, and an SSH server of the tests, import and that keep no state between commands.
+OF_INVOKE = (
+    "asyncssh", "ctypes", "docker", "fabric", "invoke.main", "omegaconf", "paramiko", "requests", "rich.ansi",
+    "rich.console", "rich.progress", "rich.table", "secrets", "statistics", "tomli", "yaml",
+)  # fmt: skip
+# Modules of the project that load, together, what most commands do.
+COMMANDS = (
+    "tasks", "deploy.commands.app", "deploy.commands.compare", "deploy.commands.doctor", "deploy.commands.logs",
+    "deploy.commands.ps", "deploy.commands.rental", "deploy.commands.runs", "deploy.commands.status",
+    "deploy.commands.stop", "deploy.commands.sweep", "deploy.commands.train", "deploy.commands.watch",
+    "deploy.providers.docker", "deploy.providers.local", "deploy.providers.runpod", "deploy.providers.ssh",
+    "deploy.shell.lanes", "deploy.shell.ssh",
+)  # fmt: skip
 TRAINING = ("app.train", "app.prepare", "app.mine", "app.evaluate")
 # DistributedDataParallel loads torch._dynamo.
 OF_TRAINING = (
@@ -165,6 +174,16 @@ def start_command(argv: Sequence[str], cwd: Path, environment: Mapping[str, str]
     if server is not None and server.can_run(environment):
         return server.start(argv, cwd, environment, **pipes)
     return subprocess.Popen([sys.executable, *argv], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, **pipes)
+
+
+def start_server(argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start `python *argv` in this project with asyncssh loaded, if possible, and with a pipe for what it prints."""
+    server, utf8 = forks(), {**environment, "PYTHONUTF8": "1"}
+    if server is not None and server.can_run(utf8):
+        return server.start(argv, PROJECT, utf8, stdout=subprocess.PIPE, stderr=2)
+    return subprocess.Popen(
+        [sys.executable, *argv], cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
 
 
 def start_training(

@@ -12,12 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploy.pod.base.folder import replace
+
+if TYPE_CHECKING:
+    import tarfile
 
 GIT_LIMIT_S = 300
 NEW_FORMAT, NEW_LENGTH = "sha256", 64  # of git's newer ids; SHA-1 ids have 40 letters
@@ -52,6 +53,9 @@ def place_snapshot(shelf: str, snapshot: str, kind: str, data: bytes) -> None:
 
     Raises SnapshotFailed.
     """
+    import tarfile  # here, or each agent would start later
+    import tempfile
+
     folder = Path(shelf)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as scratch:

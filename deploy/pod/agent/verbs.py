@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
@@ -231,6 +230,8 @@ def hashes(path: str, ranges: Sequence[Sequence[int]], holes: bool = False) -> l
 
     `holes`: return '' for a range that was never written, if the system can tell, without reading it.
     """
+
+    import hashlib  # here, or each agent would start later
 
     def of(each: Sequence[int]) -> str:
         digest = hashlib.sha256()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -26,7 +25,8 @@ from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request, hydra_override, parse_request
 from deploy.specs.settings import Settings, Ssh, Target
 from deploy.ui.plan_table import plan_rows
-from tests.support.load import under_load
+from tests.deploy.conftest import SOURCE
+from tests.support.forks import run_training
 
 CONFIG = {
     "recipe": {"name": "self_supervised"},
@@ -125,9 +125,19 @@ def test_torch_on_windows_has_no_libuv(windows: bool) -> None:
     assert plan.env.get("USE_LIBUV") == ("0" if windows else None)
 
 
+# Torch is loaded already, so the host gets its name in a process, not before one.
+NAMED = """
+import ctypes, os, socket, sys
+from tests.support.fork_server import fork_ranks, run_python
+assert ctypes.CDLL(None).unshare(0x04000000) == 0  # CLONE_NEWUTS
+socket.sethostname("nowhere.invalid")
+fork_ranks(sys.argv[1:])
+run_python(sys.argv[1:], dict(os.environ))
+"""
 MEETS = """
-import torch, torch.distributed
+import socket, torch, torch.distributed
 torch.distributed.init_process_group("gloo")
+assert socket.gethostname() == "nowhere.invalid"
 both = torch.ones(1)
 torch.distributed.all_reduce(both)
 assert both == 2
@@ -140,9 +150,9 @@ def test_ranks_meet_where_the_name_of_the_host_is_unknown(tmp_path: Path) -> Non
     """torchrun would take the host's full name, and wait for minutes."""
     argv = make(SETTINGS, Request(), FACTS, tryout=True).argv
     (tmp_path / "meets.py").write_text(MEETS)
-    launcher = [sys.executable, *argv[1 : argv.index("app.train") - 1], str(tmp_path / "meets.py")]
-    named = ["unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid && exec "$@"', "sh"]
-    subprocess.run([*named, *launcher], check=True, capture_output=True, timeout=under_load(40))
+    launcher = [*argv[1 : argv.index("app.train") - 1], str(tmp_path / "meets.py")]
+    done = run_training(["-c", NAMED, *launcher], SOURCE, os.environ, limit_s=40)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_job_is_told_how_many_gpus_it_must_find() -> None:

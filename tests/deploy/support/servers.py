@@ -16,9 +16,14 @@ from typing import Any
 from deploy.pod.base import processes
 from deploy.specs.machine import Address, Machine
 from tests.deploy.conftest import wait_until
+from tests.support.forks import start_server
 from tests.support.ports import free_port
 
 SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
+
+
+# A key exchange that resists quantum computers takes ssh 65 ms of a core, which is most of a login. Paramiko has none.
+QUICK = "KexAlgorithms -sntrup*,mlkem*\n"
 
 
 @dataclass
@@ -57,8 +62,11 @@ def make_key(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def openssh(folder: Path, port: int | None = None, more: str = "") -> Iterator[Server]:
-    """Start OpenSSH's sshd with new keys. `more` comes first in its configuration, so it overrides the rest."""
+def openssh(folder: Path, port: int | None = None, more: str = "", *, quick: bool = True) -> Iterator[Server]:
+    """Start OpenSSH's sshd with new keys. `more` comes first in its configuration, so it overrides the rest.
+
+    `quick`: without the key exchanges that take long; benchmarks measure with them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     host_key = folder / "host_key"
@@ -71,7 +79,8 @@ def openssh(folder: Path, port: int | None = None, more: str = "") -> Iterator[S
         Path("/run/sshd").mkdir(exist_ok=True)
     config = folder / "sshd_config"
     config.write_text(
-        f"{more}Port {port}\nListenAddress 127.0.0.1\nHostKey {host_key}\nAuthorizedKeysFile {folder}/authorized_keys\n"
+        f"{more}{QUICK if quick else ''}Port {port}\nListenAddress 127.0.0.1\nHostKey {host_key}\n"
+        f"AuthorizedKeysFile {folder}/authorized_keys\n"
         f"PidFile {folder}/sshd.pid\nStrictModes no\nPasswordAuthentication no\nUsePAM no\nPermitRootLogin yes\n"
         # Keeps login scripts of the user who runs the tests out of tests and measurements.
         f"SetEnv HOME={folder}\n"
@@ -100,11 +109,8 @@ def asyncssh_server(
     make_key(folder / "id")
     if public_key:
         (folder / "id.pub").write_text(f"{public_key}\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.deploy.support.asyncssh_server", str(folder), *map(str, at or ())],
-        cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
-        env=None if env is None else {**os.environ, **env},
-    )  # fmt: skip
+    argv = ["-m", "tests.deploy.support.asyncssh_server", str(folder), *map(str, at or ())]
+    process = start_server(argv, {**os.environ, **(env or {})})
     try:
         assert process.stdout
         port = int(process.stdout.readline())

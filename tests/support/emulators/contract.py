@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -119,8 +119,14 @@ def _typed(schema: dict[str, Any], text: str) -> Any:
 
 
 def _errors(schema: dict[str, Any], value: Any, newer: Mapping[str, Any] | None = None) -> list[str]:
-    validator = _validator(json.dumps(_absolute(schema)), json.dumps(newer) if newer and "paths" in newer else "")
-    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
+    about = json.dumps(_absolute(schema)), json.dumps(newer) if newer and "paths" in newer else ""
+    return list(_found(*about, json.dumps(value)))
+
+
+@lru_cache(maxsize=2000)  # most answers come again: lists of GPUs, and a machine that is asked for until it runs
+def _found(schema: str, newer: str, value: str) -> tuple[str, ...]:
+    errors = _validator(schema, newer).iter_errors(json.loads(value))
+    return tuple(f"{error.json_path}: {error.message}" for error in errors)
 
 
 @cache
