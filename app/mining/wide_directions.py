@@ -104,8 +104,9 @@ def floor_of(cosine: Rows, tail: NDArray[np.float64]) -> float:
     Of pairs of four groups, such as of four cameras, a quarter is of one group. The lower half of the cosines does not
     show it, but the upper quartile does. So the tail is extrapolated from both quartiles, and the higher one counts.
     """
+    cosine = np.sort(cosine)  # once: numpy's selections then take next to no time
     known = cosine.clip(RESOLVED - 1, 1 - RESOLVED)
-    mirrored = np.tanh(2 * np.arctanh(np.median(known)) - np.arctanh(known))
+    mirrored = np.tanh(2 * np.arctanh(np.median(known)) - np.arctanh(known[::-1]))
     return max(0.0, *(float(upper_quantile(each, tail)[0]) for each in (cosine, mirrored)))
 
 
