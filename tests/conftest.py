@@ -52,8 +52,8 @@ LEAST_FREE_BYTES = 6 << 30  # of memory for files
 # last line mostly wait themselves, while the first ones compute.
 LONGEST = (
     "tests/e2e/test_first_run", "tests/e2e/test_nodes", "tests/e2e", "tests/app/shadow/test_two_ranks",
-    "tests/app/shadow/test_experiments", "tests/deploy/pod/test_image_machine",
-    "tests/deploy/providers/test_image_builds",
+    "tests/app/shadow/test_experiments", "tests/app/test_train", "tests/app/mining/test_pseudo_ids",
+    "tests/deploy/pod/test_image_machine", "tests/deploy/providers/test_image_builds",
     "tests/deploy/commands/test_remote", "tests/test_bootstrap", "tests/deploy/commands/test_story",
     "tests/deploy/commands/test_next", "tests/deploy/commands/test_hostile_machine", "tests/deploy/pod/test_guard.",
     "tests/deploy/steps/test_restore", "tests/deploy/pod/test_start", "tests/deploy/workspace/test_compression",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +79,7 @@ def _write(text: Text, name: str) -> None:
     shown = visible(name)
     ends = range(max(10, len(shown) - LETTERS_MOST), len(shown))
     candidates = [shown] * (len(shown) <= LETTERS_MOST) + [f"{shown[:10]} … {shown[end:]}" for end in ends]
-    text.set_text(next(filter(fits, candidates)))
+    text.set_text(candidates[bisect_left(candidates, True, key=fits)])  # the longest one that fits
 
 
 def _dashes(curves: Sequence[Numbers]) -> Iterator[tuple[int, slice, Numbers]]:

@@ -102,8 +102,9 @@ def floor_of(cosine: Floats, tail: Doubles) -> float:
     If images come in four groups, such as of four cameras, a quarter of the pairs is within a group. The lower half of
     the cosines does not show them, the upper quartile does. So the tail is extrapolated from each; the higher counts.
     """
+    cosine = np.sort(cosine)  # once: numpy's selections then take next to no time
     known = cosine.clip(RESOLVED - 1, 1 - RESOLVED)
-    mirrored = np.tanh(2 * np.arctanh(np.median(known)) - np.arctanh(known))
+    mirrored = np.tanh(2 * np.arctanh(np.median(known)) - np.arctanh(known[::-1]))
     return max(0.0, *(float(upper_quantile(each, tail)[0]) for each in (cosine, mirrored)))
 
 

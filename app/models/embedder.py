@@ -73,32 +73,34 @@ def folded(network: nn.Module, image_size: int) -> nn.Module:
     children determines which BN follows which convolution. Where that guess is wrong, or folding loses too much
     precision, the copy keeps its BN.
     """
-    plain = copy.deepcopy(network).eval()
-    quick = copy.deepcopy(plain)
+    copied = copy.deepcopy(network).eval()
+    pairs = _pairs(copied)
+    if not pairs:
+        return copied
     parameter = next(network.parameters())
     probe = torch.rand(4, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     probe = probe.to(parameter.device, parameter.dtype)
     try:
-        if not _fold(quick):
-            return plain
         with exact(parameter.device):  # TF32 and autocast round more than the tolerance
-            agrees = _agree(plain(probe), quick(probe))
+            before = copied(probe)
+            for module, conv, name, bn in pairs:
+                of_bn = bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+                conv.weight, conv.bias = nn.utils.fuse_conv_bn_weights(conv.weight, conv.bias, *of_bn)
+                setattr(module, name, nn.Identity())
+            agrees = _agree(before, copied(probe))
     except RuntimeError:  # two adjacent layers of different sizes, which do not belong together
         agrees = False
-    return quick if agrees else plain
+    return copied if agrees else copy.deepcopy(network).eval()
 
 
-def _fold(network: nn.Module) -> int:
-    """Fold each BN that follows a convolution, and return how many."""
-    count = 0
-    for module in list(network.modules()):
-        parts = list(module.named_children())
-        for (name, conv), (bn_name, bn) in pairwise(parts):
-            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
-                setattr(module, name, nn.utils.fuse_conv_bn_eval(conv, bn))
-                setattr(module, bn_name, nn.Identity())
-                count += 1
-    return count
+def _pairs(network: nn.Module) -> list[tuple[nn.Module, nn.Conv2d, str, nn.BatchNorm2d]]:
+    """Return each convolution that a BN follows, with the module that has both, and the BN's name there."""
+    return [
+        (module, conv, name, bn)
+        for module in network.modules()
+        for (_, conv), (name, bn) in pairwise(module.named_children())
+        if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)
+    ]
 
 
 def _agree(a: Tensor, b: Tensor) -> bool:

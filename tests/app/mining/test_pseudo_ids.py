@@ -61,15 +61,15 @@ def test_planted_people_are_found_and_the_report_tells(people: tuple[NDArray, ND
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("images", "level"), [(300, "hard"), (1200, "medium")])
-def test_the_order_of_the_images_changes_no_cluster(kind: str, images: int, level: str) -> None:
+@pytest.mark.parametrize(("images", "level", "orders"), [(300, "hard", 2), (1200, "medium", 1)])
+def test_the_order_of_the_images_changes_no_cluster(kind: str, images: int, level: str, orders: int) -> None:
     """Some images are there twice, or have no direction; the embeddings are as before afterwards."""
     bank = make(kind, images, level, 64, 2)[0]
     bank = np.concatenate([bank, bank[:5], np.zeros((2, 64), np.float32)])
     before = bank.copy()
     found, report = find_default(bank)
     assert np.array_equal(bank, before)
-    for seed in range(2):
+    for seed in range(orders):
         mixed = np.random.default_rng(seed).permutation(len(bank))
         again = np.empty_like(found)
         again[mixed], other = find_default(np.ascontiguousarray(bank[mixed]))

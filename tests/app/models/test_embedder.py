@@ -97,15 +97,18 @@ def test_a_network_whose_parts_mislead_is_left_as_it_is() -> None:
     assert isinstance(folded(network, 8), Misleading)
 
 
-@pytest.mark.parametrize("name", ["iresnet_narrow", "mobilefacenet", "vit_t"])
+@pytest.mark.parametrize(
+    ("name", "layers"), [("iresnet_narrow", [1, 1, 1, 1]), ("mobilefacenet", [1, 1, 1, 1]), ("vit_t", [2])]
+)
 def test_copies_of_a_network_are_compiled_once_and_smaller_batches_are_filled_up(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, layers: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mining copies the network anew at each refresh. Neither a copy nor the last batch may cost another minute."""
     from torch._dynamo.testing import CompileCounter  # takes seconds, also where other tests are selected
 
     torch.manual_seed(1)
-    network = build_backbone(load([f"backbone={name}", "backbone.image_size=32"]).backbone)
+    words = [f"backbone={name}", f"backbone.layers={layers}", "backbone.image_size=32"]
+    network = build_backbone(load(words).backbone)
     images = (torch.rand(6, 3, 32, 32) * 2 - 1).contiguous(memory_format=torch.channels_last)
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))

@@ -159,6 +159,7 @@ def test_what_compiling_lacks_is_named(
     assert str(caught.value).endswith("or give train.compile=false")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the compiler that fails is a script")
 @pytest.mark.skipif(not Path(sysconfig.get_path("include"), "Python.h").is_file(), reason="needs Python's headers")
 def test_a_compiler_that_fails_is_one_sentence(tmp_path: Path) -> None:

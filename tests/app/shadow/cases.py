@@ -32,6 +32,7 @@ ONE_GPU = {
     "wf42m_pfc03_40epoch_64gpu_vit_t_catface",
 }
 THE_PROJECTS = "sniperface"  # runs in each precision on one rank (in fp16 at full width), and in fp16 on two
+TWIN = "tryout"  # has the recipe and the network of `drawn`, which shows the other precisions in seconds
 MOST_FRAGILE = "fp16"  # other deep networks, and two ranks, run in this precision only
 UPDATES, SCALE_SEARCH = 3, 5  # per epoch; fp16 gets more, to find its loss scale
 PEOPLE, EACH, HELD_OUT = 40, 4, 20
@@ -82,7 +83,7 @@ class Case:
 def cases(ranks: int, slow: pytest.MarkDecorator) -> list[Any]:
     """The experiments for this number of ranks, in each precision; deep networks and two ranks in fp16 only.
 
-    Those that take long get the mark `slow`.
+    Those that take long, and those that another shows as well, get the mark `slow`.
     """
     found = []
     for experiment in EXPERIMENTS:
@@ -93,7 +94,8 @@ def cases(ranks: int, slow: pytest.MarkDecorator) -> list[Any]:
             case = Case(experiment, precision, full_width=full_width)
             in_each = ranks == 1 and (not case.takes_long or experiment == THE_PROJECTS)
             if precision == MOST_FRAGILE or in_each:
-                marks = [slow] if case.takes_long else []
+                in_seconds = not case.takes_long and (experiment != TWIN or precision == MOST_FRAGILE)
+                marks = [] if in_seconds else [slow]
                 found.append(pytest.param(case, id=f"{experiment}-{precision}", marks=marks))
     return found
 

@@ -24,7 +24,7 @@ def write_ijb(folder: Path, faces: np.ndarray) -> Path:
         picture = Image.new("RGB", (420, 360))
         large = Image.fromarray(face).resize((224, 224), Image.Resampling.NEAREST).transpose(Image.Transpose.ROTATE_270)
         picture.paste(large, (300 - 224, 40))
-        picture.save(folder / "loose_crop" / f"{number + 1}.png")
+        picture.save(folder / "loose_crop" / f"{number + 1}.png", compress_level=0)
         located.append(f"{number + 1}.png {' '.join(f'{v:.4f}' for v in points.ravel())} 0.{90 + number % 10}")
         members.append(f"{number + 1}.png {number // 2 + 1} {number}")
     pairs = [f"{a} {b} {int((a - 1) // 2 == (b - 1) // 2)}" for a in range(1, 13) for b in range(a + 1, 13)]
