@@ -35,7 +35,6 @@ WRITES = {
     "deploy/commands/remove.py": "run ids of this computer, by border.place",
     "deploy/commands/target.py": "the name that the user typed",
     "deploy/providers/image.py": "the tag of an image, a hash",
-    "deploy/providers/local.py": "a fixed name",
     "deploy/providers/runpod/cache.py": "names of this project, and ids by border.identifier",
     "deploy/providers/ssh_key.py": "a fixed name",
     "deploy/runs/notes.py": "run ids of this computer, by border.place",
