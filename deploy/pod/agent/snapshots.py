@@ -27,6 +27,7 @@ NEW_FORMAT, NEW_LENGTH = "sha256", 64  # of git's newer ids; SHA-1 ids have 40 l
 NO_SETTINGS = {"HOME": os.devnull, "XDG_CONFIG_HOME": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1"}
 OLD_FORMAT = {"GIT_DEFAULT_HASH": "sha1"}  # git 3 makes repositories of SHA-256 unless it is told
 KNOWN_COMMITS = 50  # enough to find one that the laptop has too
+COMPILED = "app/*/__pycache__/*.nb[ci]"  # by numba, which needs seconds in each process of a job
 
 
 class SnapshotFailed(OSError):
@@ -66,6 +67,8 @@ def place_snapshot(shelf: str, snapshot: str, kind: str, data: bytes) -> None:
         else:
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
                 _extract(archive, made)
+        with contextlib.suppress(OSError):
+            _bring_compiled(folder, made)
         # Another laptop may have placed the same snapshot meanwhile; the content is identical.
         with contextlib.suppress(OSError):
             replace(made, folder / snapshot)
@@ -91,6 +94,16 @@ def _from_bundle(shelf: Path, scratch: Path, made: Path, snapshot: str, data: by
     own = {"GIT_INDEX_FILE": str(scratch / "index")}
     _git(repository, "read-tree", f"refs/snapshots/{snapshot}^{{tree}}", env=own)
     _git(repository, f"--work-tree={made}", "checkout-index", "--all", "--force", env=own, cwd=made)
+
+
+def _bring_compiled(shelf: Path, made: Path) -> None:
+    """Copy what numba compiled in the newest snapshot. Its index has a hash of each file: it compiles what differs."""
+    newest = max((path for path in shelf.iterdir() if (path / "app").is_dir()), key=os.path.getmtime, default=shelf)
+    for file in newest.glob(COMPILED):
+        place = made / file.relative_to(newest)
+        if place.parents[1].is_dir():
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)
 
 
 def _repository(shelf: Path, snapshot: str) -> Path:

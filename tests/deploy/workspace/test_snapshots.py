@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,31 @@ def repository(folder: Path, *init: str) -> Path:
 def arrived(tree: Path, machine: Path) -> Path:
     """Upload the code, and return its folder on the machine."""
     return machine / "code" / code.place(tree, LocalShell(), machine, code.prove(tree)[1])
+
+
+LOOP = """
+from numba import njit
+@njit(cache=True)
+def loop(count):
+    return count + {number}
+if __name__ == "__main__":
+    print(loop(1), sum(loop.stats.cache_hits.values()))
+"""
+
+
+@pytest.mark.slow
+def test_what_numba_compiled_serves_the_next_snapshot(tree: Path, machine: Path) -> None:
+    """It compiles again where the file differs. A snapshot without such files takes none."""
+    (tree / "app" / "mining").mkdir(parents=True)
+    loops = [tree / "app" / "mining" / f"{name}.py" for name in ("same", "other")]
+    for number, expected in ((1, [["2", "0"], ["2", "0"]]), (2, [["2", "1"], ["3", "0"]])):
+        for file, added in zip(loops, (1, number), strict=True):
+            file.write_text(LOOP.format(number=added))
+        places = [arrived(tree, machine) / file.relative_to(tree) for file in loops]
+        told = [subprocess.check_output([sys.executable, place], text=True).split() for place in places]
+        assert told == expected
+    shutil.rmtree(tree / "app" / "mining")
+    assert not (arrived(tree, machine) / "app").exists()
 
 
 @pytest.mark.parametrize("edited", [True, False], ids=["edited", "as committed"])
