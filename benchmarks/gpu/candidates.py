@@ -114,11 +114,13 @@ def augmentation(rig: Rig) -> Pair:
 
 def infonce(rig: Rig) -> Pair:
     """The masked loss over the queue without several arrays [B, K]."""
+    from app.config.schema import MocoConfig
     from app.models.moco import Queue, contrastive_loss
 
     torch.manual_seed(0)
     b, d, k = rig.sized(384, 8), 128, rig.sized(65_536, 64)
     unit = [F.normalize(torch.randn(n, d, device=rig.device), dim=1) for n in (b, b, k)]
+    moco = MocoConfig(temperature=0.05, margin=0.15, mask_most_similar=0)
     queue = Queue(k, d).to(rig.device)
     queue.keys.copy_(unit[2])
     queue.rows.copy_(torch.arange(k, device=rig.device))
@@ -127,9 +129,7 @@ def infonce(rig: Rig) -> Pair:
     def work(loss: Any) -> Work:
         def run() -> tuple[Tensor, ...]:
             queries = unit[0].detach().requires_grad_()
-            value, _ = loss(
-                queries, unit[1], queue, rows, rows, ids, temperature=0.05, margin=0.15, mask_most_similar=0
-            )
+            value, _ = loss(queries, unit[1], queue, rows, rows, ids, moco)
             value.backward()
             return value.detach(), queries.grad
 
