@@ -102,16 +102,21 @@ def test_the_other_commands_answer_about_a_run_that_is_over(clone: Clone, finish
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(clone: Clone, finished: dict[str, Any]) -> None:
     run_id = clone.train(*SHORT, *UNREPORTED, "--detach")["run_id"]
-    wait_for(lambda: reached(live(clone, run_id), "step", 7))
+    folder = live(clone, run_id)
+    wait_for(lambda: reached(folder, "step", 7))
+    for pid in ranks(folder):
+        os.kill(pid, signal.SIGSTOP)  # on a busy computer the run may end before two commands do
     refused = clone.invoke("train", code=2)
     assert run_id in refused
+    for pid in ranks(folder):
+        os.kill(pid, signal.SIGCONT)
     stopped = clone.json("stop")
     assert (stopped["run_id"], stopped["state"]) == (run_id, "stopped"), stopped
     assert 7 <= stopped["checkpoint"]["step"] < 80
     resumed = clone.json("train", "--resume", "auto")
     assert (resumed["run_id"], resumed["state"], resumed["checkpoint"]["step"]) == (run_id, "succeeded", 80)
     assert clone.status()["attempt"] == 2
-    starts = [e for e in events(live(clone, run_id)) if e["event"] == "start"]
+    starts = [e for e in events(folder) if e["event"] == "start"]
     assert [start["step"] for start in starts] == [0, stopped["checkpoint"]["step"]]
     assert_equal_bits(finished["checkpoint"]["path"], resumed["checkpoint"]["path"])
 
@@ -185,11 +190,17 @@ def told(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "status.json").read_text())
 
 
+def ranks(folder: Path) -> list[int]:
+    """Return the processes of the run that train."""
+    job = wait_for(lambda: told(folder)["job_pid"])
+    found = subprocess.run(["pgrep", "-P", str(job)], capture_output=True, text=True, check=True).stdout
+    return [int(pid) for pid in found.split()]
+
+
 def kill(folder: Path, victim: str) -> None:
     """Send SIGKILL to one process of the run."""
-    said = wait_for(lambda: told(folder)["job_pid"] and told(folder))
-    ranks = subprocess.run(["pgrep", "-P", str(said["job_pid"])], capture_output=True, text=True, check=True).stdout
-    pid = {"supervisor": said["pid"], "torchrun": said["job_pid"], "rank": int(ranks.split()[-1])}[victim]
+    rank, said = ranks(folder)[-1], told(folder)
+    pid = {"supervisor": said["pid"], "torchrun": said["job_pid"], "rank": rank}[victim]
     os.kill(pid, signal.SIGKILL)
 
 
