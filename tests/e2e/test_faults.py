@@ -100,6 +100,7 @@ def test_what_only_the_volume_has_is_gone_on_from(clone: Clone, undisturbed: Pat
     """The laptop has no checkpoint when the container vanishes. The resumed run ends with equal weights and curve."""
     keeping = replace(clone, env={"SNIPERFACE_SYNC_TO": "/volume/copies of runs"})
     run_id = keeping.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
+    docker("update", "--cpus=0.25", container(clone))  # the run has to outlast the first copy
     home, kept = clone.path / "runs" / run_id, volume / "copies of runs" / run_id
     wait_for(lambda: list(kept.glob("checkpoints/epoch_*.json")))
     docker("rm", "--force", container(clone))
