@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.pod.base.folder import replace
+from deploy.pod.base.folder import replace, write_bytes
 
 if TYPE_CHECKING:
     import tarfile
@@ -102,8 +102,7 @@ def _bring_compiled(shelf: Path, made: Path) -> None:
     for file in newest.glob(COMPILED):
         place = made / file.relative_to(newest)
         if place.parents[1].is_dir():
-            place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, place)
+            write_bytes(place, file.read_bytes(), durable=False)  # numba cannot read half a file
 
 
 def _repository(shelf: Path, snapshot: str) -> Path:
