@@ -11,7 +11,7 @@ from deploy.specs.provider import Provider
 
 
 class LocalProvider(Existing, Provider):
-    """Provide this computer. Whether its root can be written shows at its first use."""
+    """Provide this computer. The first step on it tests whether its root can be written."""
 
     def acquire(self, spec: MachineSpec) -> Machine:
         return self._machine(spec.name, Path(spec.root))

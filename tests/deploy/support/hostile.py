@@ -60,11 +60,11 @@ class Figures:
     memory_kib: dict[str, int] = field(default_factory=dict)  # attack -> peak memory above that with an honest machine
 
     def __str__(self) -> str:
-        worst = max(self.memory_kib, key=lambda name: self.memory_kib[name], default="not measured")
+        memory = ", ".join(f"{kib / 1024:.0f} MiB ({attack})" for attack, kib in self.memory_kib.items())
         return (
             f"hostile answers {self.lies:,}, random attacks {self.attacks:,}, commands {self.commands:,}, "
             f"files outside the run {self.outside}, released {self.released:,} of {self.releases:,}, "
-            f"peak memory above normal {self.memory_kib.get(worst, 0) / 1024:.0f} MiB ({worst})"
+            f"peak memory above normal {memory or 'not measured'}"
         )
 
 
