@@ -208,8 +208,10 @@ def _launcher(settings: Settings, facts: Facts, processes: int | None, nodes: in
     each = f"--nproc-per-node={processes or '<one per GPU>'}"
     torchrun = ("-m", "torch.distributed.run")
     if nodes == 1:
+        # Torch for Windows lacks libuv, and torchrun's own stores need it: so its launcher meets in a temporary file.
+        meets = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file") if facts.windows else ("--standalone",)
         # Else ranks meet at the machine's name, which laptops and hosts in a strange network often do not resolve.
-        return (*torchrun, "--standalone", "--local-addr=127.0.0.1", each, "-m", "app.train")
+        return (*torchrun, *meets, "--local-addr=127.0.0.1", each, "-m", "app.train")
     place = facts.place or Place(0, "<its address>", "", "<address of the first machine>", 29400)
     join_s = _join_s(settings)
     # go_on: once the first machine has joined, the others have join_s to join. Otherwise all must join within join_s.
@@ -277,7 +279,9 @@ def _environment(facts: Facts, processes: int | None) -> dict[str, str]:
     if facts.place and facts.place.interface:
         values |= {"GLOO_SOCKET_IFNAME": facts.place.interface, "NCCL_SOCKET_IFNAME": f"={facts.place.interface}"}
     if facts.windows:
-        return {**values, "USE_LIBUV": "0"}
+        # The ranks make their own store, without libuv; torchrun does not warn of signals that Windows lacks.
+        own = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT"}
+        return {**values, **own}
     # Segments of GPU memory grow in place, so mining between two epochs does not fragment training's memory.
     return {**values, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
