@@ -405,10 +405,10 @@ def has_gpu() -> bool:
 
 
 def needs_cuda() -> bool:
-    """Whether the installed torch asks for CUDA's libraries; its builds for CPUs do not."""
+    """Whether the installed torch asks for CUDA's libraries: on Linux, except for its builds for CPUs."""
     import subprocess
 
-    return subprocess.run([str(PYTHON), "-c", ASKS_FOR_CUDA], check=False).returncode == 0
+    return sys.platform == "linux" and subprocess.run([str(PYTHON), "-c", ASKS_FOR_CUDA], check=False).returncode == 0
 
 
 def pip(arguments: list[str], lock: IO[bytes], *, may_fail: bool = False) -> bool:

@@ -558,6 +558,20 @@ def test_torch_has_its_hashes_and_what_its_build_for_cuda_needs(
     assert project.has("nvidiax")
 
 
+@pytest.mark.parametrize(("platform", "needed"), [("linux", True), ("win32", False), ("darwin", False)])
+def test_torch_needs_the_libraries_of_cuda_on_linux_alone(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, needed: bool
+) -> None:
+    """The metadata of each build on PyPI name them, for Linux. Windows was warned of gigabytes that it never gets."""
+    (tmp_path / "torch-2.13.0.dist-info").mkdir()
+    marked = "Requires-Dist: nvidia-nccl-cu13==2.29.7; platform_system == \"Linux\"\n"
+    (tmp_path / "torch-2.13.0.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: 2.13.0\n{marked}")
+    monkeypatch.setattr(bootstrap, "PYTHON", Path(sys.executable))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", platform)
+    assert bootstrap.needs_cuda() == needed
+
+
 @pytest.mark.slow
 def test_a_build_of_torch_in_a_folder_comes_before_that_of_the_index(tmp_path: Path, wheels: Path) -> None:
     """pip alone prefers the index: its links have hashes, and so it would download a build for CUDA."""
