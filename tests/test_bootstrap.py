@@ -564,7 +564,7 @@ def test_torch_needs_the_libraries_of_cuda_on_linux_alone(
 ) -> None:
     """The metadata of each build on PyPI name them, for Linux. Windows was warned of gigabytes that it never gets."""
     (tmp_path / "torch-2.13.0.dist-info").mkdir()
-    marked = "Requires-Dist: nvidia-nccl-cu13==2.29.7; platform_system == \"Linux\"\n"
+    marked = 'Requires-Dist: nvidia-nccl-cu13==2.29.7; platform_system == "Linux"\n'
     (tmp_path / "torch-2.13.0.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: 2.13.0\n{marked}")
     monkeypatch.setattr(bootstrap, "PYTHON", Path(sys.executable))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 import struct
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 BEGINNING, MAGIC = b"-----BEGIN OPENSSH PRIVATE KEY-----", b"openssh-key-v1\0"
 KEY_FILE_BYTES = 64 << 10
+LISTS_S = 20.0  # for an agent to list its keys
 
 
 class AgentKeys:
@@ -31,10 +33,8 @@ class AgentKeys:
 
     def get_keys(self) -> tuple[AgentKey, ...]:
         """Return the keys of `files` first; no others with `only`, if the public halves of all files are known."""
-        import paramiko
-
-        self._agent = self._agent or paramiko.Agent()
-        keys = self._agent.get_keys()
+        self._agent = self._agent or agent_of_login()
+        keys = self._agent.get_keys() if self._agent else ()
         halves = [public_half(Path(file)) for file in self.files]
         named = [key for half in halves for key in keys if half is not None and key.asbytes() == half]
         if self.only and None not in halves:
@@ -44,6 +44,28 @@ class AgentKeys:
     def close(self) -> None:
         if self._agent is not None:
             self._agent.close()
+
+
+def agent_of_login() -> Agent | None:
+    """Return the agent with its keys; None if it breaks, or says nothing for LISTS_S: a login works without it.
+
+    An agent that was forwarded over a dead connection says nothing, and Paramiko would wait for it for ever.
+    """
+    import paramiko
+
+    class ClosedIfBroken(paramiko.Agent):
+        def __init__(self) -> None:
+            try:
+                super().__init__()
+                found.append(self)
+            except (paramiko.SSHException, OSError, EOFError, TypeError, ValueError):
+                self.close()
+
+    found: list[Agent] = []
+    asking = threading.Thread(target=ClosedIfBroken, daemon=True, name="agent")
+    asking.start()
+    asking.join(LISTS_S)
+    return found[0] if found else None
 
 
 def public_half(file: Path) -> bytes | None:

@@ -24,8 +24,8 @@ import paramiko
 import pytest
 
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse, quoted
+from deploy.shell import agent_keys, native
 from deploy.shell import link as links
-from deploy.shell import native
 from deploy.shell.agent_keys import public_half
 from deploy.shell.agent_program import BOOTSTRAP
 from deploy.shell.host_keys import HostKeys
@@ -654,6 +654,43 @@ def test_an_agent_that_the_configuration_names_lets_in(
     finally:
         agent.kill()
         agent.wait()
+
+
+@needs_sshd
+@pytest.mark.parametrize(
+    "answer", [None, b"", b"\0\0\0\0", b"\0\0\0\1\5", b"\0\0\0\5\14\xff\xff\xff\xff", b"HTTP/1.1 400\r\n"]
+)
+def test_a_login_works_beside_an_agent_that_does_not(
+    server: Server,
+    home: Path,
+    open_shell: Callable[..., SshShell],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: bytes | None,
+) -> None:
+    """As with OpenSSH. None: it says nothing, as one that was forwarded over a dead connection."""
+    monkeypatch.setattr(agent_keys, "LISTS_S", 1.0)
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(home / "a.sock"))
+    (home / ".ssh" / "id_ed25519").write_bytes(server.key.read_bytes())
+    over = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(home / "a.sock"))
+        listening.listen()
+        answering = threading.Thread(target=answer_once, args=(listening, answer, over))
+        answering.start()
+        assert open_shell(server.machine(key=None)).clock() > 0
+    over.set()
+    answering.join()
+
+
+def answer_once(listening: socket.socket, answer: bytes | None, over: threading.Event) -> None:
+    """Answer the first request with these bytes and hang up; with None, say nothing until it is over."""
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(5)
+        if answer is None:
+            over.wait(30)
+        else:
+            connection.sendall(answer)
 
 
 @pytest.fixture(scope="module")

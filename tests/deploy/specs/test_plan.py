@@ -155,7 +155,7 @@ Store = torch.distributed.TCPStore
 class OfWindows(Store):
     def __init__(self, *args, use_libuv=True, **named):
         if use_libuv:
-            raise torch.distributed.DistStoreError("use_libuv was requested but PyTorch was built without libuv support")
+            raise torch.distributed.DistStoreError("requested but PyTorch was built without libuv support")
         super().__init__(*args, use_libuv=False, **named)
 for module in list(sys.modules.values()):
     if getattr(module, "TCPStore", None) is Store:
