@@ -53,7 +53,7 @@ def agent_of_login() -> Agent | None:
     """
     import paramiko
 
-    class ClosedIfBroken(paramiko.Agent):
+    class ClosedIfBroken(paramiko.Agent):  # type: ignore[misc]
         def __init__(self) -> None:
             try:
                 super().__init__()
