@@ -12,6 +12,7 @@ from pathlib import PureWindowsPath
 from deploy.errors import DeployError, bootstrap_command, command
 from deploy.runs.session import Reach
 from deploy.shell import LocalShell, Shell
+from deploy.shell.native import GET_SSH
 from deploy.specs.estimate import plural
 from deploy.specs.machine import Machine
 from deploy.specs.settings import Settings, Target
@@ -48,8 +49,8 @@ def examine(at: Reach) -> list[Finding]:
 def _ssh(_: Settings) -> Finding:
     if LocalShell().which("ssh"):
         return Finding("ssh", "ok", "installed")
-    fix = "Windows: Settings, Optional features, OpenSSH Client; Debian, Ubuntu: apt-get install openssh-client"
-    return Finding("ssh", "warning", "not installed: `attach` cannot work, and large files are slow", fix)
+    lacks = "not installed: `attach`, `ssh` and `exec` cannot work, and large files are slow"
+    return Finding("ssh", "warning", lacks, GET_SSH)
 
 
 def _account(at: Reach) -> list[Finding]:

@@ -26,6 +26,7 @@ from deploy.specs.machine import Machine
 # AES runs in hardware. Several streams share the processor, so the cost of each one counts. A full list, because
 # Windows' first ssh cannot move single ciphers to the front ("^").
 CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr,aes256-ctr"
+GET_SSH = "Windows: Settings, Optional features, OpenSSH Client; Debian, Ubuntu: apt-get install openssh-client"
 CONNECT_S = 15
 PIPE_BYTES = 1 << 20
 SAYS_LAST_S = 1.0  # a process ends shortly after its output

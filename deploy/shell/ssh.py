@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from deploy.errors import NoMachine, StepFailed
+from deploy.errors import NoMachine, StepFailed, WrongUse
 from deploy.pod.base import retry
 from deploy.shell import native
 from deploy.shell.awake import awake_s
@@ -87,6 +88,8 @@ class SshShell(Shell):
         return isinstance(failed, LinkLost) and not isinstance(failed, Misbehaves | NoAnswer)
 
     def terminal(self, argv: Sequence[str], *, interactive: bool = True) -> list[str]:
+        if shutil.which("ssh") is None:
+            raise WrongUse(f"this needs the program ssh, which is not installed here: {native.GET_SSH}")
         if interactive and not self._knows_terminal(os.environ.get("TERM") or COMMON_TERMINALS[0]):
             argv = ["env", f"TERM={COMMON_TERMINALS[0]}", *argv]
         return native.command(self.config(), self.machine, argv, terminal=interactive)

@@ -656,6 +656,17 @@ def test_an_agent_that_the_configuration_names_lets_in(
         agent.wait()
 
 
+def test_a_terminal_needs_the_ssh_of_the_system(
+    server: Server, open_shell: Callable[..., SshShell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows has it as an option. Without it, the message was "[WinError 2] File not found"."""
+    shell = open_shell(server.machine())
+    assert shell.clock() > 0
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(WrongUse, match="the program ssh, which is not installed here: Windows: Settings"):
+        shell.terminal(["true"])
+
+
 @needs_sshd
 @pytest.mark.parametrize(
     "answer", [None, b"", b"\0\0\0\0", b"\0\0\0\1\5", b"\0\0\0\5\14\xff\xff\xff\xff", b"HTTP/1.1 400\r\n"]
