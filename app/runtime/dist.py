@@ -64,7 +64,8 @@ ALONE = World(0, 1, torch.device("cpu"))
 def world() -> Iterator[World]:
     """Join the process group that torchrun set up in the environment; without torchrun, a world of one process.
 
-    With GPUs: NCCL, one GPU per process. Without: gloo. Raises WrongUse for fewer GPUs than planned or than processes.
+    With GPUs: NCCL, one GPU per process. Without: gloo. Raises WrongUse for fewer GPUs than planned or than processes,
+    and for several GPUs without NCCL.
     """
     refuse_missing_gpus()
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -74,6 +75,10 @@ def world() -> Iterator[World]:
     if size == 1:
         yield World(0, 1, device)
         return
+    if device.type == "cuda" and not dist.is_nccl_available():
+        raise WrongUse(
+            "this PyTorch has no NCCL, which several GPUs need: set processes: 1 (Windows), or train on Linux"
+        )
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=GROUP_TIMEOUT_S))
     try:

@@ -98,7 +98,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
     run_id, attempt = _identity(request.name or facts.data.name, request.fraction, facts)
     run_dir = root / "runs" / run_id
     resume = facts.continues.resume if facts.continues else _resume(request.resume, run_dir)
-    processes = _processes(settings, facts.hardware)
+    processes = _processes(settings, facts)
     nodes = request.nodes or settings.target.nodes
     gpus = memory.Gpus(facts.hardware, facts.card, settings.target.device, nodes, settings.target.processes)
     data_path = facts.data_path or wanted_path(settings, root, facts.data, request.fraction, facts.user)
@@ -196,10 +196,16 @@ def _resume(told: str, run_dir: PurePath) -> str:
     return str(RunFolder(run_dir).resume_from / PurePath(told).name)
 
 
-def _processes(settings: Settings, hardware: Hardware | None) -> int | None:
-    """Return one process per GPU. Without GPUs two, if there are two cores: distributed, yet light for a laptop."""
+def _processes(settings: Settings, facts: Facts) -> int | None:
+    """Return one process per GPU. Without GPUs two, if there are two cores: distributed, yet light for a laptop.
+
+    One on Windows: torch has no NCCL there.
+    """
+    hardware = facts.hardware
     if settings.target.processes is not None:
         return settings.target.processes
+    if facts.windows:
+        return 1
     return (hardware.gpus or min(2, hardware.cores)) if hardware else None
 
 

@@ -139,6 +139,15 @@ torch.distributed.destroy_process_group()
 """
 
 
+def test_one_process_trains_on_windows_unless_told() -> None:
+    """Torch has no NCCL there."""
+    gpus = Hardware(2, 16, gpu="NVIDIA RTX 4090", gpu_memory_bytes=24 << 30, capability=(8, 9))
+    for hardware in (FACTS.hardware, gpus):
+        facts = dataclasses.replace(FACTS, windows=True, hardware=hardware)
+        plan = make(SETTINGS, Request(), facts, tryout=True)
+        assert (plan.processes, plan.argv.count("--nproc-per-node=1")) == (1, 1)
+
+
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs Linux and root: another host name")
 def test_ranks_meet_where_the_name_of_the_host_is_unknown(tmp_path: Path) -> None:
     """torchrun would take the host's full name, and wait for minutes."""
@@ -183,7 +192,8 @@ def test_ranks_meet_where_torch_was_built_without_libuv(tmp_path: Path, windows:
 
     So does torch 2.13.0 for Windows: each local `invoke train` ended with this error there.
     """
-    plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, windows=windows), tryout=True)
+    two = dataclasses.replace(SETTINGS, target=dataclasses.replace(SETTINGS.target, processes=2))
+    plan = make(two, Request(), dataclasses.replace(FACTS, windows=windows), tryout=True)
     (tmp_path / "meets.py").write_text(LACKS_LIBUV + MEETS_THERE)
     launcher = [*plan.argv[1 : plan.argv.index("app.train") - 1], str(tmp_path / "meets.py")]
     env = {**os.environ, **plan.env, "USE_LIBUV": "0"}  # as ranks on Windows have it by default
