@@ -61,17 +61,20 @@ def _for_this_user_only(path: Path) -> None:
     """
     if sys.platform == "win32":
         shell = LocalShell()
-        who = sid_of(shell.run(["whoami", "/user", "/fo", "csv", "/nh"], check=False).text)
+        system = Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32")  # in Git Bash, whoami is that of Unix
+        who = sid_of(shell.run([str(system / "whoami.exe"), "/user", "/fo", "csv", "/nh"], check=False).text)
         if who is None:
             raise StepFailed("whoami /user reports no user SID, so the SSH key cannot be made private")
-        done = shell.run(["icacls", str(path), "/inheritance:r", "/grant:r", f"*{who}:F"], check=False)
+        done = shell.run(
+            [str(system / "icacls.exe"), str(path), "/inheritance:r", "/grant:r", f"*{who}:F"], check=False
+        )
         if not done:
             raise StepFailed(f"the SSH key {path} cannot be made private by icacls", evidence=done.complaint)
 
 
 def sid_of(text: str) -> str | None:
     """Return the security identifier in the output of `whoami /user`. Domain and Entra ID names may not resolve."""
-    found = re.search(r'"(S-1-[0-9-]+)"\s*$', text)
+    found = re.search(r'[\s,"](S-1-[0-9-]+)"?\s*$', text)
     return found[1] if found else None
 
 

@@ -64,6 +64,7 @@ def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
             "S-1-5-21-1004336348-1177238915-682003330-1001",
         ),
         ('"azuread\\mé s-1","S-1-12-1-1111-2222-3333-4444"\r\n', "S-1-12-1-1111-2222-3333-4444"),
+        ("User Name SID\r\n======= ===\r\nVM\\me S-1-5-21-0-0-0-1000\r\n", "S-1-5-21-0-0-0-1000"),
         ("ERROR: access is denied", None),
         ("", None),
     ],
