@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import IO, Any, cast
 
 from deploy.pod.base import folder
@@ -89,7 +89,9 @@ def config_of(machine: Machine, host_keys: HostKeys, user: str, home: PurePath) 
     lines += [f"Host {address.host}"]
     lines += [f"  {key} {value}" for key, value in own.items() if value is not None]
     # For gateways as well: no multiplexing, and the host keys that were accepted for them.
-    lines += ["Host *", "  ControlMaster no", "  ControlPath none", f"  Include {quoted(home / '.ssh' / 'config')}"]
+    # A relative path is one in ~/.ssh. To Git's ssh for Windows, which comes first in Git Bash, C:/… is relative too.
+    included = "config" if isinstance(home, PureWindowsPath) else quoted(home / ".ssh" / "config")
+    lines += ["Host *", "  ControlMaster no", "  ControlPath none", f"  Include {included}"]
     lines += [f"  UserKnownHostsFile {theirs} {ours}", ""]
     return "\n".join(lines)
 

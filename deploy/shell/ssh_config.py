@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,8 +130,13 @@ def _key(value: str, host: str, user: str) -> str | None:
         return None
     for token, replacement in (("%d", str(Path.home())), ("%h", host), ("%r", user), ("%u", getpass.getuser())):
         value = value.replace(token, replacement)
-    path = Path(value.strip('"')).expanduser()
+    path = Path(of_drive(value.strip('"')) if sys.platform == "win32" else value.strip('"')).expanduser()
     return str(path) if path.is_file() else None
+
+
+def of_drive(path: str) -> str:
+    """Return a path of Git Bash, such as /c/Users/me, as Windows has it: C:/Users/me. Others are unchanged."""
+    return re.sub(r"^/(?:cygdrive/)?([A-Za-z])(?=/|$)", lambda found: found[1].upper() + ":", path)
 
 
 def _agent(value: str) -> str | None:

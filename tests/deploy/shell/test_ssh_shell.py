@@ -32,7 +32,7 @@ from deploy.shell.host_keys import HostKeys
 from deploy.shell.jump_hosts import ProxyProgram
 from deploy.shell.link import LinkLost, NoAgent
 from deploy.shell.ssh import SshShell
-from deploy.shell.ssh_config import parts
+from deploy.shell.ssh_config import of_drive, parts
 from deploy.specs.machine import Machine
 from tests.deploy.conftest import HOSTILE_NAMES, wait_until
 from tests.deploy.support.proxy import Proxy, proxy
@@ -1048,7 +1048,10 @@ def test_a_decoded_program_has_the_usual_signals() -> None:
 
 
 def test_windows_paths_in_ssh_config(tmp_path: Path) -> None:
-    """Paths have slashes, quotes around spaces, and no tokens, as ssh on Windows reads them."""
+    """Paths have slashes, quotes around spaces, and no tokens, as ssh on Windows reads them.
+
+    Git's ssh looks for an included file in ~/.ssh, unless its path begins with a slash.
+    """
     home = PureWindowsPath(r"C:\Users\Jo Müller")
     machine = Server(22, Path("k"), "", tmp_path).machine(key=r"~\.ssh\100% mine")
     keys = HostKeys(machine, tmp_path)
@@ -1056,9 +1059,23 @@ def test_windows_paths_in_ssh_config(tmp_path: Path) -> None:
     text = native.config_of(machine, keys, "root", home)
     assert '  IdentityFile "C:/Users/Jo Müller/.ssh/100%% mine"\n' in text
     assert '  UserKnownHostsFile "D:/my project/.sniperface/ssh/box.known_hosts"\n' in text
-    assert '  Include "C:/Users/Jo Müller/.ssh/config"\n' in text
+    assert "  Include config\n" in text
     assert "\\" not in text
     assert "ControlMaster no" in text
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("/c/Users/me/.ssh/id", "C:/Users/me/.ssh/id"),
+        ("/cygdrive/d/keys/id", "D:/keys/id"),
+        ("C:/Users/me/.ssh/id", "C:/Users/me/.ssh/id"),
+        ("~/.ssh/id", "~/.ssh/id"),
+        ("/ci/id", "/ci/id"),
+    ],
+)
+def test_a_path_of_git_bash_is_one_of_windows(written: str, read: str) -> None:
+    assert of_drive(written) == read
 
 
 @needs_ssh
