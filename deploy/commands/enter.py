@@ -75,7 +75,8 @@ def door_of_target(at: Reach) -> Door:
     machine = at.machine_of_target()
     if machine is None:
         raise StepFailed(f"target '{name}' has no machine now", next_command=command(f"deploy --on {name}"))
-    return Door(name, at.shell(machine), machine.root, machine)
+    shell = at.shell(machine)
+    return Door(name, shell, machine.path(shell.expand(str(machine.root))), machine)
 
 
 def _refuse_local(at: Reach) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.deploy.commands.test_remote import Box, make_box
 from tests.deploy.conftest import Project
-from tests.deploy.support.servers import SSHD, openssh
+from tests.deploy.support.servers import SSHD, asyncssh_server, openssh
 
 TELLS = (
     "import os, sys; print(os.getcwd()); print(os.environ.get('A'), os.environ.get('SNIPERFACE_SUPERVISED'));"
@@ -37,6 +37,18 @@ def test_a_command_runs_in_the_checkout_of_the_run(box: Box) -> None:
     assert Path(folder).parent == box.root / "code"
     assert (variables, words, done.stderr) == ("a b None", repr(HOSTILE), "aside\n")
     assert box.invoke("exec", "--", "no-such-program", code=127).stdout == ""
+
+
+def test_a_command_runs_in_the_default_root(project: Project, tmp_path: Path) -> None:
+    """Without a run. The root of each ssh target is ~/sniperface, and no login shell expands it within a word."""
+    home = tmp_path / "a home"
+    home.mkdir()
+    with asyncssh_server(tmp_path / "server", {"HOME": str(home)}) as server:
+        box = Box(project, server, home / "sniperface", tmp_path / "ram")
+        box.target(root="~/sniperface")
+        box.invoke("deploy")
+        assert Path(box.invoke("exec", "--", "pwd").stdout.strip()) == box.root
+        assert Path(box.json("ssh-config")["folder"]) == box.root
 
 
 def test_a_command_runs_on_this_computer(project: Project) -> None:
