@@ -215,7 +215,8 @@ def _launcher(settings: Settings, facts: Facts, processes: int | None, nodes: in
     torchrun = ("-m", "torch.distributed.run")
     if nodes == 1:
         # Torch for Windows lacks libuv, and torchrun's own stores need it: so its launcher meets in a temporary file.
-        meets = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file") if facts.windows else ("--standalone",)
+        of_windows = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", "--signals-to-handle=SIGTERM,SIGINT")
+        meets = of_windows if facts.windows else ("--standalone",)
         # Else ranks meet at the machine's name, which laptops and hosts in a strange network often do not resolve.
         return (*torchrun, *meets, "--local-addr=127.0.0.1", each, "-m", "app.train")
     place = facts.place or Place(0, "<its address>", "", "<address of the first machine>", 29400)
@@ -285,9 +286,7 @@ def _environment(facts: Facts, processes: int | None) -> dict[str, str]:
     if facts.place and facts.place.interface:
         values |= {"GLOO_SOCKET_IFNAME": facts.place.interface, "NCCL_SOCKET_IFNAME": f"={facts.place.interface}"}
     if facts.windows:
-        # The ranks make their own store, without libuv; torchrun does not warn of signals that Windows lacks.
-        own = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT"}
-        return {**values, **own}
+        return {**values, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # the ranks make a store that needs no libuv
     # Segments of GPU memory grow in place, so mining between two epochs does not fragment training's memory.
     return {**values, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
