@@ -390,6 +390,9 @@ def install_torch(lock: IO[bytes]) -> bool:
     if not pip(["--no-index", *torch], lock, may_fail=True) and not pip(torch, lock):
         return False
     if not needs_cuda():
+        if WINDOWS and has_gpu():
+            say("  this build of PyTorch computes on the CPU, and this computer has an NVIDIA GPU: for the build that")
+            say("  uses it, follow docs/machines.md, section Windows")
         return True
     if not has_gpu():
         say(
@@ -401,6 +404,8 @@ def install_torch(lock: IO[bytes]) -> bool:
 
 def has_gpu() -> bool:
     """Whether an NVIDIA driver is loaded, here or below Windows' subsystem for Linux."""
+    if WINDOWS:
+        return os.path.exists(os.path.join(os.environ.get("SYSTEMROOT", "C:\\Windows"), "System32", "nvcuda.dll"))
     return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")))
 
 

@@ -558,6 +558,18 @@ def test_torch_has_its_hashes_and_what_its_build_for_cuda_needs(
     assert project.has("nvidiax")
 
 
+def test_windows_has_a_gpu_if_its_driver_is_there(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's package there is a build for CPUs, so the user is told how to get the other."""
+    (tmp_path / "System32").mkdir()
+    monkeypatch.setenv("SYSTEMROOT", str(tmp_path))
+    monkeypatch.setattr(bootstrap, "WINDOWS", True)
+    assert not bootstrap.has_gpu()
+    (tmp_path / "System32" / "nvcuda.dll").touch()
+    assert bootstrap.has_gpu()
+
+
 @pytest.mark.parametrize(("platform", "needed"), [("linux", True), ("win32", False), ("darwin", False)])
 def test_torch_needs_the_libraries_of_cuda_on_linux_alone(
     bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str, needed: bool

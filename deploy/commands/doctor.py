@@ -169,8 +169,11 @@ def gpu_finding(found: Devices, target: Target, *, promised: int | None = None, 
         return Finding("GPU", "ok", "not used: device: cpu in the target's file")
     if not found.gpus:
         fix = "not needed for the try-out; for more, use a machine with an NVIDIA GPU and its driver"
+        if found.listed and found.torch and not found.cuda:
+            fix = "install PyTorch's build for CUDA, as docs/machines.md, section Windows, describes"
         reason = f" ({found.why})" if found.why else ""
-        return Finding("GPU", "warning", f"none found{reason}: training uses the CPU", fix)
+        count = f"{plural(found.listed, 'GPU is', 'GPUs are')} not used" if found.listed else "none found"
+        return Finding("GPU", "warning", f"{count}{reason}: training uses the CPU", fix)
     names = ", ".join(f"{each.name} {each.memory_bytes / (1 << 30):.0f} GiB" for each in found.gpus)
     return Finding("GPU", "ok", f"{plural(len(found.gpus), 'GPU')}: {names} ({found.versions})")
 

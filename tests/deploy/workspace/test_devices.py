@@ -251,6 +251,15 @@ def test_the_doctor_and_the_refusal_give_the_reason() -> None:
     assert (note.level, "exit code 9" in note.found) == ("warning", True)
 
 
+def test_a_build_for_cpus_beside_a_gpu_is_named_with_the_way_to_the_other() -> None:
+    """As pip installs it on Windows."""
+    target = Target("local", "local", "x")
+    cpu = Devices(listed=1, torch="2.13.0+cpu", driver="580.1", why="torch 2.13.0+cpu is built without CUDA.")
+    told = gpu_finding(cpu, target, is_here=True)
+    assert told.found == "1 GPU is not used (torch 2.13.0+cpu is built without CUDA.): training uses the CPU"
+    assert "docs/machines.md, section Windows" in str(told.fix)
+
+
 def test_what_is_seen_here_is_what_the_plan_counts(look: Look, tmp_path: Path) -> None:
     settings = Settings(tmp_path, Target("local", "local", "x"))
     look(THREE, TORCH_GPUS="3")
