@@ -88,6 +88,7 @@ class SshShell(Shell):
         return isinstance(failed, LinkLost) and not isinstance(failed, Misbehaves | NoAnswer)
 
     def terminal(self, argv: Sequence[str], *, interactive: bool = True) -> list[str]:
+        """As in Shell. Raises WrongUse if this computer has no ssh."""
         if shutil.which("ssh") is None:
             raise WrongUse(f"this needs the program ssh, which is not installed here: {native.GET_SSH}")
         if interactive and not self._knows_terminal(os.environ.get("TERM") or COMMON_TERMINALS[0]):
