@@ -20,3 +20,8 @@ def say(text: str, *, end: str = "\n") -> None:
         if not is_gone:  # Windows calls a pipe without a reader an invalid argument
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes at its end
+
+
+def plural(count: int, one: str, more: str = "") -> str:
+    """Return `1 image`, `2 images`; `more` for a noun that does not just add an s."""
+    return f"{count} {one if count == 1 else more or one + 's'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from app.output import plural
 from app.report import charts, verdict
 from app.report.charts import Axis, Chart, Line
 from app.report.facts import Event, Facts, mapping, number, numbers, text
@@ -80,11 +81,11 @@ def warnings(facts: Facts) -> list[str]:
     if facts.last("epoch").get("collapsed") is True:
         found.append("The embeddings collapse: try a lower train.optimizer.lr.")
     if skipped := len(facts.events["skipped"]):
-        found.append(f"{_count(skipped, 'step was', 'steps were')} skipped: a loss or gradient was not finite.")
+        found.append(f"{plural(skipped, 'step was', 'steps were')} skipped: a loss or gradient was not finite.")
     refused = [each for each in facts.events["mining"] if each.get("accepted") is False]
     if refused:
         why = text(refused[-1].get("why"))
-        found.append(f"{_count(len(refused), 'refresh', 'refreshes')} of the pseudo-IDs refused. The newest: {why}")
+        found.append(f"{plural(len(refused), 'refresh', 'refreshes')} of the pseudo-IDs refused. The newest: {why}")
     return found
 
 
@@ -92,10 +93,6 @@ def notes(facts: Facts) -> list[str]:
     """What the start of the run noted, such as who chooses the checkpoint: nothing is wrong there."""
     told = facts.last("start").get("notes")
     return [text(note) for note in told[:20] if isinstance(note, str)] if isinstance(told, list) else []
-
-
-def _count(number_of: int, one: str, many: str) -> str:
-    return f"{number_of} {one if number_of == 1 else many}"
 
 
 def epochs_of(facts: Facts, event: Event, *, ended: bool = False) -> float | None:
@@ -379,7 +376,7 @@ def origin(facts: Facts) -> Rows:
         ("data set", text(start.get("dataset_id"))),
         ("fraction of the data", "" if fraction is None else f"{fraction:g}"),
         ("images trained on", "" if rows is None else f"{rows:,.0f}"),
-        ("commit", commit + (f" and {_count(int(changed), 'changed file', 'changed files')}" if changed else "")),
+        ("commit", commit + (f" and {plural(int(changed), 'changed file', 'changed files')}" if changed else "")),
         ("resumed from", text(start.get("resumed_from"))),
         ("newest checkpoint", text(saved.get("file"))),
         ("its SHA-256", text(saved.get("sha256"))),

@@ -12,6 +12,7 @@ from typing import Any
 
 from app.config.schema import Config
 from app.errors import WrongUse
+from app.output import plural
 
 Facts = Mapping[str, Any]  # name of a rule -> value; a missing fact is unknown
 
@@ -182,7 +183,9 @@ def judge(file: str, saved: Facts, here: Facts, *, epoch: int, seen: int, own: b
         # A supervisor may restart a run that ended right after its last checkpoint.
         finished = own and not mid_epoch and saved.get("epochs", epoch) == here["epochs"] == epoch
         if not finished:
-            raise WrongUse(f"{file}: {epoch} epochs are done already; give train.epochs={epoch + 1} or more")
+            raise WrongUse(
+                f"{file}: {plural(epoch, 'epoch is', 'epochs are')} done already; give train.epochs={epoch + 1} or more"
+            )
         notes.append(f"all {epoch} epochs are done already; train.epochs={epoch + 1} or more continues the run")
     unknown = [rule.key for rule in RULES if here.get(rule.name) is not None and rule.name not in saved]
     if unknown:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from app.config import Config
 from app.files import shown
-from app.output import say
+from app.output import plural, say
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
 from app.runtime.durations import clock
@@ -99,11 +99,11 @@ class Console:
     def _start(self, r: dict[str, Any]) -> str:
         resumed = f", resumed from {r['resumed_from']}" if r["resumed_from"] else ""
         resumed += "".join(f"; {note}" for note in r["notes"])
-        processes = "1 process" if r["world_size"] == 1 else f"{r['world_size']} processes"
+        epochs, steps = plural(r["epochs"], "epoch"), plural(r["steps_per_epoch"], "step")
+        processes = plural(r["world_size"], "process", "processes")
         return (
-            f"{r['train_rows']} images, {r['epochs']} epochs of {r['steps_per_epoch']} steps, "
-            f"{processes} x batch {r['global_batch'] // r['world_size']} "
-            f"in {r['precision']} on {r['device']}{resumed}"
+            f"{r['train_rows']} images, {epochs} of {steps}, {processes} x batch "
+            f"{r['global_batch'] // r['world_size']} in {r['precision']} on {r['device']}{resumed}"
         )
 
     def _step(self, r: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.border import Gpu, loss_curve
 from deploy.pod.base.text import visible
-from deploy.specs.estimate import duration
+from deploy.specs.estimate import duration, plural
 from deploy.ui import gauges
 from deploy.ui.status_table import epoch_of
 
@@ -121,10 +121,9 @@ def _words(event: Mapping[str, Any]) -> str | None:
     kind = event.get("event")
     if kind == "start":
         resumed = f", resumed from {event['resumed_from']}" if event.get("resumed_from") else ""
-        return (
-            f"{event['train_rows']} images, {event['epochs']} epochs of {event['steps_per_epoch']} steps, "
-            f"{event['world_size']} processes{resumed}"
-        )
+        epochs, steps = plural(event["epochs"], "epoch"), plural(event["steps_per_epoch"], "step")
+        processes = plural(event["world_size"], "process", "processes")
+        return f"{event['train_rows']} images, {epochs} of {steps}, {processes}{resumed}"
     if kind == "skipped":
         return f"step {event['step']} skipped: not finite ({event['in_a_row']} in a row)"
     if kind == "epoch":

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from app.data.sources.pairs import Pairs, read_pairs
 from app.data.sources.photograph import is_image, load_faces
 from app.errors import WrongUse, quoted
+from app.output import plural
 
 
 @dataclass(frozen=True)
@@ -227,19 +228,15 @@ def _left_out(people: Sequence[_Person], at_the_top: Sequence[Path]) -> tuple[st
     kinds = Counter(file.suffix.lower() or "no suffix" for person in people for file in person.others)
     if kinds:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        told.append(f"{_count(kinds.total(), 'file')} left out: {listed}")
+        told.append(f"{plural(kinds.total(), 'file')} left out: {listed}")
     empty = [person.folder.name for person in people if not person.images]
     if empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
-        told.append(f"{_count(len(empty), 'sub-folder')} without images: {', '.join(empty[:3])}{more}")
+        told.append(f"{plural(len(empty), 'sub-folder')} without images: {', '.join(empty[:3])}{more}")
     loose = sum(map(is_image, at_the_top))
     if loose:
-        told.append(f"{_count(loose, 'image')} left out: not in a sub-folder")
+        told.append(f"{plural(loose, 'image')} left out: not in a sub-folder")
     return tuple(told)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def fingerprint(files: Sequence[Path], folder: Path) -> str:

@@ -135,7 +135,7 @@ def test_a_run_continues_at_their_epoch_and_says_what_it_took(small_data: Path, 
     ("words", "said"),
     [
         (["backbone.width=16"], "does not fit this configuration: conv1.weight"),
-        (["train.epochs=1"], "1 epochs are done already; give train.epochs=2 or more"),
+        (["train.epochs=1"], "1 epoch is done already; give train.epochs=2 or more"),
         (["recipe=self_supervised"], "is a full checkpoint of arcface_torch, which recipe=supervised resumes"),
     ],
 )
