@@ -104,8 +104,7 @@ def test_what_a_job_started_ends_with_it(tmp_path: Path, ends: str) -> None:
     assert parent.stdin
     assert parent.stdout
     rank = int(parent.stdout.readline())
-    parent.stdin.close()
-    parent.wait()
+    parent.communicate()
     assert group.count() >= 1
     if ends == "end":
         group.end()
