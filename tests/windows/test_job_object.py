@@ -104,7 +104,9 @@ def test_what_a_job_started_ends_with_it(tmp_path: Path, ends: str) -> None:
     assert parent.stdin
     assert parent.stdout
     rank = int(parent.stdout.readline())
-    parent.communicate()
+    parent.stdin.close()
+    parent.stdout.close()  # the rank has it too, so its end would be waited for
+    parent.wait()
     assert group.count() >= 1
     if ends == "end":
         group.end()
