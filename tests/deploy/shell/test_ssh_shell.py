@@ -676,15 +676,17 @@ def test_a_login_works_beside_an_agent_that_does_not(
     home: Path,
     open_shell: Callable[..., SshShell],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
     answer: bytes | None,
 ) -> None:
     """As with OpenSSH. None: it says nothing, as one that was forwarded over a dead connection."""
     monkeypatch.setattr(agent_keys, "LISTS_S", 1.0)
-    monkeypatch.setenv("SSH_AUTH_SOCK", str(home / "a.sock"))
+    path = str(tmp_path_factory.mktemp("agent") / "a.sock")  # a socket's path has at most 107 bytes
+    monkeypatch.setenv("SSH_AUTH_SOCK", path)
     (home / ".ssh" / "id_ed25519").write_bytes(server.key.read_bytes())
     over = threading.Event()
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(home / "a.sock"))
+        listening.bind(path)
         listening.listen()
         answering = threading.Thread(target=answer_once, args=(listening, answer, over))
         answering.start()
