@@ -36,13 +36,15 @@ def count(event, args):
 sys.addaudithook(count)
 from invoke.main import program
 sys.argv = ["invoke", *sys.argv[1:]]
+code = 0
 try:
     program.run(exit=False)
-finally:
-    print(json.dumps(opened), file=sys.stderr)
+except SystemExit as ended:  # each command ends so
+    code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+print(json.dumps(opened), file=sys.stderr)
 sys.stdout.flush()
 sys.stderr.flush()
-os._exit(0)  # as Python ends, a thread that is left may call the hook, and crash
+os._exit(code)  # as Python ends, a thread that is left may call the hook, and crash
 """
 LIST = {"GET /v2/pods": 1, "GET /v2/clusters": 1}  # a list of all machines of the account
 PLAN = {"GET /v2/catalog/gpus": 1, "POST /graphql myself": 1}  # price and memory of the GPU; balance
