@@ -13,13 +13,14 @@ import struct
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paramiko.agent import Agent, AgentKey
 
 BEGINNING, MAGIC = b"-----BEGIN OPENSSH PRIVATE KEY-----", b"openssh-key-v1\0"
 KEY_FILE_BYTES = 64 << 10
+MOST_KEYS = 2048  # as in OpenSSH
 LISTS_S = 20.0  # for an agent to list its keys
 
 
@@ -52,6 +53,7 @@ def agent_of_login() -> Agent | None:
     An agent that was forwarded over a dead connection says nothing, and Paramiko would wait for it for ever.
     """
     import paramiko
+    from paramiko.agent import SSH2_AGENT_IDENTITIES_ANSWER
 
     class ClosedIfBroken(paramiko.Agent):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -60,6 +62,13 @@ def agent_of_login() -> Agent | None:
                 found.append(self)
             except (paramiko.SSHException, OSError, EOFError, TypeError, ValueError):
                 self.close()
+
+        def _send_message(self, msg: Any) -> tuple[int, Any]:
+            kind, told = super()._send_message(msg)
+            count = int.from_bytes(told.get_remainder()[:4], "big")
+            if kind == SSH2_AGENT_IDENTITIES_ANSWER and count > MOST_KEYS:  # Paramiko would make each of them
+                raise paramiko.SSHException("the agent lists too many keys")
+            return kind, told
 
     found: list[Agent] = []
     asking = threading.Thread(target=ClosedIfBroken, daemon=True, name="agent")

@@ -691,6 +691,7 @@ def test_a_login_works_beside_an_agent_that_does_not(
         answering = threading.Thread(target=answer_once, args=(listening, answer, over))
         answering.start()
         assert open_shell(server.machine(key=None)).clock() > 0
+    assert answer is None or "agent" not in [thread.name for thread in threading.enumerate()]
     over.set()
     answering.join()
 
