@@ -34,8 +34,9 @@ CONFIG = {
     "train": {"epochs": 20, "batch": {"size": 32}},
     "plan": {"images_per_s": 50},
 }
-SETTINGS = Settings(Path("/home/me/Faces & more"), Target("local", "local", ".sniperface/local"))
-DATA = DataFacts("orl", "/home/me/Faces & more/data/orl/images.npy", 400, 300, 15_000_000, "abc")
+PROJECT = Path("/home/me/Faces & more")
+SETTINGS = Settings(PROJECT, Target("local", "local", ".sniperface/local"))
+DATA = DataFacts("orl", str(PROJECT / "data/orl/images.npy"), 400, 300, 15_000_000, "abc")
 FACTS = Facts(
     now=datetime(2026, 11, 21, 20, 30, 45),
     token="3f2a",
@@ -47,13 +48,13 @@ FACTS = Facts(
 )
 UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
 ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-RUN = "/home/me/Faces & more/.sniperface/local/runs/orl-20261121-203045-3f2a"
+ROOT = PROJECT / ".sniperface/local"
+RUN = ROOT / "runs/orl-20261121-203045-3f2a"
 
 
 def test_the_whole_plan() -> None:
     """The plan contains every decision."""
     request = Request()
-    root = "/home/me/Faces & more/.sniperface/local"
     assert make(SETTINGS, request, FACTS, tryout=True) == Plan(
         run_id="orl-20261121-203045-3f2a",
         attempt=1,
@@ -61,9 +62,9 @@ def test_the_whole_plan() -> None:
         provider="local",
         machine="sniperface-faces_more-local-orl-20261121-203045-3f2a",
         created="2026-11-21T20:30:45.000",
-        root=root,
-        run_dir=RUN,
-        busy_lock=f"{root}/busy.lock",
+        root=str(ROOT),
+        run_dir=str(RUN),
+        busy_lock=str(ROOT / "busy.lock"),
         code=CodeFacts("git", "c0ffee", 2, None),
         snapshot=None,
         data=DATA,
@@ -95,7 +96,7 @@ def test_the_whole_plan() -> None:
             f"run.dir='{RUN}'",
             "run.commit='c0ffee'",
         ),
-        cwd=f"{root}/code/<snapshot>",
+        cwd=str(ROOT / "code/<snapshot>"),
         env={
             "SNIPERFACE_SUPERVISED": "1",
             "OMP_NUM_THREADS": "4",
@@ -274,14 +275,15 @@ def test_a_plan_is_json() -> None:
 
 def test_labels_to_learn_are_read_where_they_are_or_beside_staged_images() -> None:
     """With `--recipe supervised` the default experiment is tryout_supervised."""
-    facts = dataclasses.replace(FACTS, data=dataclasses.replace(FACTS.data, train_labels="/home/me/pseudo_ids.npy"))
+    labels = str(Path("/home/me/pseudo_ids.npy"))
+    facts = dataclasses.replace(FACTS, data=dataclasses.replace(FACTS.data, train_labels=labels))
     request = parse_request(target="local", recipe="supervised", labels="pseudo_ids.npy")
     plan = make(SETTINGS, request, facts, tryout=True)
     assert plan.overrides == ("experiment=tryout_supervised", "recipe=supervised")
-    assert "data.train_labels_path='/home/me/pseudo_ids.npy'" in plan.argv
+    assert f"data.train_labels_path='{labels}'" in plan.argv
     staging = dataclasses.replace(SETTINGS, target=dataclasses.replace(SETTINGS.target, stage_to="/dev/shm"))
     plan = make(staging, request, facts, tryout=True)
-    assert any(word.endswith("/dev/shm/train_labels.npy'") for word in plan.argv)
+    assert any(word.endswith(f"{Path('/dev/shm/train_labels.npy')}'") for word in plan.argv)
     with pytest.raises(WrongUse, match="differ"):
         parse_request(target="local", labels="a.npy", overrides=["data.train_labels_path=b.npy"])
 
@@ -351,8 +353,9 @@ def test_a_fraction_is_in_the_name_and_in_the_command() -> None:
 def test_staged_data_has_its_known_place() -> None:
     """The whole data set is <folder>/images.npy, as in the users' notes. A part has its own folder beside it."""
     settings = dataclasses.replace(SETTINGS, target=dataclasses.replace(SETTINGS.target, stage_to="/dev/shm"))
-    assert make(settings, Request(), FACTS, tryout=False).data_path == "/dev/shm/images.npy"
-    assert make(settings, Request(fraction=0.01), FACTS, tryout=False).data_path == "/dev/shm/orl-f0.01/images.npy"
+    assert make(settings, Request(), FACTS, tryout=False).data_path == str(Path("/dev/shm/images.npy"))
+    part = make(settings, Request(fraction=0.01), FACTS, tryout=False)
+    assert part.data_path == str(Path("/dev/shm/orl-f0.01/images.npy"))
 
 
 def test_a_run_that_goes_on_keeps_its_name() -> None:
@@ -367,7 +370,7 @@ def test_a_run_that_goes_on_keeps_its_name() -> None:
 def test_a_named_checkpoint_travels_into_the_run_folder() -> None:
     """The run can then be explained from its folder."""
     plan = make(SETTINGS, Request(resume="/home/me/old.pt"), FACTS, tryout=True)
-    assert plan.resume == f"{RUN}/resume_from/old.pt"
+    assert plan.resume == str(RUN / "resume_from/old.pt")
 
 
 def test_measured_runs_beat_a_guess() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from deploy.errors import WrongUse
 from deploy.specs.settings import load
-from deploy.specs.targets import check_name, every, personal_folder, refuse_taken
+from deploy.specs.targets import check_name, every, personal_folder, refuse_taken, shown
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_personal_targets_are_outside_the_project_or_ignored(home: dict[str, str
     assert [(each.name, each.kind) for each in every(tmp_path, home)] == [
         ("box", "personal"), ("desk", "ignored by git"), ("local", "project"),
     ]  # fmt: skip
-    assert load(tmp_path, "box", home).where == str(personal_folder(home) / "box.yaml")
+    assert load(tmp_path, "box", home).where == shown(personal_folder(home) / "box.yaml")
     assert load(tmp_path, "desk", home).where == "conf/deploy/desk.local.yaml"
     with pytest.raises(WrongUse, match="unknown target 'bax': did you mean 'box'"):
         load(tmp_path, "bax", home)

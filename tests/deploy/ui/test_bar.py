@@ -21,9 +21,8 @@ def step(number: int, loss: float | None, epoch: int = 1) -> dict[str, Any]:
 
 def shown(events: list[dict[str, Any]], width: int, encoding: str = "utf-8", **bar: Any) -> list[str]:
     """The lines of the bar, without colours and the blanks at their end."""
-    console = Console(
-        file=io.TextIOWrapper(io.BytesIO(), encoding=encoding), force_terminal=True, width=width, color_system=None
-    )
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = Console(file=file, force_terminal=True, width=width, color_system=None, legacy_windows=False)
     bars = Bars(console, bar.get("limit_usd"))
     bars.update("", [START, *events])
     bars.gauges(bar.get("gpus", ()), bar.get("spend_usd", 0.0))
