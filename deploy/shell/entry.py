@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 
 from deploy.border.text_files import MARKS, read_text
 from deploy.pod.base import folder
@@ -50,11 +50,18 @@ def install(home: Path, alias: str, entry: str) -> Path:
     if data.startswith((*MARKS, codecs.BOM_UTF8)):  # ssh reads neither
         data = read_text(users).encode("utf-8")
     if not re.search(rb"^[ \t]*include[ \t].*" + re.escape(FILE).encode(), data, re.MULTILINE | re.IGNORECASE):
-        # At the top: after a Host line it would apply to that host only. With the full path: ssh resolves a relative
-        # one below the home in the user database. A symbolic link is kept: its target is written.
-        line = f'Include "{own.as_posix()}"'
-        folder.write_bytes(users.resolve(), f"{line}\n\n".encode() + data, mode=0o600)
+        # At the top: after a Host line it would apply to that host only. If the file is a link, its target is written.
+        folder.write_bytes(users.resolve(), f"{include(own)}\n\n".encode() + data, mode=0o600)
     return own
+
+
+def include(own: PurePath) -> str:
+    """PURE: return the line that includes this file of ~/.ssh.
+
+    It has the full path: ssh resolves a relative one below the home in the user database. Windows has no such home, and
+    to Git's ssh C:/… is relative too.
+    """
+    return f"Include {own.name}" if isinstance(own, PureWindowsPath) else f'Include "{own.as_posix()}"'
 
 
 def _entries(own: Path) -> list[str]:

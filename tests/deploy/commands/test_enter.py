@@ -13,7 +13,7 @@ import pytest
 
 from deploy.errors import WrongUse
 from deploy.runs import records
-from deploy.shell.entry import FIRST, entry_of, install
+from deploy.shell.entry import FIRST, entry_of, include, install
 from deploy.shell.ssh_config import Way
 from deploy.specs.machine import Address
 from deploy.specs.request import parse_env
@@ -104,7 +104,7 @@ def test_a_users_entries_stay_as_they_are_in_any_encoding(tmp_path: Path, marked
     config.parent.mkdir()
     config.write_bytes(own)
     included = install(tmp_path, "sniperface-a", entry)
-    line = f'Include "{included.as_posix()}"\n\n'.encode()
+    line = f"{include(included)}\n\n".encode()
     assert config.read_bytes() == line + own
     install(tmp_path, "sniperface-a", entry)
     assert config.read_bytes() == line + own
@@ -117,6 +117,12 @@ def test_an_entry_of_windows_has_slashes() -> None:
     address = Address("203.0.113.5", 40022, "root", r"C:\Users\me x\.sniperface\id")
     told = entry_of("a", Way("203.0.113.5", "root", 40022), address, "m", PureWindowsPath(r"C:\p\m.known_hosts"))
     assert '  IdentityFile "C:/Users/me x/.sniperface/id"\n  IdentitiesOnly yes' in told
+
+
+def test_gits_ssh_for_windows_finds_the_entries() -> None:
+    """It takes C:/… for a path below ~/.ssh, and reads nothing there. The name alone is right for OpenSSH too."""
+    assert include(PureWindowsPath(r"C:\Users\me x\.ssh\sniperface.conf")) == "Include sniperface.conf"
+    assert include(PurePosixPath("/home/me x/.ssh/sniperface.conf")) == 'Include "/home/me x/.ssh/sniperface.conf"'
 
 
 @pytest.mark.parametrize("before", [None, "", "Host x\n  User y\n", "include sniperface.conf\nHost x\n"])
