@@ -13,6 +13,7 @@ from deploy.border.text_files import NotText, read_text
 from deploy.errors import StepFailed, WrongUse, quoted
 from deploy.pod.base import folder
 from deploy.shell import LocalShell
+from deploy.shell.connect import check_key
 from deploy.specs.settings import Settings, key_file
 
 COMMENT = "sniperface"
@@ -23,6 +24,7 @@ def project_key(settings: Settings) -> tuple[Path, str]:
     chosen = getattr(settings.target.options, "key", None)
     if chosen:
         path = key_file(settings, chosen)
+        check_key(path)  # before a machine costs money
         return path, _public_line(path)
     path = settings.notes / "key"
     if not path.exists():

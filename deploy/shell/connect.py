@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.errors import StepFailed, WrongUse, quoted
 from deploy.pod.base.text import visible
-from deploy.shell.agent_keys import AgentKeys
+from deploy.shell.agent_keys import KEY_FILE_BYTES, AgentKeys
 from deploy.shell.agent_program import BOOTSTRAP
 from deploy.shell.base import last_lines
 from deploy.shell.host_keys import HostKeys, name_of
@@ -63,7 +63,7 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
     """
     logging.getLogger("paramiko").addHandler(logging.NullHandler())  # it prints tracebacks of errors retried here
     if address.key:
-        _check_key(Path(address.key))
+        check_key(Path(address.key))
     way = way_to(address.host, address.user, address.port)
     gateways: list[tuple[str, Connection]] = []
     gateway = gateway_of(way, lambda hop, behind: _connection(hop, None, timeout_s, behind), gateways)
@@ -251,10 +251,10 @@ def _explained(
     return LinkLost(f"{where} cannot be reached{through}: {_words(error)}")
 
 
-def _check_key(path: Path) -> None:
-    """Raise WrongUse for a file that is not a private key, with the fix."""
+def check_key(path: Path) -> None:
+    """Raise WrongUse, with the fix, for a file that is not a private key, or one that OpenSSH cannot read."""
     try:
-        start = path.expanduser().read_bytes()[:4096]
+        start = path.expanduser().read_bytes()[:KEY_FILE_BYTES]
     except OSError as error:
         reason = error.strerror or str(error)
         raise WrongUse(f"the key file {path} cannot be read ({reason}): set key: in the target's file") from error
@@ -264,6 +264,12 @@ def _check_key(path: Path) -> None:
         is_public = path.suffix == ".pub" or start.split(b" ")[0].startswith((b"ssh-", b"ecdsa-"))
         hint = "it is the public half: name the file without .pub" if is_public else "create one with ssh-keygen"
         raise WrongUse(f"{path} is not a private key: {hint}")
+    # Paramiko reads it, but `attach`, `ssh`, `exec` and large files use OpenSSH. In the older PEM format it may be so.
+    if b"OPENSSH" in start and (not start.startswith(b"-----") or b"\r" in start or not start.endswith(b"\n")):
+        raise WrongUse(
+            f"{path} is a private key that an editor changed, so ssh refuses it: save it as UTF-8 without a byte order "
+            "mark, with LF (not CRLF) at the end of each line, also of the last one"
+        )
 
 
 def _transport(sock: Any, **options: Any) -> Any:

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,6 +50,37 @@ def test_a_key_of_the_users_own_may_have_a_passphrase_when_its_public_half_lies_
     (tmp_path / "mine.pub").unlink()
     with pytest.raises(WrongUse, match="not an OpenSSH private key without a passphrase"):
         project_key(settings(tmp_path, "mine"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda key: key.replace(b"\n", b"\r\n"),
+        lambda key: key.rstrip(b"\n"),
+        lambda key: b"\xef\xbb\xbf" + key,
+    ],
+    ids=["CRLF", "no newline at the end", "byte order mark"],
+)
+def test_a_key_that_an_editor_of_windows_changed_is_refused_as_ssh_would(
+    tmp_path: Path, changed: Callable[[bytes], bytes]
+) -> None:
+    """Paramiko reads most of them. `attach`, `ssh`, `exec` and large files then fail on a machine that costs money."""
+    mine = tmp_path / "mine"
+    ssh_keygen("-q", "-t", "ed25519", "-N", "", "-f", mine)
+    assert project_key(settings(tmp_path, "mine"))[0] == mine
+    mine.write_bytes(changed(mine.read_bytes()))
+    with pytest.raises(subprocess.CalledProcessError):
+        ssh_keygen("-y", "-f", mine)
+    with pytest.raises(WrongUse, match="ssh refuses it: save it as UTF-8 without a byte order mark, with LF"):
+        project_key(settings(tmp_path, "mine"))
+
+
+def test_a_pem_key_may_have_line_ends_of_windows(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    ssh_keygen("-q", "-t", "rsa", "-m", "PEM", "-N", "", "-f", mine)
+    mine.write_bytes(mine.read_bytes().replace(b"\n", b"\r\n"))
+    assert ssh_keygen("-y", "-f", mine)
+    assert project_key(settings(tmp_path, "mine"))[0] == mine
 
 
 def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
