@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,42 @@ def refuse(project: Path, listed: Listing, large_files: Sequence[str]) -> None:
             f"{folder} contains its own git repository, so its files would be missing on the machine: list "
             f"{folder}/ in .gitignore if the run does not need it, or remove {folder}/.git to upload its files"
         )
+    _refuse_respelled(project, listed)
     _refuse_large(project, listed, large_files)
+
+
+def _refuse_respelled(project: Path, listed: Listing) -> None:
+    """Raise WrongUse for a file that was renamed in upper and lower case only, where the disk and git ignore that.
+
+    The machine would get the old name, and its Python finds modules by the exact one.
+    """
+
+    @functools.cache
+    def names_in(folder: str) -> frozenset[str]:
+        return frozenset(each.name for each in (project / folder).iterdir())
+
+    for name in listed.names:
+        found = respelled(os.fsdecode(name), names_in) if on_disk(project, name) else None
+        if found:
+            raise WrongUse(
+                f"{found[1]} is {found[0]} to git, and would arrive under that name: remove the old name from git",
+                next_command=f"git rm -r --cached {quoted(found[0])}",
+            )
+
+
+def respelled(name: str, names_in: Callable[[str], Collection[str]]) -> tuple[str, str] | None:
+    """PURE: return the first part of an existing file's path that its folder lists in other letters, and how it does.
+
+    None if the folders list each part as it is. `names_in`: the names in a folder of the project; "" is the project.
+    """
+    folder = ""
+    for part in name.split("/"):
+        there = names_in(folder)
+        if part not in there:
+            other = next((each for each in there if each.casefold() == part.casefold()), None)
+            return (folder + part, folder + other) if other else None
+        folder += f"{part}/"
+    return None
 
 
 def _refuse_large(project: Path, listed: Listing, meant: Sequence[str]) -> None:

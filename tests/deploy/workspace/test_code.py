@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from deploy.errors import WrongUse
+from deploy.pod.base.folder import remove
 from deploy.shell import LocalShell
 from deploy.workspace import code, worktree
+from deploy.workspace.worktree import respelled
 from tests.deploy.conftest import HOSTILE_NAMES, git
 
 
@@ -170,7 +173,7 @@ def test_only_what_the_machine_lacks_is_sent(tree: Path, machine: Path) -> None:
         (tree / "app" / f"module_{number}.py").write_text(f"changed {number}\n")
     assert 0 < send() < first / 20
     assert send() == 0
-    shutil.rmtree(tree / ".sniperface")  # as in a fresh clone of the project
+    remove(tree / ".sniperface")  # as in a fresh clone of the project
     (tree / "app" / "module_0.py").write_text("changed again\n")
     assert send() > first / 2
 
@@ -206,12 +209,39 @@ def test_a_large_file_travels_only_when_it_is_named(tree: Path, machine: Path) -
     assert (machine / "code" / snapshot / "model.onnx").stat().st_size == 51 << 20
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("app/train.py", None),
+        ("app/mine.py", ("app/mine.py", "app/Mine.py")),
+        ("conf/a.yaml", ("conf", "Conf")),
+        ("app/é.py", None),  # macOS lists é in two parts, and finds it so
+    ],
+)
+def test_a_name_in_other_letters_than_on_the_disk(name: str, found: tuple[str, str] | None) -> None:
+    there = {"": {"app", "Conf"}, "app/": {"train.py", "Mine.py", "e\u0301.py"}, "Conf/": {"a.yaml"}}
+    assert respelled(name, lambda folder: there[folder]) == found
+
+
+def test_a_module_renamed_in_case_only_arrives_as_it_is_on_the_disk(tree: Path, machine: Path) -> None:
+    """Where git ignores case, it knows the old name only, and Python on the machine would not find the module."""
+    git(tree, "add", ".")
+    (tree / "tasks.py").rename(tree / "x")
+    (tree / "x").rename(tree / "Tasks.py")
+    if (tree / "tasks.py").exists():
+        with pytest.raises(WrongUse, match=r"^Tasks\.py is tasks\.py to git") as caught:
+            place(tree, machine)
+        git(tree, *str(caught.value.next_command).replace('"', "").split()[1:])
+    names = placed(machine, place(tree, machine)).keys()
+    assert {"Tasks.py", "tasks.py"} & names == {"Tasks.py"}
+
+
 def test_windows_line_endings_arrive_as_the_attributes_say(tree: Path, machine: Path) -> None:
-    """A script with CR line ends would not run on the machine. The executable mode is kept."""
+    """A script with CR line ends would not run on the machine. The executable mode is kept, where the disk has one."""
     (tree / ".gitattributes").write_bytes(b"* text=auto eol=lf\r\n")
     (tree / "run.sh").write_bytes(b"#!/bin/sh\r\necho hello\r\n")
     (tree / "run.sh").chmod(0o755)
     git(tree, "config", "core.autocrlf", "true")
     place_of = machine / "code" / place(tree, machine) / "run.sh"
     assert place_of.read_bytes() == b"#!/bin/sh\necho hello\n"
-    assert place_of.stat().st_mode & 0o111
+    assert os.name == "nt" or place_of.stat().st_mode & 0o111
