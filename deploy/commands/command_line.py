@@ -28,6 +28,7 @@ COMPLETION = ("--complete", COMPLETION_SCRIPT)  # these end without running a co
 MEANT = {"--dry": "--dry-run", "-R": "--dry-run", "-n": "--dry-run", "--follow": "--watch", "-f": "--follow"}
 FEW = 8  # so many flags are listed where none is like the wrong one
 SAY_WHAT_FITS = ("--base", "--gpus", "--host", "--name")  # their commands answer an empty value with one that fits
+PATH_AND_QUOTE = re.compile(r'((?:[A-Za-z]:[\\/]|\.{0,2}\\)[^"]*)"')  # Windows has no such path
 
 Commands = Mapping[str, Sequence[Flag]]
 
@@ -115,7 +116,7 @@ def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
         flag, equals, value = word.partition("=")
         if waiting:
             _value(waiting, word, flags)
-            _refuse_empty(waiting, word)
+            _refuse_value(waiting, word)
             waiting = ""
         elif flag in ASKS and not equals:
             version = version or flag in VERSION
@@ -135,7 +136,7 @@ def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
             if equals and not flags[flag].value:
                 raise WrongUse(f"{flag} takes no value: write {flag} alone, or leave it out")
             if equals:
-                _refuse_empty(flag, value)
+                _refuse_value(flag, value)
             waiting = flag if flags[flag].value and not equals else ""
     if waiting:
         raise _missing(waiting)
@@ -159,10 +160,14 @@ def _value(flag: str, word: str, flags: Mapping[str, Flag]) -> None:
     raise _missing(flag, f"; a value that begins with - is written {flag}={word}")
 
 
-def _refuse_empty(flag: str, value: str) -> None:
-    """Raise WrongUse for "", as an unset variable of a shell gives it: it would count as a flag that is left out."""
-    if not value.strip() and flag not in SAY_WHAT_FITS:
+def _refuse_value(flag: str, value: str) -> None:
+    """Raise WrongUse for a value that the user's shell made of what was typed."""
+    if not value.strip() and flag not in SAY_WHAT_FITS:  # an unset variable: it would count as a flag that is left out
         raise WrongUse(f"{flag} is empty: give a value, or leave {flag} out")
+    # cmd and PowerShell pass "C:\my faces\" so that a program reads C:\my faces" and all words up to the next quote.
+    swallowed = PATH_AND_QUOTE.match(value)
+    if swallowed:
+        raise WrongUse(f'{flag} "{swallowed[1]}\\" ends with \\", which is no closing quote: write "{swallowed[1]}"')
 
 
 def _missing(flag: str, more: str = "") -> WrongUse:

@@ -18,6 +18,8 @@ from deploy.errors import WrongUse
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
 MAX_PORT = 65535
+QUOTED_PATH = re.compile(r'"[A-Za-z]:\\')  # in double quotes, \ begins an escape of YAML
+WRITE_PATHS = "write a Windows path without quotes, or with / for each \\"
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,14 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         why = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else str(error).splitlines()[0]
         hint = ": write keys and values, such as root: /workspace/sniperface" if isinstance(error, YAMLError) else ""
-        if re.search(r'"[A-Za-z]:\\', text):
-            hint = ": write a Windows path without quotes, or with / for each \\"
+        if QUOTED_PATH.search(text):
+            hint = f": {WRITE_PATHS}"
         raise WrongUse(f"{where} cannot be read: {why}{hint}") from error
     if not isinstance(values, dict):
         raise WrongUse(f"{where} must hold keys and values, such as provider: local")
+    changed = next((key for key, each in values.items() if isinstance(each, str) and not each.isprintable()), None)
+    if changed and QUOTED_PATH.search(text):  # "D:\new" is D:, a new line, and ew
+        raise WrongUse(f"{changed} in {where} has characters that cannot be printed: {WRITE_PATHS}")
     return {str(key): value for key, value in values.items()}
 
 

@@ -60,8 +60,10 @@ def test_a_file_that_is_not_yaml_is_refused_with_the_line(project: Path) -> None
         load(project, "mine", {})
 
 
-def test_a_quoted_windows_path_is_explained(project: Path) -> None:
-    (project / "conf" / "deploy" / "mine.yaml").write_text('provider: ssh\nkey: "C:\\Users\\x\\id"\nroot: /x\n')
+@pytest.mark.parametrize("path", ["C:\\Users\\x\\id", "D:\\new\\backup"], ids=["no escape", "escapes of YAML"])
+def test_a_quoted_windows_path_is_explained(project: Path, path: str) -> None:
+    """`\\n` is a new line there, so the second path is valid YAML, and no path."""
+    (project / "conf" / "deploy" / "mine.yaml").write_text(f'provider: ssh\nhost: h\nkey: "{path}"\nroot: /x\n')
     with pytest.raises(WrongUse, match="write a Windows path without quotes, or with /"):
         load(project, "mine", {})
 

@@ -253,6 +253,8 @@ WRONG = {
     "train --fraction 1.5": "--fraction 1.5 is not a share of the data",
     "train --fraction nan": "--fraction nan is not a share of the data",
     "train --fraction=": "--fraction is empty: give a value, or leave --fraction out",
+    "train --data 'C:\\my faces\" --fraction 0.1'": 'ends with \\", which is no closing quote: write "C:\\my faces"',
+    "fetch-checkpoint '--to=.\\my models\"'": 'write ".\\my models"',
     "train --fraction 0.1 --set data.data_fraction=0.2": "differ: give one of them",
     "train --nodes two": "--nodes two is not a number of machines",
     "train --nodes 0": "--nodes 0 is not a number of machines",
