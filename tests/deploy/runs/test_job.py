@@ -221,9 +221,9 @@ def test_an_event_is_given_out_when_its_line_is_whole(tmp_path: Path) -> None:
     """An incomplete line waits; a line that is not an event is skipped."""
     file = tmp_path / "metrics.jsonl"
     events = Events(LocalShell(), file)
-    file.write_text('{"event": "a"}\nnot json\n{"eve')
+    file.write_text('{"event": "a"}\nnot json\n{"eve', newline="\n")
     assert events.read() == [{"event": "a"}]
-    with file.open("a") as more:
+    with file.open("a", newline="\n") as more:
         more.write('nt": "b"}\n' + json.dumps({"event": "c"}) + "\n")
     assert events.read() == [{"event": "b"}, {"event": "c"}]
 
@@ -231,10 +231,13 @@ def test_an_event_is_given_out_when_its_line_is_whole(tmp_path: Path) -> None:
 def test_a_second_attempt_is_followed_from_its_beginning(tmp_path: Path) -> None:
     """The output of the first attempt is not repeated."""
     folder, shell = RunFolder(tmp_path), LocalShell()
-    (tmp_path / "train.log").write_text("first\n")
-    (tmp_path / "metrics.jsonl").write_text('{"event": "a"}\n')
+    (tmp_path / "train.log").write_text("first\n", newline="\n")
+    (tmp_path / "metrics.jsonl").write_text('{"event": "a"}\n', newline="\n")
     since = position(shell, folder)
-    with (tmp_path / "train.log").open("a") as log, (tmp_path / "metrics.jsonl").open("a") as metrics:
+    with (
+        (tmp_path / "train.log").open("a", newline="\n") as log,
+        (tmp_path / "metrics.jsonl").open("a", newline="\n") as metrics,
+    ):
         log.write("second\n")
         metrics.write('{"event": "b"}\n')
     assert list(follow(shell, folder, since)) == [("second\n", [{"event": "b"}])]

@@ -22,7 +22,7 @@ LINE = '{"event": "step", "step": 1, "loss": 2.0}\n'
 
 def metrics(folder: Path, text: str = LINE) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8", newline="\n")
     return folder
 
 
@@ -100,14 +100,14 @@ def test_curves_of_the_newest_runs_are_kept(tmp_path: Path) -> None:
 def test_a_run_that_begins_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
     folder = metrics(tmp_path / "a")
     feed = Live(tmp_path).feed("a", RunFolder(folder))
-    (folder / "train.log").write_text("first\n", encoding="utf-8")
+    (folder / "train.log").write_text("first\n", encoding="utf-8", newline="\n")
     assert feed.read(LocalShell()).log == ("first",)
-    with (folder / "train.log").open("a", encoding="utf-8") as log:
+    with (folder / "train.log").open("a", encoding="utf-8", newline="\n") as log:
         log.write("second\n")
     told = feed.read(LocalShell())
     assert (told.log, told.loss) == (("first", "second"), ((1, 2.0),))
     assert feed.read(LocalShell()).log == ("first", "second")
-    (folder / "train.log").write_text("anew\n", encoding="utf-8")
+    (folder / "train.log").write_text("anew\n", encoding="utf-8", newline="\n")
     assert feed.read(LocalShell()).log == ("anew",)
 
 

@@ -34,16 +34,16 @@ def test_a_line_of_a_machine_is_held_back_until_it_is_whole(tmp_path: Path, monk
     folder = RunFolder(tmp_path)
     lines = NodeLines(LocalShell(), folder, 3)
     log = Path(folder.log)
-    log.write_text("one\ntwo", encoding="utf-8")
+    log.write_text("one\ntwo", encoding="utf-8", newline="\n")
     assert lines.read() == "3| one\n"
     assert lines.read() == ""
     assert lines.read(to_the_end=True) == "3| two\n"
     assert lines.read(to_the_end=True) == ""
     monkeypatch.setattr(job, "PIECE_BYTES", 4)
-    with log.open("a", encoding="utf-8") as more:
+    with log.open("a", encoding="utf-8", newline="\n") as more:
         more.write("1234")
     assert lines.read() == ""
-    with log.open("a", encoding="utf-8") as more:
+    with log.open("a", encoding="utf-8", newline="\n") as more:
         more.write("5")
     assert lines.read() == "3| 12345\n"  # a line without end does not grow for ever
 
@@ -52,7 +52,7 @@ def test_a_line_of_a_machine_is_held_back_until_it_is_whole(tmp_path: Path, monk
 def test_a_log_of_many_pieces_is_printed_to_its_end(tmp_path: Path, text: str) -> None:
     """`logs` without `--follow` printed the first piece only, and so did `--follow` for a run on several machines."""
     folder = RunFolder(tmp_path)
-    Path(folder.log).write_text(text, encoding="utf-8")
+    Path(folder.log).write_text(text, encoding="utf-8", newline="\n")
     lines = NodeLines(LocalShell(), folder, 0)
     lines.tail.most = 4
     assert "".join(lines.pieces(to_the_end=True)).splitlines() == [f"0| {line}" for line in text.splitlines()]
@@ -62,11 +62,11 @@ def test_a_log_of_many_pieces_is_printed_to_its_end(tmp_path: Path, text: str) -
 def test_a_log_that_grows_while_it_is_printed_is_left(tmp_path: Path) -> None:
     """Its end is where it was: a machine cannot keep `logs` busy for ever."""
     folder = RunFolder(tmp_path)
-    Path(folder.log).write_text("12345678")
+    Path(folder.log).write_text("12345678", newline="\n")
     seen = ""
     for piece in log_now(LocalShell(), folder, most=4):
         seen += piece
-        with Path(folder.log).open("a") as more:
+        with Path(folder.log).open("a", newline="\n") as more:
             more.write("more")
     assert seen == "12345678"
     Path(folder.log).write_text("abc\ndef\n", encoding="utf-8", newline="\n")
@@ -82,7 +82,7 @@ def test_a_log_that_grows_while_it_is_printed_is_left(tmp_path: Path) -> None:
 def test_short_lines_of_several_machines_take_little_memory(tmp_path: Path) -> None:
     """Line by line, a log of nothing but newlines took sixty times its size."""
     folder = RunFolder(tmp_path)
-    Path(folder.log).write_text("\n" * job.PIECE_BYTES)
+    Path(folder.log).write_text("\n" * job.PIECE_BYTES, newline="\n")
     lines = NodeLines(LocalShell(), folder, 0)
     tracemalloc.start()
     try:
