@@ -170,8 +170,9 @@ def is_s3(place: str | None) -> bool:
 
 
 def _held(settings: Settings, names: Iterable[str]) -> dict[str, str]:
-    wanted = sorted({*names, *settings.target.secrets})
-    return {name: os.environ[name] for name in wanted if os.environ.get(name)}
+    told = {name: os.environ.get(name, "") for name in sorted({*names, *settings.target.secrets})}
+    # A shell that reads a file with line ends of Windows leaves a CR at the end of each value. No key has one.
+    return {name: held for name, value in told.items() if (held := value.removesuffix("\r"))}
 
 
 def write_secrets(shell: Shell, path: PurePath, secrets: Mapping[str, str]) -> None:

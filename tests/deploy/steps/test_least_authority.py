@@ -45,6 +45,14 @@ def test_a_target_as_shipped_gives_nothing(name: str) -> None:
     assert watchdog.job_secrets(settings, track="none", data="machine:/x") == {}
 
 
+def test_a_secret_of_a_file_with_line_ends_of_windows_is_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`set -a; . ./.env` keeps the CR, and the job would fail with such a key on a machine that costs money."""
+    monkeypatch.setenv("MY_TOKEN", "token-value\r")
+    monkeypatch.setenv("WANDB_API_KEY", "\r")
+    told = watchdog.job_secrets(target(tmp_path, "secrets: [MY_TOKEN]"), track="wandb", data="/x")
+    assert told == {"MY_TOKEN": "token-value"}
+
+
 @pytest.mark.parametrize(
     ("lines", "track", "data", "job", "keeper"),
     [
