@@ -44,6 +44,7 @@ from deploy.border.places import RESULT as RESULT
 from deploy.border.places import Name as Name
 from deploy.border.places import Place as Place
 from deploy.border.places import chosen as chosen
+from deploy.border.places import impossible as impossible
 from deploy.border.places import place as place
 from deploy.border.values import LISTED_MOST as LISTED_MOST
 from deploy.border.values import REASON_CHARACTERS as REASON_CHARACTERS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 
 from deploy.border.values import shown
 from deploy.errors import BadAnswer, WrongUse
@@ -37,14 +37,13 @@ class Name(str):
 def _why_no_name(value: object) -> str | None:
     if not isinstance(value, str):
         return "is not text"
-    stem = value.split(".")[0].rstrip(" ")
     reasons = {
         "is empty or too long": not 0 < len(value) <= NAME_CHARACTERS or len(value.encode("utf-8", "replace")) > 240,
         "has a separator, a drive or a character that Windows forbids": bool(_FORBIDDEN & set(value)),
         "has characters that cannot be printed": not value.isprintable(),
         "begins with a dot, a dash or a blank": value[:1] in {".", "-", " ", "~"},
         "ends with a dot or a blank": value[-1:] in {".", " "},
-        "is a reserved device name on Windows": bool(_RESERVED.fullmatch(stem)),
+        "is a reserved device name on Windows": _is_device(value),
     }
     return next((why for why, holds in reasons.items() if holds), None)
 
@@ -74,6 +73,24 @@ def place(root: Path, *names: str, what: str = "the machine") -> Place:
     return Place(root, tuple(Name(name, what) for name in names))
 
 
+def impossible(path: PurePath) -> str | None:
+    """PURE: return the part of an absolute path that a file of Windows cannot have; None elsewhere, and without one.
+
+    Windows drops dots and blanks at the end of a name, and writes `model:1.pt` into a hidden stream of `model`.
+    """
+    if not isinstance(path, PureWindowsPath):
+        return None
+    wrong = (each for each in path.parts[1:] if each != ".." and (_FORBIDDEN & set(each) or each[-1] in ". "))
+    return next(wrong, None) or next((each for each in path.parts[1:] if _is_device(each)), None)
+
+
+def _is_device(name: str) -> bool:
+    return bool(_RESERVED.fullmatch(name.split(".")[0].rstrip(" ")))
+
+
 def chosen(path: Path) -> Place:
-    """Return the place of a path that the user typed, such as --to. It needs no check."""
+    """Return the place of a path that the user typed, such as --to. Raises WrongUse if Windows cannot have it."""
+    wrong = impossible(path)
+    if wrong:
+        raise WrongUse(f"{path} cannot be a file on Windows: give a plain name in place of '{wrong}', such as model.pt")
     return Place(path.parent, (str.__new__(Name, path.name),))

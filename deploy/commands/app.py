@@ -134,6 +134,8 @@ def of_checkpoint(
 
     Without `out` the results go to `place` in the run's folder; {stem} is the checkpoint's name without suffix.
     """
+    if out:
+        chosen(Path(out).absolute())  # refused before the work
     with session.run(project, target, run_id) as reached:
         checkpoint = _checkpoint(reached, which, screen)
         file = checkpoint["file"]

@@ -104,7 +104,9 @@ def _one_at_a_time(settings: Settings) -> Lock:
 def _destination(to: str, file: Name) -> Place:
     """The file that the user named, or `file` in the folder that the user named. Raises WrongUse if it cannot be."""
     named = Path(to).absolute()
-    destination = Place(named, (file,)) if named.is_dir() or to.endswith(("/", "\\")) else chosen(named)
+    destination = chosen(named)
+    if named.is_dir() or to.endswith(("/", "\\")):
+        destination = Place(named, (file,))
     try:
         destination.path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=destination.path.parent):

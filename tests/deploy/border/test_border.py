@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy import border
-from deploy.border import Name, Place, place
+from deploy.border import Name, Place, impossible, place
 from deploy.errors import BadAnswer, WrongUse
 
 PROJECT = Path(__file__).parents[3]
@@ -44,6 +44,24 @@ def test_a_name_is_one_plain_component(name: object) -> None:
 @pytest.mark.parametrize("name", ["epoch_001.pt", "a b.json", "größe.png", "console.txt", "a..b", "roc_lfw.png"])
 def test_an_ordinary_name_stays_as_it_is(name: str) -> None:
     assert Name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        (r"C:\Jo Müller\faces 1.0\model.pt", None),
+        (r"\\nas\share\..\-model.pt", None),
+        (r"C:\con\model.pt", "con"),
+        (r"C:\models\aux.pt", "aux.pt"),
+        (r"C:\models\m?.pt", "m?.pt"),
+        (r"C:\models\model:1.pt", "model:1.pt"),
+        (r"C:\models\model.pt.", "model.pt."),
+        (r"C:\models \model.pt", "models "),
+    ],
+)
+def test_a_path_that_windows_cannot_have_is_named(path: str, wrong: str | None) -> None:
+    assert impossible(PureWindowsPath(path)) == wrong
+    assert impossible(PurePosixPath("/models/aux?.pt ")) is None
 
 
 @given(st.text())
@@ -182,7 +200,7 @@ def test_a_line_without_an_end_is_not_kept(byte: str) -> None:
     """A process that streams one line of 48 MiB holds less than 32 MiB of it: text, invalid UTF-8 or escapes."""
     script = f"""
 import re, sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from deploy.shell import LocalShell
 from deploy.ui.screen import Screen
 

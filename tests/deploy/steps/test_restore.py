@@ -131,8 +131,8 @@ def test_of_several_machines_each_has_its_own_copy(make: Make, tmp_path: Path) -
     for machine, rank in ((first, 0), (second, 1)):
         write_json(Path(machine.folder.plan), {**read_json(Path(machine.folder.plan)), "place": {"rank": rank}})
         sync.sync(machine.folder, place, "volume")
-    assert (tmp_path / "volume" / "one" / "train.log").read_bytes() == b"rank 0\n"
-    assert (tmp_path / "volume" / "one" / "rank-1" / "train.log").read_bytes() == b"rank 1\n"
+    assert (tmp_path / "volume" / "one" / "train.log").read_text() == "rank 0\n"
+    assert (tmp_path / "volume" / "one" / "rank-1" / "train.log").read_text() == "rank 1\n"
     assert [note["step"] for note in restore.look(first.folder, place)["checkpoints"]] == [1]
 
 

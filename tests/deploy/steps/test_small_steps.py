@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from deploy.errors import NoMachine, WrongUse
+from deploy.pod.base.folder import remove
 from deploy.runs.session import Reach, Reached
 from deploy.shell import LocalShell, Shell
 from deploy.specs.machine import Hardware, Machine
@@ -144,7 +144,7 @@ def test_the_first_credential_is_named_before_code_travels(tmp_path: Path) -> No
             check(rented)
     assert check_code(own) == ("a.pem", "b.pem")
     assert prove_code(own) == prove_code(own) is not None
-    shutil.rmtree(tmp_path / ".git")
+    remove(tmp_path / ".git")
     assert prove_code(own) is None
 
 
