@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 GIT_LIMIT_S = 300
 NEW_FORMAT, NEW_LENGTH = "sha256", 64  # of git's newer ids; SHA-1 ids have 40 letters
 # Whatever this machine's user has configured for other repositories: line endings, hooks, other addresses, protocols.
-# On Windows, where this is the laptop, the user's setting for long paths is needed.
 NO_SETTINGS = {"HOME": os.devnull, "XDG_CONFIG_HOME": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1"}
+# On Windows, where this is the laptop, git has no such home. Its installer sets autocrlf.
+ON_WINDOWS = ("core.autocrlf=false", "core.eol=lf", "core.longpaths=true")
 OLD_FORMAT = {"GIT_DEFAULT_HASH": "sha1"}  # git 3 makes repositories of SHA-256 unless it is told
 KNOWN_COMMITS = 50  # enough to find one that the laptop has too
 COMPILED = "app/*/__pycache__/*.nb[ci]"  # by numba, which needs seconds in each process of a job
@@ -124,8 +125,8 @@ def _extract(archive: tarfile.TarFile, folder: Path) -> None:
 
 def _git(repository: Path | None, *argv: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    settings = {} if sys.platform == "win32" else NO_SETTINGS
-    where = [f"--git-dir={repository}"] if repository else []
+    settings, options = ({}, ON_WINDOWS) if sys.platform == "win32" else (NO_SETTINGS, ())
+    where = [*(word for each in options for word in ("-c", each)), *([f"--git-dir={repository}"] if repository else [])]
     try:
         done = subprocess.run(
             ["git", *where, *argv],

@@ -131,15 +131,13 @@ def test_a_file_behind_a_filter_travels_as_it_is_here(
 
 def test_a_file_that_a_filter_stored_as_a_pointer_travels_whole(tree: Path, machine: Path) -> None:
     """The file is tracked and unchanged, so git's index has the pointer with the file's times."""
-    (tree / ".gitattributes").write_text("*.bin filter=fake\n")
+    (tree / ".gitattributes").write_text("*.bin -text filter=fake\n")
     git(tree, "config", "filter.fake.clean", "sha256sum")
     (tree / "model.bin").write_bytes(b"weights\r\n")
     git(tree, "add", ".")
     git(tree, "commit", "--quiet", "-m", "second")
-    assert (
-        git(tree, "cat-file", "blob", "HEAD:model.bin")
-        == f"{hashlib.sha256(b'weights' + bytes([13, 10])).hexdigest()}  -"
-    )
+    stored = git(tree, "cat-file", "blob", "HEAD:model.bin").split()[0]
+    assert stored == hashlib.sha256(b"weights\r\n").hexdigest()
     assert (arrived(tree, machine) / "model.bin").read_bytes() == b"weights\r\n"
 
 
