@@ -395,7 +395,7 @@ def test_the_installed_script_runs_its_clone_from_any_folder(tmp_path: Path, nam
     subprocess.run([*pip, "--target", str(tmp_path / "tool"), str(project)], cwd=tmp_path, check=True)
     if name == "moved":
         project.rename(tmp_path / "elsewhere")
-    script = tmp_path / "tool" / "bin" / "sniperface"
+    script = tmp_path / "tool" / "bin" / ("sniperface.exe" if os.name == "nt" else "sniperface")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "tool"), "PYTHONUTF8": "1"}
     done = subprocess.run(
         [sys.executable, script, "status"],
