@@ -29,7 +29,7 @@ from app.data.sources.photograph import is_image, load_faces
 from app.errors import Failed, WrongUse
 from app.evaluation.embedding import batch_size_for, embed_all
 from app.evaluation.weights import how_read, network_of, with_configs
-from app.files import atomic, make_folder, write_json
+from app.files import atomic, describes, make_folder, refuse_to_replace, write_json
 from app.runtime import checkpoint, dist
 from app.runtime.command import answer
 from app.runtime.dist import World
@@ -69,6 +69,11 @@ def embed(argv: Sequence[str], here: World, stop: Stop) -> str:
     flip, fit = how_read(given)
     files = matching(given["images"])
     weights = Path(given["weights"])
+    refuse_to_replace(out, [*files, weights])
+    if out.exists() and not describes(out.with_suffix(".json"), out.name):
+        raise WrongUse(
+            f"out={out} would replace an array that app.embed did not write; give another name, or remove it"
+        )
     config = with_configs([weights], overrides)[weights]
     network = network_of(weights, config)
     make_folder(out.absolute().parent, "out")

@@ -44,7 +44,7 @@ from app.errors import Failed, WrongUse
 from app.evaluation.image_set import ImageSet
 from app.evaluation.sets import held_out, open_set
 from app.evaluation.side_by_side import Figures, side_by_side
-from app.files import atomic, make_folder, read_json, write_json
+from app.files import atomic, make_folder, refuse_to_replace, write_json
 from app.files import shown as in_short
 from app.models import build_backbone
 from app.onnx import rules
@@ -132,8 +132,9 @@ def export_weights(own: dict[str, str], overrides: list[str]) -> str:
         raise WrongUse(f"{other}=… applies only to an ONNX file; leave it out, or give out=model.onnx")
     path, config = source(own, overrides)
     out = Path(own["out"]).absolute()
-    if out == path:
-        raise WrongUse(f"out={out} is the file to export; give another name, such as out=backbone.pt")
+    refuse_to_replace(out, [path], beside=False)
+    if out.exists() and RunFolder.with_weights(out.resolve()):
+        raise WrongUse(f"out={out} is a checkpoint of a run; give another name, such as out=backbone.pt")
     backbone = build_backbone(config.backbone)
     load_backbone(path, backbone)
     state = to_published(backbone.state_dict())
@@ -150,9 +151,7 @@ def decide(own: dict[str, str], overrides: list[str]) -> Request:
     if out.suffix != ".onnx":
         name = own.get("out", "…")
         raise WrongUse(f"out={name} is not a valid file name; give one such as out=model.onnx or out=backbone.pt")
-    beside = out.with_suffix(".json")
-    if beside.exists() and not describes(beside, out.name):
-        raise WrongUse(f"{beside} would be overwritten and does not describe {out.name}; give another out=….onnx")
+    refuse_to_replace(out, [path])
     precision = own.get("precision", "fp32")
     opset = own.get("opset", str(INT8_OPSET if precision == "int8" else OPSETS[0]))
     if opset not in map(str, OPSETS):
@@ -245,11 +244,6 @@ def measured_of(file: Path, weights: Path) -> dict[str, Any]:
     if found is None:
         raise WrongUse(f"{file} has no results for {weights.name}; evaluate it first: python -m app.evaluate weights=…")
     return found
-
-
-def describes(file: Path, name: str) -> bool:
-    """Whether a JSON file describes the file of this name. The JSON of a checkpoint does not."""
-    return read_json(file).get("file") == name
 
 
 def export(request: Request) -> str:

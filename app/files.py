@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -149,6 +149,23 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def refuse_to_replace(out: Path, read: Sequence[Path], beside: bool = True) -> None:
+    """Refuse an `out` that is a file in `read`, or whose JSON, if one is written `beside` it, is of something else.
+
+    Raises WrongUse.
+    """
+    if out.exists() and any(each.exists() and out.samefile(each) for each in read):
+        raise WrongUse(f"out={out} is a file that this command reads; give another name, such as out=new{out.suffix}")
+    note = out.with_suffix(".json")
+    if beside and note.exists() and not describes(note, out.name):
+        raise WrongUse(f"{note} would be overwritten and does not describe {out.name}; give another out=…{out.suffix}")
+
+
+def describes(file: Path, name: str) -> bool:
+    """Whether a JSON file describes the file of this name. The JSON of a checkpoint does not."""
+    return read_json(file).get("file") == name
 
 
 def make_folder(path: Path, key: str, of: Path | None = None) -> None:

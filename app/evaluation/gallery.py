@@ -189,8 +189,13 @@ def names_of(file: Path) -> dict[int, str]:
     """The person of each label in people.csv; {} without the file. Raises WrongUse."""
     if not file.is_file():
         return {}
+    named: dict[int, str] = {}
     try:
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-            return {int(row["label"]): row["person"] for row in csv.DictReader(lines)}
-    except (ValueError, KeyError, TypeError) as error:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+            for row in csv.DictReader(lines):
+                label, person = int(row["label"]), row["person"]
+                if person is None or named.setdefault(label, person) != person:
+                    raise ValueError(f"label {label} has no name, or two")
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise WrongUse(f"{file} is not as app.prepare wrote it, with label,person,images; prepare it again") from error
+    return named

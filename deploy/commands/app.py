@@ -191,6 +191,7 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
     if reached.machine is None or reached.machine.is_here:
         more = _images_here(reached, words, screen)
         return _here(reached.settings.project, module, [*words, *more, f"out={out}"], flags.EVALUATE)
+    _spare_checkpoints(out)
     plan = reached.read_plan()
     there = reached.folder.path / "results" / out.name
     argv = [plan["argv"][0], "-m", module, *words, f"out={there}"]
@@ -232,6 +233,13 @@ def _images_here(reached: Reached, words: Sequence[str], screen: Screen) -> list
         return []
     screen.say(f"with the images that are here: {near(images)}")
     return [hydra_override(DATA_KEY, str(images))]
+
+
+def _spare_checkpoints(out: Path) -> None:
+    """Raise WrongUse if a downloaded result would replace a checkpoint or the JSON beside one."""
+    said = read_json(out.with_suffix(".json")).get("file")
+    if out.suffix and said is not None and (said != out.name) == (out.suffix == ".onnx"):
+        raise WrongUse(f"--out {out} would replace {said} or the JSON that describes it: give another name or folder")
 
 
 def _without_images(reached: Reached, plan: Mapping[str, Any]) -> StepFailed | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from app.config import load
 from app.data.augment import to_float
 from app.embed import main
+from app.files import write_json
 from app.models import build_backbone
 from app.runtime.checkpoint import sha256
 from tests.app.conftest import faces
@@ -99,6 +101,29 @@ def test_wrong_use_is_one_sentence(
     assert said in told
     assert len(told.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_array_of_embeddings_is_never_replaced(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(place / "images.npy", data)
+    np.save(data / "labels.npy", np.arange(5, dtype=np.int32))
+    write_json(data / "manifest.json", {"rows": 5})
+    write_json(data / "epoch_000.json", {"file": "epoch_000.pt"})  # beside a checkpoint
+    before = {file: file.read_bytes() for file in data.iterdir()}
+    for name, said in (
+        ("images.npy", "is a file that this command reads"),
+        ("labels.npy", "would replace an array that app.embed did not write"),
+        ("manifest.npy", "manifest.json would be overwritten"),
+        ("epoch_000.npy", "epoch_000.json would be overwritten"),
+    ):
+        assert main(given(place, data / name, str(data / "images.npy"))) == 2
+        assert said in capsys.readouterr().err
+        assert {file: file.read_bytes() for file in data.iterdir()} == before
+    for _ in range(2):  # its own embeddings are replaced
+        assert main(given(place, data / "embeddings.npy", str(data / "images.npy"))) == 0
 
 
 def test_a_network_that_is_unknown_is_asked_for(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -285,6 +285,22 @@ def test_a_checkpoint_of_a_run_is_exported_and_described(
     assert session.get_outputs()[0].shape == told["output"]["shape"]
 
 
+def test_plain_weights_replace_no_checkpoint(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    one, other = (Path(shutil.copy(weights, checkpoints / f"epoch_00{number}.pt")) for number in (0, 1))
+    before = one.read_bytes()
+    for out, said in (
+        (checkpoints / ".." / "checkpoints" / one.name, "is a file that this command reads"),
+        (other, "is a checkpoint of a run"),
+        (checkpoints / ".." / "checkpoints" / other.name, "is a checkpoint of a run"),
+    ):
+        assert export.main([f"weights={one}", f"out={out}", *WEIGHTS_OF_IRESNET]) == 2
+        assert said in capsys.readouterr().err
+        assert one.read_bytes() == other.read_bytes() == before
+
+
 def test_what_an_evaluation_measured_lies_beside_the_file(
     weights: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

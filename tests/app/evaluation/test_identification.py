@@ -252,9 +252,13 @@ def test_a_set_that_cannot_be_searched_is_refused_in_one_sentence(two: Path, tmp
     (numbers / "people.csv").write_text("label,person,images\n0,p00,2\n")
     with pytest.raises(WrongUse, match="has no line for the label 1"):
         open_gallery(gallery, numbers)
-    (numbers / "people.csv").write_text("a,b\n0,p00\n")
-    with pytest.raises(WrongUse, match=r"is not as app\.prepare wrote it"):
-        open_gallery(gallery, numbers)
+    for damaged in ("a,b\n0,p00\n", "label,person\n0,p00\n1\n", f"label,person\n0,{'p' * 200_000}\n1,p01\n",
+                    "label,person\n0,p00\n1,p01\n0,p01\n"):  # fmt: skip
+        (numbers / "people.csv").write_text(damaged)
+        with pytest.raises(WrongUse, match=r"is not as app\.prepare wrote it"):
+            open_gallery(gallery, numbers)
+    (numbers / "people.csv").write_text("label,person\n0,p00\n1,p01\n", encoding="utf-8-sig")  # as Excel saves it
+    assert open_gallery(gallery, numbers)
     with pytest.raises(WrongUse, match="with gallery/ and probes/"):
         open_set(tmp_path)
     with pytest.raises(WrongUse, match="needs a gallery to be searched in; add gallery=DIR"):

@@ -428,6 +428,14 @@ def test_an_export_comes_with_its_thresholds(box: Box) -> None:
     assert Path(words["evaluation"]).read_text() == results.read_text()
     assert Path(words["evaluation"]).is_relative_to(box.root)
     assert sorted(path.name for path in (box.project.path / "of run").iterdir()) == ["m.json", "m.onnx"]
+    box.invoke("export", "--out", "of run/m.onnx")  # its own file is replaced
+    checkpoint = next((home / "checkpoints").glob("*.pt"))
+    before = {path: path.read_bytes() for path in checkpoint.parent.iterdir()}
+    assert checkpoint.with_suffix(".json") in before
+    for out in (checkpoint.with_suffix(".onnx"), checkpoint):
+        refused = box.invoke("export", "--out", str(out), code=2).stderr
+        assert f"would replace {checkpoint.name} or the JSON that describes it" in refused
+    assert {path: path.read_bytes() for path in checkpoint.parent.iterdir()} == before
 
 
 def test_images_that_a_machine_no_longer_has_are_named(box: Box) -> None:
