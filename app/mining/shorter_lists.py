@@ -3,7 +3,8 @@
 A network that tells people apart badly puts strangers near to each other. A person of few images then has others in the
 list, above any floor of the whole data set, and clusters hold several people who look alike. Shorter lists reach less
 far. But they may also split a person of many images, or of images along a curve. Without labels, the silhouette tells:
-pieces of a person lie near to each other, people farther apart. So the split stays if clusters then lie farther apart.
+pieces of a person lie near to each other, people farther apart. So the split stays if clusters then lie farther apart,
+and most images are still in one: of images that chance put together, few stay.
 
 Letters: N images, k neighbours.
 """
@@ -11,6 +12,8 @@ Letters: N images, k neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable
+
+import numpy as np
 
 from app.config import MiningConfig
 from app.mining.arrays import Longs
@@ -22,6 +25,7 @@ from app.runtime.stop import Poll
 
 CLEAR = 0.99  # share of images that are more like their own cluster: then the lists do not reach too far
 GAIN = 0.015  # least gain of the silhouette; what less is worth varies from set to set
+KEPT = 0.9  # share of the images in clusters that still are after a split
 PARTS = (2, 4)  # of a list, each tried
 LEAST = 6  # entries of a list: fewer hardly share neighbours
 
@@ -45,6 +49,12 @@ def split_by_shorter_lists(
         finer = in_pieces(labels, people(shortened(of, length, config, here, poll)))
         apart = separation(finer, of.rows, of.original, here)
         poll()
-        if apart.silhouette > max(best.silhouette, before.silhouette + GAIN):
+        stay = in_clusters(finer) >= KEPT * in_clusters(labels)
+        if stay and apart.silhouette > max(best.silhouette, before.silhouette + GAIN):
             best, chosen = apart, finer
     return chosen, best
+
+
+def in_clusters(labels: Longs) -> int:
+    """Return how many images [N] are not alone in their cluster."""
+    return int(np.count_nonzero(np.bincount(labels)[labels] > 1))
