@@ -174,7 +174,8 @@ def agreement(report: dict[str, Any]) -> str:
 def sentence(report: dict[str, Any], out: Path) -> str:
     purity = "" if report["purity"] is None else f", purity {report['purity']:.1%}"
     warning = "" if report["accepted"] else f"; training would reject them: {report['why']}"
-    return f"{shown(out)}: {report['count']} pseudo-IDs, coverage {report['coverage']:.1%}{purity}{warning}"
+    measured = f"coverage {report['coverage']:.1%}, separated {report['separated']:.1%}{purity}"
+    return f"{shown(out)}: {report['count']} pseudo-IDs, {measured}{warning}"
 
 
 def tell(done: int, total: int) -> None:

@@ -39,6 +39,7 @@ class Clustered(NamedTuple):
     rows: Tensor  # [n, D] of this rank
     sample: Floats  # [S, D] of all ranks, without copies
     first: Floats  # [k]
+    second: Floats  # [k]
     listed: Neighbours  # of all images
     how: str  # how the neighbours were searched
     recall: float
@@ -70,13 +71,28 @@ def clustered(rows: Tensor, config: MiningConfig, here: World, *, seed: int, pol
             f"{config.min_recall:.2%}: give mining.{exact}, which is exact"
         )
     original, kept = _lists_without_copies(rows, listed, config, here, first, poll)
-    strict = _clusters_above(first, kept, original, config, here, poll)
-    likely = strict
-    if config.method == "overlap":
-        loose = _clusters_above(second, kept, original, config, here, poll, strict=False)
-        likely = with_looser(strict, loose, config.max_cluster)
+    strict, likely = _strict_and_likely((first, second), kept, original, config, here, poll)
     near = gather(kept.cosine[:, 0] >= first[0], here)
-    return Clustered(rows, sample, first, listed, how, share, original, kept, strict, likely, near)
+    return Clustered(rows, sample, first, second, listed, how, share, original, kept, strict, likely, near)
+
+
+def shortened(of: Clustered, length: int, config: MiningConfig, here: World, poll: Poll) -> Clustered:
+    """Return the clusters of lists of `length`, the first entries of those of `of`."""
+    kept = replace(of.kept, ids=of.kept.ids[:, :length].copy(), cosine=of.kept.cosine[:, :length].copy())
+    floors = of.first[:length], of.second[:length]
+    strict, likely = _strict_and_likely(floors, kept, of.original, config, here, poll)
+    return of._replace(first=floors[0], second=floors[1], kept=kept, strict=strict, likely=likely)
+
+
+def _strict_and_likely(
+    floors: tuple[Floats, Floats], kept: Neighbours, original: Ints, config: MiningConfig, here: World, poll: Poll
+) -> tuple[Clusters, Clusters]:
+    """Return the clusters above the first of two `floors` [k], and these with those above the second that it splits."""
+    strict = _clusters_above(floors[0], kept, original, config, here, poll)
+    if config.method == "parity":
+        return strict, strict
+    loose = _clusters_above(floors[1], kept, original, config, here, poll, strict=False)
+    return strict, with_looser(strict, loose, config.max_cluster)
 
 
 def _checked(

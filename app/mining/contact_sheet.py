@@ -93,8 +93,9 @@ def contact_sheet(
 def _head(report: Report, *, marked: bool, partial: bool) -> list[tuple[str, tuple[int, int, int]]]:
     """Return the lines above the rows, each with its colour."""
     purity = "" if report.purity is None else f", purity {report.purity:.1%}"
+    measured = f"{report.coverage:.1%} of the images, separated {report.separated:.1%}{purity}"
     lines = [
-        (f"{report.count} pseudo-IDs, {report.coverage:.1%} of the images{purity}, floor {report.floor:.2f}", INK),
+        (f"{report.count} pseudo-IDs, {measured}, floor {report.floor:.2f}", INK),
         ("accepted", INK) if report.accepted else (f"REJECTED: {report.why}"[:LETTERS], ALARM),
     ]
     if marked:

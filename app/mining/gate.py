@@ -39,6 +39,8 @@ class Report:
     recall: float = 1.0  # of the search, on a sample; within cells of the neighbours that clustering reads
     unusable: int = 0  # images whose embedding is zero or not finite
     offset: float = 0.0  # median cosine of strangers, from an offset of all embeddings that was removed; 0: none
+    silhouette: float = 0.0  # how far apart the clusters lie: 1 is far, 0 not at all (app/mining/separation.py)
+    separated: float = 0.0  # share of the images in clusters that are more like their own cluster than like any other
     shared: int = 0  # directions that images of different people share, and that were removed
     cut: int = 0  # images of clusters over max_cluster that were cut into pieces
     left_out: int = 0  # images of clusters over max_cluster that were too large to cut

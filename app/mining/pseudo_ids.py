@@ -5,13 +5,16 @@ Letters: N images mined, n of this process (its contiguous share), D embedding s
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from app.config import NO_ID, MiningConfig
 from app.mining.arrays import Ints, Longs
-from app.mining.cluster import RESOLVED, Clusters, gather, number
+from app.mining.cluster import RESOLVED, gather, number
 from app.mining.clustered import Clustered, clustered, originals, sample_of, without_copies
 from app.mining.curves import joined
 from app.mining.doubt import doubts
@@ -21,7 +24,9 @@ from app.mining.look_alikes import apart
 from app.mining.offset import without_offset
 from app.mining.order import move_rows, order_of, places_in
 from app.mining.pieces import in_either, in_pieces, pieced
+from app.mining.separation import Separation, separation
 from app.mining.shared_direction import Shared, shared_direction, without
+from app.mining.shorter_lists import CLEAR, GAIN, split_by_shorter_lists
 from app.mining.strangers import without_strangers
 from app.mining.wide_directions import without_wide_directions
 from app.runtime.dist import World, any_rank, from_main, share
@@ -57,23 +62,17 @@ def find_pseudo_ids(
         raise ValueError("embeddings must have length 1; scale each row, as torch.nn.functional.normalize does")
     order = order_of(shard, here)
     move_rows(shard, places_in(order), here)
-    rows, offset, wide, removed = shard, 0.0, 0, 0
+    rows, offset = shard, 0.0
     sample = sample_of(rows, here)
     spread = from_main(effective_rank(sample), here)
     if config.method == "overlap":
         rows, offset = without_offset(shard, sample, here)
-        sample = sample if rows is shard else sample_of(rows, here)
-        rows, wide = without_wide_directions(rows, sample, len(previous), config.false_edges_per_image, here, poll)
-    of = clustered(rows, config, here, seed=seed, poll=poll)
-    clusters = of.strict
-    if config.method == "overlap":
-        of, removed = without_shared_directions(of, config, here, seed, poll)
-        clusters = _people(of, config, here, poll)
+    of, clusters, apart_by, shared = best_mined(rows, config, here, seed=seed, poll=poll)
     floor = config.similarity if config.method == "parity" else float(of.first[0])
     copies = np.count_nonzero(originals(of.listed, here, floor=1 - RESOLVED) != np.arange(len(previous)))
     distinct = 1 - copies / max(len(previous), 1)
     sure = number(of.strict.labels, config.min_cluster, config.max_cluster) != NO_ID
-    numbered = number(clusters.labels[places_in(order)], config.min_cluster, config.max_cluster)
+    numbered = number(clusters[places_in(order)], config.min_cluster, config.max_cluster)
     found = keep_ids(previous, numbered)
     doubtful = doubts(found[order], of.rows, of.listed, here)
     report = judge(
@@ -91,14 +90,54 @@ def find_pseudo_ids(
         sure=float(sure.mean()) if len(sure) else 0.0,
         by_chance=chance_coverage(config),
         offset=offset,
-        shared=wide + removed,
-        cut=int(np.count_nonzero(clusters.cut)),
-        left_out=int((np.bincount(clusters.labels)[clusters.labels] > config.max_cluster).sum()),
+        shared=shared,
+        silhouette=apart_by.silhouette,
+        separated=apart_by.separated,
+        cut=int(np.count_nonzero(of.likely.cut)),
+        left_out=int((np.bincount(clusters)[clusters] > config.max_cluster).sum()),
         loose={str(name): cosine for name, cosine in doubtful.loose.items()},
         alike={f"{one} {other}": part for (one, other), part in doubtful.alike.items()},
     )
     move_rows(shard, order, here)
     return found, report
+
+
+class Mined(NamedTuple):
+    """The clusters of embeddings, after the directions that people share were removed."""
+
+    of: Clustered
+    people: Longs  # [N]: clusters that likely show one person each
+    apart: Separation
+    shared: int  # directions that were removed
+
+
+def best_mined(rows: Tensor, config: MiningConfig, here: World, *, seed: int, poll: Poll) -> Mined:
+    """Return the clusters of this rank's unit `rows` [n, D], without wide directions unless they tell people apart.
+
+    In the embeddings of a weak network they may: without them, clusters lie nearer to each other.
+    """
+    if config.method == "parity":
+        of = clustered(rows, config, here, seed=seed, poll=poll)
+        return Mined(of, of.strict.labels, separation(of.strict.labels, of.rows, of.original, here), 0)
+    count = len(gather(np.empty((len(rows), 0), np.int32), here))
+    without_wide, wide = without_wide_directions(
+        rows, sample_of(rows, here), count, config.false_edges_per_image, here, poll
+    )
+    found = _mined(without_wide, config, here, seed, poll)
+    if wide and not found.apart.separated >= CLEAR:
+        other = _mined(rows, config, here, seed, poll)
+        if other.apart.silhouette > found.apart.silhouette + GAIN:
+            return other
+    return found._replace(shared=found.shared + wide)
+
+
+def _mined(rows: Tensor, config: MiningConfig, here: World, seed: int, poll: Poll) -> Mined:
+    """Return the clusters of this rank's unit `rows` [n, D]; `shared` are the directions of blurry images."""
+    of = clustered(rows, config, here, seed=seed, poll=poll)
+    of, removed = without_shared_directions(of, config, here, seed, poll)
+    steps = partial(_people, config=config, here=here, poll=poll)
+    people, apart = split_by_shorter_lists(of, steps(of), steps, config, here, poll)
+    return Mined(of, people, apart, removed)
 
 
 def without_shared_directions(
@@ -134,7 +173,7 @@ def common_direction(of: Clustered, config: MiningConfig, here: World, poll: Pol
     return shared
 
 
-def _people(of: Clustered, config: MiningConfig, here: World, poll: Poll) -> Clusters:
+def _people(of: Clustered, config: MiningConfig, here: World, poll: Poll) -> Longs:
     """Return the clusters that likely show one person each."""
     pieces, floor, largest = of.likely.labels, float(of.first[0]), config.max_cluster
     people = pieced(pieces, of.rows, of.kept, floor, of.original, largest, here, poll)
@@ -142,8 +181,7 @@ def _people(of: Clustered, config: MiningConfig, here: World, poll: Poll) -> Clu
     people = without_strangers(people, of.rows, of.original, of.sample, largest, here, poll)
     # `joined` needs the clusters before `pieced`: a larger share of their images is at the border to the next piece.
     curves = joined(in_pieces(people, pieces), of.rows, of.kept, floor, of.original, largest, here, poll)
-    people = in_either(people, curves, largest)
-    return of.likely._replace(labels=people)
+    return in_either(people, curves, largest)
 
 
 def chance_coverage(config: MiningConfig) -> float:

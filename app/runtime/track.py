@@ -133,7 +133,8 @@ class Console:
         )
         offset = f"; an offset of all embeddings, removed: cosine {r['offset']:.2f}" if r["offset"] else ""
         shared = f"; directions of different people, removed: {r['shared']}" if r["shared"] else ""
-        found = f"{r['count']} pseudo-IDs, coverage {r['coverage']:.1%}{purity}, {r['seconds']:.1f} s"
+        measured = f"coverage {r['coverage']:.1%}, separated {r['separated']:.1%}{purity}"
+        found = f"{r['count']} pseudo-IDs, {measured}, {r['seconds']:.1f} s"
         return f"{found}: {verdict}{cut}{offset}{shared}"
 
     def _eval(self, r: dict[str, Any]) -> str:

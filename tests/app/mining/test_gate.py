@@ -56,6 +56,8 @@ def test_the_report_counts_and_can_be_written_as_json() -> None:
         "unusable": 1,
         "offset": 0.0,
         "shared": 0,
+        "silhouette": 0.0,
+        "separated": 0.0,
         "cut": 0,
         "left_out": 0,
         "loose": {},
