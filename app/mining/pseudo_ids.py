@@ -18,7 +18,7 @@ from app.mining.cluster import RESOLVED, gather, number
 from app.mining.clustered import Clustered, clustered, originals, sample_of, without_copies
 from app.mining.curves import joined
 from app.mining.doubt import doubts
-from app.mining.gate import Report, effective_rank, judge, keep_ids
+from app.mining.gate import Report, effective_rank, judge, keep_ids, pair_precision
 from app.mining.lists import NONE, Neighbours, usable
 from app.mining.look_alikes import apart
 from app.mining.offset import without_offset
@@ -26,14 +26,16 @@ from app.mining.order import move_rows, order_of, places_in
 from app.mining.pieces import in_either, in_pieces, pieced
 from app.mining.separation import Separation, separation
 from app.mining.shared_direction import Shared, shared_direction, without
-from app.mining.shorter_lists import CLEAR, GAIN, split_by_shorter_lists
+from app.mining.shorter_lists import CLEAR, split_by_shorter_lists
 from app.mining.strangers import without_strangers
 from app.mining.wide_directions import without_wide_directions
 from app.runtime.dist import World, any_rank, from_main, share
 from app.runtime.stop import Poll, undisturbed
 
 UNIT = 0.01  # largest difference of an embedding's length from 1: 16 bits round by less
+IN_HALVES = 2 / 3  # of the pairs of a person; in two equal halves half of them stay, in more pieces fewer
 MOST_SHARED = 4  # directions; each costs another search
+GAIN = 0.015  # of the silhouette, for wide directions to come back; what less is worth varies from set to set
 ROWS_AT_ONCE = 2**12
 
 
@@ -114,7 +116,8 @@ class Mined(NamedTuple):
 def best_mined(rows: Tensor, config: MiningConfig, here: World, *, seed: int, poll: Poll) -> Mined:
     """Return the clusters of this rank's unit `rows` [n, D], without wide directions unless they tell people apart.
 
-    In the embeddings of a weak network they may: without them, clusters lie nearer to each other.
+    In the embeddings of a weak network they may: without them, clusters lie nearer to each other. So do whole people,
+    compared with their pieces of one camera each, which the removal joins.
     """
     if config.method == "parity":
         of = clustered(rows, config, here, seed=seed, poll=poll)
@@ -126,9 +129,20 @@ def best_mined(rows: Tensor, config: MiningConfig, here: World, *, seed: int, po
     found = _mined(without_wide, config, here, seed, poll)
     if wide and not found.apart.separated >= CLEAR:
         other = _mined(rows, config, here, seed, poll)
-        if other.apart.silhouette > found.apart.silhouette + GAIN:
+        farther = other.apart.silhouette > found.apart.silhouette + GAIN
+        if farther and pairs_kept(found.people, other.people) > IN_HALVES:
             return other
     return found._replace(shared=found.shared + wide)
+
+
+def pairs_kept(labels: Longs, others: Longs) -> float:
+    """Return the share of the pairs of images in one of the clusters `labels` [N] that are in one of `others` [N] too.
+
+    Only images in clusters of both count.
+    """
+    one, other = (number(each, 2, len(each)) for each in (labels, others))
+    both = (one != NO_ID) & (other != NO_ID)
+    return pair_precision(np.where(both, one, NO_ID), np.where(both, other, NO_ID).astype(np.int32))
 
 
 def _mined(rows: Tensor, config: MiningConfig, here: World, seed: int, poll: Poll) -> Mined:

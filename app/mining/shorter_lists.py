@@ -24,7 +24,6 @@ from app.runtime.dist import World
 from app.runtime.stop import Poll
 
 CLEAR = 0.99  # share of images that are more like their own cluster: then the lists do not reach too far
-GAIN = 0.015  # least gain of the silhouette; what less is worth varies from set to set
 KEPT = 0.9  # share of the images in clusters that still are after a split
 PARTS = (2, 4)  # of a list, each tried
 LEAST = 6  # entries of a list: fewer hardly share neighbours
@@ -50,7 +49,7 @@ def split_by_shorter_lists(
         apart = separation(finer, of.rows, of.original, here)
         poll()
         stay = in_clusters(finer) >= KEPT * in_clusters(labels)
-        if stay and apart.silhouette > max(best.silhouette, before.silhouette + GAIN):
+        if stay and apart.silhouette > best.silhouette:
             best, chosen = apart, finer
     return chosen, best
 

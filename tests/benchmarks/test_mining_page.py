@@ -45,6 +45,10 @@ FIGURES = [
     ("these, and two more", (PRECISION,), "real_faces", "precision of views, a third poor"),
     ("the four ways, of people", (F, PEER), "real_faces", "F of views of 1 to 10 against best peer"),
     ("the four ways, of people", (PRECISION,), "real_faces", "precision of views of 1 to 10"),
+    ("the 300 photographs", (F, PEER), "weak_networks", "mean F of networks against best peer"),
+    ("the 300 photographs", (PRECISION,), "weak_networks", "precision of networks"),
+    ("all 400 as eigenfaces", (F, PEER), "weak_networks", "mean F of eigenfaces against best peer"),
+    ("all 400 as eigenfaces", (PRECISION,), "weak_networks", "precision of eigenfaces"),
 ]
 
 

@@ -14,9 +14,10 @@ from app.config import NO_ID, MiningConfig
 from app.data.sources.source import orl
 from app.mining import separation as measured
 from app.mining.gate import Report, pair_f, pair_precision
-from app.mining.pseudo_ids import find_pseudo_ids
+from app.mining.pseudo_ids import find_pseudo_ids, pairs_kept
 from app.mining.separation import Separation, separation
 from app.runtime.dist import ALONE
+from benchmarks._shapes import planted as shapes
 from tests.app.support.planted import unit
 from tests.app.support.ranks import run_ranks
 
@@ -125,6 +126,19 @@ def test_people_of_few_images_are_told_apart_by_eigenfaces(side: int) -> None:
     assert pair_precision(found, people) > 0.85  # 0.61 and 0.65 if the lists are not shortened
     assert pair_f(found, people) > 0.7  # 0.64 and 0.67
     assert report.separated > 0.95
+
+
+def test_pieces_of_one_camera_each_are_no_people_though_they_lie_farther_apart() -> None:
+    """Of the directions of four cameras one stays; with all of them each person would be in pieces."""
+    bank, people = shapes("four_domains", 2000, "easy", seed=11)
+    found, report = mined(bank.astype(np.float64), people)
+    assert report.shared > 0
+    assert pair_f(found, people) > 0.6  # 0.40 with all directions
+
+
+def test_pairs_of_images_without_cluster_do_not_count() -> None:
+    assert pairs_kept(np.array([0, 0, 0, 3, 3, 5, 6]), np.array([0, 0, 2, 3, 3, 5, 5])) == 1.0
+    assert pairs_kept(np.array([0, 0, 0, 0, 4]), np.array([0, 0, 2, 2, 4])) == pytest.approx(1 / 3)
 
 
 def test_the_widest_directions_stay_if_they_tell_people_apart() -> None:
