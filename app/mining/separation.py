@@ -17,7 +17,7 @@ from app.mining.sample import draw, sums_of, usable_of_all
 from app.runtime.dist import World, from_main, share
 
 SAMPLE = 2048  # images
-NUMBERS_AT_ONCE = 2**24  # of means
+NUMBERS_AT_ONCE = 2**22  # of means; their cosines take 8 bytes for each image of the sample
 
 
 class Separation(NamedTuple):
