@@ -13,6 +13,7 @@ LOGGED = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ \d+ \S*torch/distributed/"
 FRAME = re.compile(r"(\[rank\d+\]:)?(Exception raised from |frame #\d+: )")  # of a trace of torch's C++ parts
 RANK = re.compile(r"\s*rank\s+: (\d+)")
 SIGNAL = re.compile(r"\s*exitcode\s+: -(\d+)")
+STOPPED = "15"  # SIGTERM
 EVIDENCE_LINES = 10
 # torchrun's report alone may have 8 KiB. A trace of torch's C++ parts may follow it, with thousands of characters.
 EVIDENCE_BYTES = 32 << 10
@@ -69,11 +70,15 @@ def _end_of_report(said: Sequence[str], index: int) -> int:
 
 
 def _killed(report: Sequence[str]) -> list[str]:
+    """Say which ranks a signal killed. After a rank has failed, torchrun ends the others with STOPPED: no cause."""
     found: dict[str, str] = {}
-    rank = "?"
+    ranks, rank = set(), "?"
     for line in report:
         if told := RANK.match(line):
             rank = told[1]
+            ranks.add(rank)
         elif told := SIGNAL.match(line):
             found[rank] = told[1]
-    return [f"rank {rank} was killed by signal {number}" for rank, number in sorted(found.items())]
+    failed = ranks - found.keys()
+    killed = {rank: number for rank, number in found.items() if not failed or number != STOPPED}
+    return [f"rank {rank} was killed by signal {number}" for rank, number in sorted(killed.items())]

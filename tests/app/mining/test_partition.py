@@ -65,7 +65,8 @@ BORDERS = """
 import numpy as np, torch
 import torch.distributed as group
 from app.config import MiningConfig
-from app.mining import cluster, clustered, look_alikes, order, pseudo_ids, small_clusters, strangers, whole_clusters
+from app.mining import cluster, clustered, look_alikes, order, pseudo_ids, separation
+from app.mining import small_clusters, strangers, whole_clusters
 from app.runtime import dist
 from tests.app.support.planted import planted
 
@@ -73,6 +74,7 @@ cluster.ROWS_A_ROUND = 50  # small pieces, as of few lists among many
 order.COLUMNS_AT_ONCE = 8
 whole_clusters.ROWS_AT_ONCE, look_alikes.POOL = 200, 64
 clustered.FLOOR_SAMPLE, clustered.RECALL_SAMPLE = 64, 16
+separation.SAMPLE, separation.NUMBERS_AT_ONCE = 64, 4096
 small_clusters.BINS = strangers.LIKENESS_BINS = 32
 received = []
 

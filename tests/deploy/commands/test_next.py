@@ -70,6 +70,7 @@ NOT_TYPED = {
     "deploy/billing/teardown.py:stop_run": "no known fault lets a supervisor ignore the request and report on",
     "deploy/runs/job.py:_wait_until_started": "no known fault keeps a supervisor from answering",
     "deploy/billing/hosts.py:free_ram": "a second command would have to start a run at that moment",
+    "deploy/workspace/worktree.py:_refuse_respelled": "needs a disk that ignores upper and lower case",
     "deploy/runs/session.py:unfinished": "only `watch` gives a run here, and it has seen that the run is lost",
 }
 

@@ -47,6 +47,8 @@ TRACE = ["Traceback (most recent call last):", '  File "x.py", line 1', "ValueEr
             ["one", *report((0, -15), (1, -9))],
             ["one", "rank 0 was killed by signal 15", "rank 1 was killed by signal 9"],
         ),
+        ([*TRACE, *report((0, 1), (1, -15))], TRACE),  # torchrun ended the other rank
+        (["one", *report((0, -15), (1, -15))], ["one", *(f"rank {rank} was killed by signal 15" for rank in (0, 1))]),
         (["one", *report((0, 1))[:5], "two"], ["one", "two"]),  # its table is missing
         (["one", *report((0, 1))[4:]], ["one"]),  # its trace is cut off
         (report((0, 1)), report((0, 1))),  # nothing else was said
