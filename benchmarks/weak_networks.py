@@ -34,7 +34,7 @@ from benchmarks.kinds import Row, installed, measure, percent
 from benchmarks.shapes import QUANTILES
 
 SEED, EVERY, SIDES, NUMBERS = 8, 3, (12, 16, 28, 56), 32
-LEAST, PRECISION = 0.85, 0.85  # of the best peer; at later epochs
+LEAST, PRECISION = 0.85, 0.85  # share of the best peer's F; of the pairs found, those of one person
 LATE = 12  # epochs
 
 
